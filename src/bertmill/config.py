@@ -1,0 +1,352 @@
+"""The recipe: every knob of a run, with its unit and the source of its default.
+
+A recipe is eight sections of plain values, frozen and checked. It is read from TOML (a name that
+ships with the package, or a file), changed with ``section.key=value`` settings, and written back
+resolved into the run, so that the run folder alone says what was done.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bertmill.errors import RecipeError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of the recipe: frozen, no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class TextSection(Section):
+    """How files become documents and documents become sentences."""
+
+    field: str = Field("text", min_length=1)
+    """Name of the text field of a ``.jsonl`` line or the text column of a ``.parquet`` file."""
+    document: Literal["block", "line", "file"] = "block"
+    """What a document is in ``.txt`` and ``.tokens``: lines up to a blank one (in WikiText: an
+    article), each line, or the whole file."""
+    sentences: Literal["sentencex", "spaced-period"] = "sentencex"
+    """``spaced-period``: the text is split already, sentences end with `` . `` and a document
+    without one is dropped, as the reference program does with WikiText."""
+    language: str = Field("en", min_length=2)
+    """ISO 639 code whose rules ``sentencex`` applies."""
+    held_out_fraction: Annotated[float, Field(ge=0.0, le=0.5)] = 0.02
+    """Share of the documents, chosen by a hash of their text, that training never sees."""
+
+
+class TokenizerSection(Section):
+    """The vocabulary: trained on the corpus, or taken from a folder."""
+
+    path: str = ""
+    """A tokenizer folder or a ``vocab.txt`` to use as it is; empty: train one on the corpus."""
+    kind: Literal["wordpiece", "word"] = "wordpiece"
+    vocab_size: Annotated[int, Field(ge=8, le=2**24)] = 30_522
+    """Entries at most, special tokens included (30,522: Devlin et al. 2019, uncased)."""
+    min_frequency: Positive = 2
+    """A word (``word``) or a merge (``wordpiece``) seen less often than this is left out."""
+    lowercase: bool = True
+    strip_accents: bool = True
+    """WordPiece only; uncased BERT strips them."""
+    max_training_bytes: Positive = 200_000_000
+    """WordPiece is trained on this much text from the start of the corpus at most, in bytes."""
+    pad_token: str = Field("[PAD]", min_length=1)
+    unk_token: str = Field("[UNK]", min_length=1)
+    cls_token: str = Field("[CLS]", min_length=1)
+    sep_token: str = Field("[SEP]", min_length=1)
+    mask_token: str = Field("[MASK]", min_length=1)
+
+    @model_validator(mode="after")
+    def _special_tokens_differ(self) -> Self:
+        if len(set(self.special_tokens)) < 5:
+            raise ValueError("tokenizer: the five special tokens must have five different names")
+        return self
+
+    @property
+    def special_tokens(self) -> tuple[str, str, str, str, str]:
+        """The five special tokens: pad, unk, cls, sep, mask."""
+        return (self.pad_token, self.unk_token, self.cls_token, self.sep_token, self.mask_token)
+
+
+class PairsSection(Section):
+    """How two token ranges are drawn from the store (Devlin et al. 2019, section 3.1)."""
+
+    kind: Literal["segments", "sentences", "none"] = "segments"
+    """``segments``: runs of whole sentences, as BERT; ``sentences``: two sentences, as the
+    reference program; ``none``: full blocks, no second segment, masked language modelling alone."""
+    max_length: Annotated[int, Field(ge=8, le=2**15)] = 128
+    """Tokens in a sequence at most, special tokens included."""
+    next_fraction: Fraction = 0.5
+    """Probability that the second segment is the one that follows."""
+    short_fraction: Fraction = 0.1
+    """``segments``: probability that a sequence is cut to a random shorter length."""
+
+
+class MaskingSection(Section):
+    """Which tokens are predicted and what is shown in their place (Devlin et al. 2019, A.1)."""
+
+    mask_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    """Predicted share of a sequence's tokens, rounded, at least one."""
+    mask_token_fraction: Fraction = 0.8
+    """Share of the predicted positions that show the mask token."""
+    random_token_fraction: Fraction = 0.1
+    """Share of the predicted positions that show a random token; the rest show their own."""
+    whole_word: bool = False
+    """Choose words instead of tokens; all pieces of a word are treated alike."""
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        if self.mask_token_fraction + self.random_token_fraction > 1.0 + 1e-9:
+            raise ValueError(
+                "masking: mask_token_fraction + random_token_fraction is more than 1; "
+                "lower one of them"
+            )
+        return self
+
+
+class ModelSection(Section):
+    """The network; names and defaults are those of a Hugging Face BERT ``config.json``."""
+
+    hidden_size: Positive = 768
+    num_hidden_layers: Positive = 12
+    num_attention_heads: Positive = 12
+    intermediate_size: Positive = 3072
+    hidden_act: Literal["gelu", "relu"] = "gelu"
+    hidden_dropout_prob: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    attention_probs_dropout_prob: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    max_position_embeddings: Positive = 512
+    """Longest sequence, in tokens."""
+    type_vocab_size: Annotated[int, Field(ge=2)] = 2
+    layer_norm_eps: Annotated[float, Field(gt=0.0)] = 1e-12
+    initializer_range: Annotated[float, Field(gt=0.0)] = 0.02
+    """Standard deviation of the normal draw of the weights."""
+    tie_word_embeddings: bool = True
+    """Whether the masked-token head reads its output weights from the word embeddings."""
+    position_embedding: Literal["absolute", "rotary"] = "absolute"
+    """``rotary``: Su et al. 2021, half-split form, base 10,000. `Deviation:` from BERT."""
+    norm: Literal["post", "pre"] = "post"
+    """LayerNorm after each residual sum (BERT) or before each sub-layer (Xiong et al. 2020)."""
+    init: Literal["normal", "fan-in"] = "normal"
+    """``fan-in``: inside the blocks, weights that read the residual stream are drawn with standard
+    deviation 1/sqrt(hidden_size) and weights that write to it start at zero, so that attention is
+    sharp enough from the first step to learn context. `Deviation:` from BERT."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"model: num_attention_heads={self.num_attention_heads} does not divide "
+                f"hidden_size={self.hidden_size}; choose a divisor"
+            )
+        if self.position_embedding == "rotary" and self.hidden_size // self.num_attention_heads % 2:
+            raise ValueError(
+                "model: rotary positions need an even hidden_size / num_attention_heads; "
+                "choose another number of heads"
+            )
+        return self
+
+
+class OptimizerSection(Section):
+    """AdamW (Loshchilov and Hutter 2019) with BERT's values; weight decay 0 makes it Adam."""
+
+    lr: Annotated[float, Field(gt=0.0)] = 1e-4
+    """Peak learning rate."""
+    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
+    eps: Annotated[float, Field(gt=0.0)] = 1e-6
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    """Decoupled; biases and LayerNorm are left out, as in BERT."""
+    clip_norm: Annotated[float, Field(ge=0.0)] = 1.0
+    """Largest norm of the whole gradient; 0: no clipping."""
+
+
+class ScheduleSection(Section):
+    """Learning rate over the steps: linear warm-up, hold, linear decay to zero."""
+
+    warmup_steps: Annotated[int, Field(ge=0)] = 10_000
+    hold_fraction: Fraction = 0.0
+    """Share of the steps after which the decay begins (BERT: at once, 0). A run with a time budget
+    holds the peak until 70 % of it."""
+    decay: Literal["linear", "none"] = "linear"
+
+
+class TrainSection(Section):
+    """The loop."""
+
+    batch_size: Positive = 256
+    """Sequences in a step."""
+    steps: Positive = 1_000_000
+    """Parameter updates in the run."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
+    nsp_weight: Annotated[float, Field(ge=0.0)] = 1.0
+    """Weight of next sentence prediction in the total loss."""
+    log_every_steps: Positive = 10
+    validate_every_steps: Positive = 500
+    checkpoint_every_steps: Positive = 500
+    keep_checkpoints: Positive = 2
+    """The newest ones; older ones are deleted."""
+    validation_pairs: Positive = 2_048
+    """Held-out sequences scored at a validation, at most."""
+    device: str = "auto"
+    """``auto``: CUDA where there is one, else the CPU."""
+
+
+class Recipe(Section):
+    """Everything that decides what a run computes."""
+
+    name: str = Field(min_length=1)
+    text: TextSection = TextSection()
+    tokenizer: TokenizerSection = TokenizerSection()
+    pairs: PairsSection = PairsSection()
+    masking: MaskingSection = MaskingSection()
+    model: ModelSection = ModelSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    train: TrainSection = TrainSection()
+
+    @model_validator(mode="after")
+    def _sequences_fit_positions(self) -> Self:
+        if self.pairs.max_length > self.model.max_position_embeddings:
+            raise ValueError(
+                f"pairs: max_length={self.pairs.max_length} is above "
+                f"model.max_position_embeddings={self.model.max_position_embeddings}; "
+                "lower the one or raise the other"
+            )
+        return self
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that ship with the package, sorted."""
+    folder = resources.files("bertmill") / "recipes"
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name[-5:] == ".toml")
+
+
+def load_recipe(name_or_file: str | Path, settings: Iterable[str] = ()) -> Recipe:
+    """Read a recipe by name or from a TOML file and apply ``section.key=value`` settings.
+
+    Parameters
+    ----------
+    name_or_file : str or Path
+        One of `recipe_names`, or a path.
+    settings : iterable of str
+        Each ``section.key=value``; the value is TOML, or plain text.
+
+    Returns
+    -------
+    Recipe
+
+    Raises
+    ------
+    RecipeError
+        Unknown name, broken file, unknown key, or a value out of range.
+
+    Examples
+    --------
+    >>> load_recipe("tiny", ["train.batch_size=8"]).train.batch_size
+    8
+    """
+    source = str(name_or_file)
+    values = _read_recipe_file(source)
+    for setting in settings:
+        _apply_setting(values, setting)
+    return recipe_from_dict(values, source)
+
+
+def recipe_from_dict(values: Mapping[str, Any], source: str) -> Recipe:
+    """Check nested plain values and make a `Recipe` of them; `source` names them in errors."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise _recipe_error(error, source) from None
+
+
+def recipe_to_toml(recipe: Recipe) -> str:
+    """Write the recipe, every knob included, as TOML that `load_recipe` reads back equal."""
+    return tomli_w.dumps(recipe.model_dump())
+
+
+def _read_recipe_file(source: str) -> dict[str, Any]:
+    names = recipe_names()
+    if source in names:
+        text = (resources.files("bertmill") / "recipes" / f"{source}.toml").read_text("utf-8")
+        return tomllib.loads(text)
+    path = Path(source)
+    if not path.is_file():
+        raise RecipeError(
+            f"recipe {source!r}",
+            "is neither a known name nor a file" + _did_you_mean(source, names),
+            f"known names are {', '.join(names)}",
+        )
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(path, f"is not TOML ({error})", "mend that line") from None
+    values.setdefault("name", path.stem)
+    return values
+
+
+def _apply_setting(values: dict[str, Any], setting: str) -> None:
+    dotted, equals, text = setting.partition("=")
+    section, dot, key = dotted.strip().partition(".")
+    if not (equals and dot and key):
+        raise RecipeError(
+            f"--set {setting}",
+            "is not of the form section.key=value",
+            "write for example train.batch_size=64",
+        )
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    table = values.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise RecipeError(f"--set {setting}", f"{section!r} is not a section", _sections_hint())
+    table[key] = value
+
+
+def _recipe_error(error: ValidationError, source: str) -> RecipeError:
+    """Turn the first thing that pydantic found into our one line."""
+    problem = error.errors()[0]
+    dotted = ".".join(str(part) for part in problem["loc"])
+    where = f"recipe {source}: {dotted}" if dotted else f"recipe {source}"
+    if problem["type"] == "extra_forbidden":
+        section, _, key = dotted.rpartition(".")
+        known = _known_keys(section)
+        return RecipeError(
+            where,
+            "is not a known key" + _did_you_mean(key, known),
+            f"known keys are {', '.join(known)}",
+        )
+    if problem["type"] == "value_error":
+        what, _, fix = str(problem["ctx"]["error"]).partition("; ")
+        return RecipeError(f"recipe {source}", what, fix or "change it")
+    shown = repr(problem["input"])
+    what = f"{shown if len(shown) < 60 else shown[:60] + '...'} is not allowed"
+    message = problem["msg"]
+    return RecipeError(where, what, message[0].lower() + message[1:])
+
+
+def _known_keys(section: str) -> list[str]:
+    return sorted(
+        type(getattr(Recipe(name="any"), section)).model_fields if section else Recipe.model_fields
+    )
+
+
+def _sections_hint() -> str:
+    return f"sections are {', '.join(n for n in Recipe.model_fields if n != 'name')}"
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,163 @@
+"""Batches: a pure function of the step, packed end to end without padding.
+
+Letters in shapes: B sequences, N tokens, P predictions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from bertmill.config import MaskingSection, PairsSection
+from bertmill.data.masking import mask_tokens
+from bertmill.data.order import EpochOrder
+from bertmill.data.pairs import PairMaker, Pairs
+from bertmill.data.randomness import Ints, UInts, make_key, random_bits
+from bertmill.data.store import TokenStore
+from bertmill.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences end to end, longest first, so that those of equal length stand together."""
+
+    token_ids: Ints
+    """As shown to the encoder, masks in place, shape (N,)."""
+    segment_ids: Ints
+    """0 up to the first separator, 1 behind it, shape (N,)."""
+    position_ids: Ints
+    """Place inside the sequence, shape (N,)."""
+    sequence_starts: Ints
+    """Where each sequence begins, and N, shape (B + 1,)."""
+    masked_at: Ints
+    """Rising positions of the predicted tokens, shape (P,)."""
+    masked_labels: Ints
+    """Their true ids, shape (P,)."""
+    next_sentence_labels: Ints
+    """1 where the second segment follows the first, else 0, shape (B,); with ``pairs.kind=none``
+    shape (0,). Hugging Face's ``next_sentence_label`` is the other way round."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens in each sequence."""
+        return [int(n) for n in np.diff(self.sequence_starts)]
+
+
+class Batches:
+    """All batches of a run over one split.
+
+    Parameters
+    ----------
+    store : TokenStore
+    tokenizer : Tokenizer
+    pairs, masking : PairsSection, MaskingSection
+    batch_size : int
+    seed : int
+    name : str
+        What to call the text in an error.
+
+    Raises
+    ------
+    CorpusError
+        The store gives no example, or random seconds need a second document.
+
+    Notes
+    -----
+    `batch_at` needs the store, the recipe and the step, nothing else. An epoch visits every example
+    once; batches run on across its end.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        tokenizer: Tokenizer,
+        pairs: PairsSection,
+        masking: MaskingSection,
+        batch_size: int,
+        seed: int,
+        name: str,
+    ) -> None:
+        self._store, self._tokenizer = store, tokenizer
+        self._pairs, self._masking, self._seed = pairs, masking, seed
+        self.batch_size = batch_size
+        self._maker = PairMaker(store, pairs, name)
+        self.num_examples = int(self._maker.block_examples.sum())
+        self._order = lru_cache(maxsize=2)(self._epoch_order)
+
+    def batch_at(self, step: int) -> Batch:
+        """Make the batch of a step, counted from 0."""
+        start = step * self.batch_size
+        return self.batch_of(np.arange(start, start + self.batch_size))
+
+    def batch_of(self, places: Ints) -> Batch:
+        """Make a batch of the examples at any places, counted across all epochs."""
+        pairs, keys = self.pairs_at(places)
+        return self._assemble(pairs, keys)
+
+    def pairs_at(self, places: Ints) -> tuple[Pairs, UInts]:
+        """Draw the pairs at these places, and the key of each for its masks."""
+        ranges = np.empty((4, len(places)), np.int64)
+        pairs = Pairs(ranges[0], ranges[1], ranges[2], ranges[3], np.empty(len(places), bool))
+        mask_keys = np.empty(len(places), np.uint64)
+        epochs = places // self.num_examples
+        for epoch in np.unique(epochs).tolist():
+            rows = np.flatnonzero(epochs == epoch)
+            pair_key = make_key(self._seed, "pairs", epoch)
+            mask_key = make_key(self._seed, "masks", epoch)
+            for located in self._order(epoch).locate(places[rows] - epoch * self.num_examples):
+                drawn = self._maker.draw(located, pair_key)
+                here = rows[located.rows]
+                for column, values in zip(pairs, drawn, strict=True):
+                    column[here] = values
+                blocks = located.window.blocks[located.blocks]
+                mask_keys[here] = random_bits(mask_key, blocks, located.examples)
+        return pairs, mask_keys
+
+    def _epoch_order(self, epoch: int) -> EpochOrder:
+        return EpochOrder(
+            self._maker.block_examples,
+            self._store.block_documents,
+            make_key(self._seed, "order", epoch),
+        )
+
+    def _assemble(self, pairs: Pairs, keys: UInts) -> Batch:
+        has_second = self._pairs.kind != "none"
+        a_lengths = pairs.a_stops - pairs.a_starts
+        b_lengths = pairs.b_stops - pairs.b_starts
+        by_length = np.argsort(-(a_lengths + b_lengths), kind="stable")
+        a_starts, b_starts = pairs.a_starts[by_length], pairs.b_starts[by_length]
+        a_lengths, b_lengths, keys = a_lengths[by_length], b_lengths[by_length], keys[by_length]
+
+        # [CLS] a a a [SEP] b b [SEP]: lengths 3 and 2 make 8 tokens.
+        lengths = a_lengths + b_lengths + self._maker.num_specials
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        token_ids = np.full(starts[-1], self._tokenizer.sep_id, np.int64)
+        maskable = np.zeros(starts[-1], bool)
+        token_ids[starts[:-1]] = self._tokenizer.cls_id
+        segments = [(starts[:-1] + 1, a_starts, a_lengths)]
+        if has_second:
+            segments.append((starts[:-1] + 2 + a_lengths, b_starts, b_lengths))
+        for to, source, size in segments:
+            ends = np.cumsum(size)
+            positions = np.arange(ends[-1]) + np.repeat(to - (ends - size), size)
+            token_ids[positions] = self._store.gather(source, size)
+            maskable[positions] = True
+
+        first = a_lengths + 2
+        both = np.stack([first, lengths - first], 1).ravel()
+        shown, masked_at, masked_labels = mask_tokens(
+            token_ids, starts, maskable, keys, self._masking, self._tokenizer
+        )
+        return Batch(
+            token_ids=shown,
+            segment_ids=np.repeat(np.tile([0, 1], len(lengths)), both),
+            position_ids=np.arange(starts[-1]) - np.repeat(starts[:-1], lengths),
+            sequence_starts=starts,
+            masked_at=masked_at,
+            masked_labels=masked_labels,
+            next_sentence_labels=pairs.is_next[by_length].astype(np.int64)
+            if has_second
+            else np.empty(0, np.int64),
+        )

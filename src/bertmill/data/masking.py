@@ -1,0 +1,110 @@
+"""Masking: which tokens are predicted, and what is shown in their place (Devlin et al. 2019, A.1).
+
+Letters in shapes: B sequences, N tokens, P predictions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bertmill.config import MaskingSection
+from bertmill.data.randomness import Ints, UInts, below, random_bits, uniform
+from bertmill.text.tokenizer import Tokenizer
+
+# What a draw is for: the first counter behind a sequence's key, apart from those of pairs.
+_CHOICE, _KIND, _REPLACEMENT = 64, 65, 66
+
+# A sort key holds the sequence's number above and random bits below.
+_RANDOM_BITS = np.uint64(40)
+
+
+class Masked(NamedTuple):
+    """What masking did to a batch."""
+
+    shown: Ints
+    """Ids with the masks in place, shape (N,)."""
+    masked_at: Ints
+    """Rising positions of the predicted tokens, shape (P,)."""
+    masked_labels: Ints
+    """Their true ids, shape (P,)."""
+
+
+def mask_tokens(
+    token_ids: Ints,
+    sequence_starts: Ints,
+    maskable: npt.NDArray[np.bool_],
+    keys: UInts,
+    section: MaskingSection,
+    tokenizer: Tokenizer,
+) -> Masked:
+    """Choose the predicted tokens of each sequence and put masks in their place.
+
+    Each sequence predicts ``max(1, round(mask_fraction * length))`` tokens, its special tokens
+    counted in the length but never predicted. `Deviation:` random replacements are never special
+    tokens.
+
+    With ``whole_word``, words are taken in random order; the word across which the number of
+    predictions is reached is taken when at least half of it lies inside, so that the share is right
+    on average, and all pieces of a word are treated alike.
+
+    Parameters
+    ----------
+    token_ids : ndarray of int64, shape (N,)
+    sequence_starts : ndarray of int64, shape (B + 1,)
+    maskable : ndarray of bool, shape (N,)
+        False at the special tokens that frame the sequences.
+    keys : ndarray of uint64, shape (B,)
+        One for each sequence and epoch.
+    """
+    lengths = np.diff(sequence_starts)
+    at = np.flatnonzero(maskable)
+    sequence = np.repeat(np.arange(len(lengths)), lengths)[at]
+    inside = at - sequence_starts[sequence]
+    wanted = np.maximum(1, np.rint(section.mask_fraction * lengths)).astype(np.int64)
+
+    # A group is what is chosen and treated together: a token, or a word of several pieces.
+    if section.whole_word:
+        joins = tokenizer.continues_word[token_ids[at]]
+        joins &= np.append(False, np.diff(at) == 1)
+        first = np.flatnonzero(~joins)
+        group = np.cumsum(~joins) - 1
+    else:
+        first = group = np.arange(len(at))
+    group_sequence, group_inside = sequence[first], inside[first]
+    group_keys = keys[group_sequence]
+    sizes = np.diff(np.append(first, len(at)))
+
+    order = np.argsort(
+        (group_sequence.astype(np.uint64) << _RANDOM_BITS)
+        | (random_bits(group_keys, _CHOICE, group_inside) >> (np.uint64(64) - _RANDOM_BITS))
+    )
+    before = np.cumsum(sizes[order]) - sizes[order]
+    in_order = group_sequence[order]
+    starts = np.flatnonzero(np.append(True, np.diff(in_order) > 0))
+    before -= np.repeat(before[starts], np.diff(np.append(starts, len(order))))
+    taken = np.zeros(len(first), bool)
+    taken[order] = (before == 0) | (2 * before + sizes[order] <= 2 * wanted[in_order])
+
+    chosen = taken[group]
+    masked_at = at[chosen]
+    kind = uniform(group_keys, _KIND, group_inside)[group[chosen]]
+    labels = token_ids[masked_at]
+    shown = token_ids.copy()
+    shown[masked_at] = np.where(
+        kind < section.mask_token_fraction,
+        tokenizer.mask_id,
+        np.where(
+            kind < section.mask_token_fraction + section.random_token_fraction,
+            _random_tokens(keys[sequence[chosen]], inside[chosen], tokenizer),
+            labels,
+        ),
+    )
+    return Masked(shown, masked_at, labels)
+
+
+def _random_tokens(keys: UInts, inside: Ints, tokenizer: Tokenizer) -> Ints:
+    ordinary = np.flatnonzero(~tokenizer.is_special)
+    return ordinary[below(len(ordinary), keys, _REPLACEMENT, inside)]

@@ -1,0 +1,284 @@
+"""Examples and pairs: which sequences a store holds, and what each becomes in an epoch.
+
+The list of examples is fixed by the store and the recipe's ``[pairs]`` alone. An epoch's draws
+decide what an example looks like (next or random second, where the first segment ends, what is cut
+off), never which examples there are, so that an epoch visits each of them exactly once.
+
+Letters in shapes: B examples.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bertmill.config import PairsSection
+from bertmill.data.order import WINDOW_BLOCKS, Located, Window
+from bertmill.data.randomness import Ints, UInts, below, heads_of, random_bits, uniform
+from bertmill.data.store import Block, TokenStore
+from bertmill.errors import CorpusError
+
+# What a draw is for: the first counter behind an example's key.
+_IS_NEXT, _IS_SHORT, _TARGET, _SPLIT, _DOCUMENT, _SENTENCE, _FRONT_A, _FRONT_B = range(8)
+
+_REDRAWS = 32
+
+
+class Pairs(NamedTuple):
+    """Token ranges over the store, in positions of the split, and whether B follows A."""
+
+    a_starts: Ints
+    a_stops: Ints
+    b_starts: Ints
+    b_stops: Ints
+    """Shape (B,); empty ranges where there is no second segment."""
+    is_next: npt.NDArray[np.bool_]
+
+
+class PairMaker:
+    """Make the pairs of a store in one of the three ways of `PairsSection.kind`.
+
+    Parameters
+    ----------
+    store : TokenStore
+    section : PairsSection
+    name : str
+        What to call the text in an error.
+
+    Raises
+    ------
+    CorpusError
+        Random seconds are needed and all text is one document, or no example fits.
+    """
+
+    def __init__(self, store: TokenStore, section: PairsSection, name: str) -> None:
+        self.store, self.section = store, section
+        self.num_specials = 2 if section.kind == "none" else 3
+        self._room = section.max_length - self.num_specials
+        self._indexed: OrderedDict[int, tuple[Ints, Ints]] = OrderedDict()
+        needs_random = section.kind == "segments" or (
+            section.kind == "sentences" and section.next_fraction < 1.0
+        )
+        if needs_random and store.num_documents == 1:
+            raise CorpusError(
+                name,
+                "is a single document, and a random second sentence comes from another one",
+                "separate documents with blank lines, set text.document=line or pairs.kind=none",
+            )
+        self.block_examples = np.array(
+            [len(self._examples(i)[0]) for i in range(store.num_blocks)], np.int64
+        )
+        if not self.block_examples.sum():
+            raise CorpusError(
+                name,
+                f"gives no sequence of at most {section.max_length} tokens "
+                f"(pairs.kind={section.kind})",
+                "raise pairs.max_length, or give documents with several sentences",
+            )
+
+    def draw(self, located: Located, key: int) -> Pairs:
+        """Draw the pairs of examples in one window; `key` stands for seed and epoch."""
+        blocks = located.window.blocks[located.blocks]
+        keys = random_bits(key, blocks, located.examples)
+        starts = self._lookup(located, lambda b, i: self._examples(b)[0][i], located.examples)
+        stops = self._lookup(located, lambda b, i: self._examples(b)[1][i], located.examples)
+        if self.section.kind == "none":
+            first = self.store.block_token_starts[blocks]
+            nothing = np.zeros_like(starts)
+            return Pairs(
+                first + starts, first + stops, nothing, nothing, np.zeros(len(starts), bool)
+            )
+        if self.section.kind == "sentences":
+            return self._draw_sentences(located, starts, keys)
+        return self._draw_segments(located, starts, stops, keys)
+
+    # --- examples --------------------------------------------------------------------------------
+
+    def _examples(self, number: int) -> tuple[Ints, Ints]:
+        """List a block's examples: first and last-plus-one sentence (``none``: token)."""
+        if number not in self._indexed:
+            self._indexed[number] = self._index(self.store.block(number))
+            if len(self._indexed) > 2 * WINDOW_BLOCKS:
+                self._indexed.popitem(last=False)
+        self._indexed.move_to_end(number)
+        return self._indexed[number]
+
+    def _index(self, block: Block) -> tuple[Ints, Ints]:
+        if self.section.kind == "none":
+            starts = np.arange(0, len(block.tokens), self._room)
+            return starts, np.minimum(starts + self._room, len(block.tokens))
+        if self.section.kind == "sentences":
+            starts = _fitting_neighbours(block, self._room)
+            return starts, starts + 2
+        return _cut_into_units(block, self._room)
+
+    # --- the reference's way ---------------------------------------------------------------------
+
+    def _draw_sentences(self, located: Located, sentences: Ints, keys: UInts) -> Pairs:
+        """Draw two sentences: neighbours, or the second from another document of the window.
+
+        `Deviation:` a random second that is too long is drawn again, where the reference drops the
+        pair; after 32 draws the last one is cut to fit.
+        """
+        a_starts, a_stops = self._sentence_range(located, sentences)
+        b_starts, b_stops = self._sentence_range(located, sentences + 1)
+        is_next = uniform(keys, _IS_NEXT) < self.section.next_fraction
+        room = self._room - (a_stops - a_starts)
+        own = self._document_of(located, sentences)
+        todo = np.flatnonzero(~is_next)
+        for attempt in range(_REDRAWS):
+            if not len(todo):
+                break
+            block, first, last = self._other_document(located, own, keys, todo, attempt)
+            sentence = first + below(last - first, keys[todo], _SENTENCE, attempt)
+            there = located._replace(blocks=block)
+            b_starts[todo], b_stops[todo] = self._sentence_range(there, sentence)
+            todo = todo[b_stops[todo] - b_starts[todo] > room[todo]]
+        b_stops[todo] = b_starts[todo] + room[todo]
+        return Pairs(a_starts, a_stops, b_starts, b_stops, is_next)
+
+    # --- BERT's way ------------------------------------------------------------------------------
+
+    def _draw_segments(self, located: Located, starts: Ints, stops: Ints, keys: UInts) -> Pairs:
+        """Split a unit of whole sentences in two, or fill up its first part from elsewhere.
+
+        A unit of one sentence has nothing that follows and gets a random second, as in the
+        published routine.
+        """
+        is_short = uniform(keys, _IS_SHORT) < self.section.short_fraction
+        shorter = 2 + below(max(1, self._room - 1), keys, _TARGET)
+        target = np.where(is_short, np.minimum(shorter, self._room), self._room)
+        stops = self._reach(located, starts, target, stops)
+        num_sentences = stops - starts
+        middles = starts + 1 + below(np.maximum(num_sentences - 1, 1), keys, _SPLIT)
+        is_next = (num_sentences > 1) & (uniform(keys, _IS_NEXT) < self.section.next_fraction)
+        a_starts, _ = self._sentence_range(located, starts)
+        _, a_stops = self._sentence_range(located, middles - 1)
+        b_starts = a_stops.copy()
+        _, b_stops = self._sentence_range(located, stops - 1)
+        todo = np.flatnonzero(~is_next)
+        if len(todo):
+            own = self._document_of(located, starts)
+            block, first, last = self._other_document(located, own, keys, todo, 0)
+            there = located._replace(blocks=block)
+            begin = first + below(last - first, keys[todo], _SENTENCE, 0)
+            wanted = np.maximum(1, (target - (a_stops - a_starts))[todo])
+            end = self._reach(there, begin, wanted, last)
+            b_starts[todo], _ = self._sentence_range(there, begin)
+            _, b_stops[todo] = self._sentence_range(there, end - 1)
+        return Pairs(*_truncate(a_starts, a_stops, b_starts, b_stops, self._room, keys), is_next)
+
+    def _reach(self, located: Located, starts: Ints, num_tokens: Ints, limits: Ints) -> Ints:
+        """Find where sentences from `starts` on hold `num_tokens`; never past `limits`."""
+
+        def reach(block: int, rows: Ints) -> Ints:
+            offsets = self.store.block(block).sentence_starts
+            wanted = offsets[starts[rows]].astype(np.int64) + num_tokens[rows]
+            return _search(offsets, wanted, "left")
+
+        found = self._lookup(located, reach, np.arange(len(starts)))
+        return np.clip(found, starts + 1, limits)
+
+    # --- looking things up in the window's blocks ------------------------------------------------
+
+    def _lookup(
+        self, located: Located, read: Callable[[int, Ints], npt.NDArray[Any]], indices: Ints
+    ) -> Ints:
+        """Apply ``read(block number, indices)`` block by block."""
+        out = np.empty(len(indices), np.int64)
+        for i in np.unique(located.blocks).tolist():
+            rows = located.blocks == i
+            out[rows] = read(int(located.window.blocks[i]), indices[rows])
+        return out
+
+    def _sentence_range(self, located: Located, sentences: Ints) -> tuple[Ints, Ints]:
+        first = self.store.block_token_starts[located.window.blocks[located.blocks]]
+
+        def read(block: int, indices: Ints) -> npt.NDArray[np.int32]:
+            return self.store.block(block).sentence_starts[indices]
+
+        starts = self._lookup(located, read, sentences)
+        stops = self._lookup(located, read, sentences + 1)
+        return first + starts, first + stops
+
+    def _document_of(self, located: Located, sentences: Ints) -> Ints:
+        """Find each sentence's document: its number inside the window."""
+
+        def read(block: int, indices: Ints) -> Ints:
+            return _search(self.store.block(block).document_starts, indices, "right") - 1
+
+        inside = self._lookup(located, read, sentences)
+        return located.window.document_starts[located.blocks] + inside
+
+    def _other_document(
+        self, located: Located, own: Ints, keys: UInts, rows: Ints, attempt: int
+    ) -> tuple[Ints, Ints, Ints]:
+        """Draw another document of the window, all alike: its block, first and last sentence."""
+        window: Window = located.window
+        drawn = below(int(window.document_starts[-1]) - 1, keys[rows], _DOCUMENT, attempt)
+        drawn += drawn >= own[rows]
+        block = np.searchsorted(window.document_starts, drawn, "right") - 1
+        there = located._replace(blocks=block)
+        inside = drawn - window.document_starts[block]
+
+        def read(number: int, indices: Ints) -> npt.NDArray[np.int32]:
+            return self.store.block(number).document_starts[indices]
+
+        return block, self._lookup(there, read, inside), self._lookup(there, read, inside + 1)
+
+
+def _search(offsets: npt.NDArray[np.int32], wanted: Ints, side: Literal["left", "right"]) -> Ints:
+    """Search in the offsets' own type: numpy would copy them all to int64 for every call."""
+    return np.searchsorted(offsets, wanted.astype(np.int32), side)
+
+
+def _fitting_neighbours(block: Block, room: int) -> Ints:
+    """List sentences that, with the next one of the same document, have at most `room` tokens."""
+    offsets = block.sentence_starts.astype(np.int64)
+    has_next = np.ones(len(offsets) - 1, bool)
+    has_next[block.document_starts[1:] - 1] = False
+    fits = np.append(offsets[2:] - offsets[:-2] <= room, False)
+    return np.flatnonzero(has_next & fits)
+
+
+def _cut_into_units(block: Block, room: int) -> tuple[Ints, Ints]:
+    """Cut each document into runs of whole sentences that just reach `room` tokens.
+
+    For every sentence we know where a unit that begins there would end; from each document's
+    first sentence on, all documents hop along these ends together.
+    """
+    offsets = block.sentence_starts.astype(np.int64)
+    document_stops = np.repeat(block.document_starts[1:], np.diff(block.document_starts))
+    sentences = np.arange(len(offsets) - 1)
+    stops = np.searchsorted(offsets, offsets[:-1] + room)
+    stops = np.clip(stops, sentences + 1, document_stops)
+    at = block.document_starts[:-1].astype(np.int64)
+    found = []
+    while len(at):
+        found.append(at)
+        at, own_stop = stops[at], document_stops[at]
+        at = at[at < own_stop]
+    starts = np.sort(np.concatenate(found))
+    return starts, stops[starts]
+
+
+def _truncate(
+    a_starts: Ints, a_stops: Ints, b_starts: Ints, b_stops: Ints, room: int, keys: UInts
+) -> tuple[Ints, Ints, Ints, Ints]:
+    """Cut pairs to `room` tokens: the longer side loses tokens, each from the front or the back.
+
+    The published routine drops a token at a time from the longer side (B on a tie) and tosses a
+    coin for its end. Where that stops is arithmetic, how many of the tosses say front is binomial:
+    room 5, sides 7 and 4 become 3 and 2.
+    """
+    a_length, b_length = a_stops - a_starts, b_stops - b_starts
+    a_kept = np.minimum(a_length, np.maximum(room - b_length, (room + 1) // 2))
+    b_kept = np.minimum(b_length, room - a_kept)
+    a_front = heads_of(a_length - a_kept, keys, _FRONT_A)
+    b_front = heads_of(b_length - b_kept, keys, _FRONT_B)
+    a_starts, b_starts = a_starts + a_front, b_starts + b_front
+    return a_starts, a_starts + a_kept, b_starts, b_starts + b_kept

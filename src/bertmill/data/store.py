@@ -1,0 +1,332 @@
+"""The token store: Arrow files of documents, sentences and tokens, read through a memory map.
+
+A store is a folder::
+
+    manifest.json                 counts, hashes, tokenizer identity, and how the text was read
+    tokenizer/                    the tokenizer itself
+    token-counts.npy              how often each id occurs in the training split
+    train-00000.arrow ...         shards: a row a document, a list of sentences, each a list of ids
+    held_out-00000.arrow ...
+
+A record batch of a shard is a *block*: the unit of local reading and shuffling.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from bertmill.errors import StoreError
+from bertmill.text.tokenizer import Tokenizer, load_tokenizer
+
+FORMAT = 1
+BLOCK_TOKENS = 2**22
+"""A block is closed once it holds this many tokens: 8 MB in memory, far below int32 offsets."""
+LONGEST_DOCUMENT_TOKENS = 2**24
+_SHARD_BLOCKS = 64
+_COUNTS_FILE = "token-counts.npy"
+
+
+class EncodedDocuments(NamedTuple):
+    """Documents as token ids, end to end."""
+
+    tokens: npt.NDArray[np.int64]
+    sentence_lengths: npt.NDArray[np.int64]
+    """Tokens in each sentence; none is 0."""
+    document_lengths: npt.NDArray[np.int64]
+    """Sentences in each document; none is 0."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A stretch of whole documents; the arrays are views of the mapped file."""
+
+    tokens: npt.NDArray[Any]
+    """Ids, shape (tokens,), uint16 or uint32."""
+    sentence_starts: npt.NDArray[np.int32]
+    """Offsets into `tokens`, shape (sentences + 1,)."""
+    document_starts: npt.NDArray[np.int32]
+    """Offsets into the sentences, shape (documents + 1,)."""
+
+
+class TokenStore:
+    """One split of a store: blocks of documents, and the tokens at any position.
+
+    A token's position counts from the start of the split, across blocks and shards, in int64.
+    """
+
+    def __init__(self, folder: Path, split: dict[str, Any]) -> None:
+        self._shards = [
+            (folder / shard["file"], i)
+            for shard in split["shards"]
+            for i in range(len(shard["blocks"]))
+        ]
+        sizes = [block for shard in split["shards"] for block in shard["blocks"]]
+        table = np.array(sizes, np.int64).reshape(-1, 3)
+        self.block_documents = table[:, 0]
+        self.block_token_starts = np.concatenate([[0], np.cumsum(table[:, 2])])
+        self.num_documents, self.num_sentences, self.num_tokens = (int(n) for n in table.sum(0))
+        self._readers: dict[Path, pa.ipc.RecordBatchFileReader] = {}
+        self._blocks: dict[int, Block] = {}
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks in the split."""
+        return len(self._shards)
+
+    def block(self, number: int) -> Block:
+        """Map a block; its views are opened once."""
+        if number not in self._blocks:
+            path, i = self._shards[number]
+            try:
+                if path not in self._readers:
+                    self._readers[path] = pa.ipc.open_file(pa.memory_map(str(path)))
+                sentences = self._readers[path].get_batch(i).column(0)
+            except (OSError, pa.ArrowException) as error:
+                raise StoreError(path, f"cannot be read ({error})", "prepare it again") from None
+            self._blocks[number] = Block(
+                sentences.values.values.to_numpy(),
+                sentences.values.offsets.to_numpy(),
+                sentences.offsets.to_numpy(),
+            )
+        return self._blocks[number]
+
+    def gather(
+        self, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """Read token ranges end to end.
+
+        Parameters
+        ----------
+        starts, lengths : ndarray of int64, shape (n,)
+            Each range lies within a block.
+
+        Returns
+        -------
+        ndarray of int64, shape (sum of lengths,)
+        """
+        ends = np.cumsum(lengths)
+        total = int(ends[-1]) if len(ends) else 0
+        positions = np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
+        blocks = np.searchsorted(self.block_token_starts, starts, "right") - 1
+        out = np.empty(total, np.int64)
+        touched = np.unique(blocks)
+        for number in touched:
+            here = slice(None) if len(touched) == 1 else np.repeat(blocks == number, lengths)
+            first = self.block_token_starts[number]
+            out[here] = self.block(int(number)).tokens[positions[here] - first]
+        return out
+
+
+class Store:
+    """A prepared corpus: two splits, the tokenizer and the training split's token counts.
+
+    Parameters
+    ----------
+    folder : Path
+
+    Raises
+    ------
+    StoreError
+        Not a store, made by another format version, or damaged (every file's hash is checked).
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = _read_manifest(self.folder)
+        for name, (size, digest) in _listed_files(self.manifest).items():
+            _check_file(self.folder / name, size, digest)
+        self.train = TokenStore(self.folder, self.manifest["splits"]["train"])
+        self.held_out = TokenStore(self.folder, self.manifest["splits"]["held_out"])
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 over the tokenizer's identity and every file's hash: equal stores, equal ids."""
+        digests = [digest for _, digest in _listed_files(self.manifest).values()]
+        parts = [FORMAT, self.manifest["tokenizer_identity"], *digests]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the ids; refused when it is not the manifest's."""
+        tokenizer = load_tokenizer(self.folder / "tokenizer")
+        if tokenizer.identity != self.manifest["tokenizer_identity"]:
+            raise StoreError(
+                self.folder / "tokenizer",
+                "is not the tokenizer that made this store (its identity differs)",
+                "put the right one back, or prepare again",
+            )
+        return tokenizer
+
+    @cached_property
+    def token_counts(self) -> npt.NDArray[np.int64]:
+        """Occurrences of each id in the training split, shape (V,)."""
+        counts: npt.NDArray[np.int64] = np.load(self.folder / _COUNTS_FILE, allow_pickle=False)
+        return counts
+
+
+def is_store(folder: str | Path) -> bool:
+    """Whether a folder looks like a store."""
+    return (Path(folder) / "manifest.json").is_file()
+
+
+class StoreWriter:
+    """Write a store into an empty folder; `close` writes the manifest last.
+
+    Parameters
+    ----------
+    folder : Path
+    tokenizer : Tokenizer
+    """
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
+        self._folder, self._tokenizer = folder, tokenizer
+        tokenizer.save(folder / "tokenizer")
+        self._dtype = np.dtype(np.uint16 if tokenizer.size <= 2**16 else np.uint32)
+        self._counts = np.zeros(tokenizer.size, np.int64)
+        self._splits = {
+            name: _SplitWriter(folder, name, self._dtype) for name in ("train", "held_out")
+        }
+
+    def add(self, split: str, documents: EncodedDocuments) -> None:
+        """Append documents to ``train`` or ``held_out``."""
+        if split == "train":
+            self._counts += np.bincount(documents.tokens, minlength=len(self._counts))
+        self._splits[split].add(documents)
+
+    def close(self, about: dict[str, Any]) -> None:
+        """Flush everything to disk and write the manifest, with `about` in it."""
+        splits = {name: writer.close() for name, writer in self._splits.items()}
+        np.save(self._folder / _COUNTS_FILE, self._counts)
+        manifest = {
+            "format": FORMAT,
+            "tokenizer_identity": self._tokenizer.identity,
+            "vocab_size": self._tokenizer.size,
+            "dtype": self._dtype.name,
+            **about,
+            "splits": splits,
+            "token_counts": _describe_file(self._folder / _COUNTS_FILE),
+        }
+        with (self._folder / "manifest.json").open("w", encoding="utf-8") as stream:
+            json.dump(manifest, stream, indent=1)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+class _SplitWriter:
+    def __init__(self, folder: Path, name: str, dtype: np.dtype[Any]) -> None:
+        self._folder, self._name = folder, name
+        ids = pa.uint16() if dtype == np.uint16 else pa.uint32()
+        self._dtype = dtype
+        self._schema = pa.schema([("sentences", pa.list_(pa.list_(ids)))])
+        self._pending: list[EncodedDocuments] = []
+        self._pending_tokens = 0
+        self._shards: list[dict[str, Any]] = []
+        self._blocks: list[list[int]] = []
+        self._stream: pa.OSFile | None = None
+        self._writer: pa.ipc.RecordBatchFileWriter | None = None
+
+    def add(self, documents: EncodedDocuments) -> None:
+        if not len(documents.document_lengths):
+            return
+        self._pending.append(documents)
+        self._pending_tokens += len(documents.tokens)
+        if self._pending_tokens >= BLOCK_TOKENS:
+            self._write_block()
+
+    def close(self) -> dict[str, Any]:
+        self._write_block()
+        self._close_shard()
+        blocks = [block for shard in self._shards for block in shard["blocks"]]
+        totals = np.array(blocks, np.int64).reshape(-1, 3).sum(0).tolist()
+        return {
+            **dict(zip(("num_documents", "num_sentences", "num_tokens"), totals, strict=True)),
+            "shards": self._shards,
+        }
+
+    def _write_block(self) -> None:
+        if not self._pending:
+            return
+        tokens, sentence_lengths, document_lengths = (
+            np.concatenate(parts) for parts in zip(*self._pending, strict=True)
+        )
+        self._pending, self._pending_tokens = [], 0
+        sentences = pa.ListArray.from_arrays(
+            _offsets(document_lengths),
+            pa.ListArray.from_arrays(_offsets(sentence_lengths), tokens.astype(self._dtype)),
+        )
+        if self._writer is None:
+            path = self._folder / f"{self._name}-{len(self._shards):05d}.arrow"
+            self._stream = pa.OSFile(str(path), "wb")
+            self._writer = pa.ipc.new_file(self._stream, self._schema)
+            self._shards.append({"file": path.name})
+        self._writer.write_batch(pa.record_batch([sentences], schema=self._schema))
+        self._blocks.append([len(document_lengths), len(sentence_lengths), len(tokens)])
+        if len(self._blocks) == _SHARD_BLOCKS:
+            self._close_shard()
+
+    def _close_shard(self) -> None:
+        if self._writer is None or self._stream is None:
+            return
+        self._writer.close()
+        self._stream.close()
+        self._writer = self._stream = None
+        shard = self._shards[-1]
+        shard.update(_describe_file(self._folder / shard["file"]), blocks=self._blocks)
+        self._blocks = []
+
+
+def _offsets(lengths: npt.NDArray[np.int64]) -> pa.Array:
+    return pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+
+
+def _describe_file(path: Path) -> dict[str, Any]:
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        os.fsync(stream.fileno())
+    return {"file": path.name, "num_bytes": path.stat().st_size, "sha256": digest}
+
+
+def _listed_files(manifest: dict[str, Any]) -> dict[str, tuple[int, str]]:
+    shards: Iterable[dict[str, Any]] = (
+        shard for split in manifest["splits"].values() for shard in split["shards"]
+    )
+    return {f["file"]: (f["num_bytes"], f["sha256"]) for f in [*shards, manifest["token_counts"]]}
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise StoreError(folder, "is not a token store (no manifest.json)", "make one with prepare")
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        version = manifest["format"]
+        if version == FORMAT:
+            _listed_files(manifest)
+            return dict(manifest)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(path, f"is damaged ({error!r})", "prepare the corpus again") from None
+    raise StoreError(
+        path, f"has format {version!r}, this bertmill reads {FORMAT}", "prepare the corpus again"
+    )
+
+
+def _check_file(path: Path, size: int, digest: str) -> None:
+    fix = "prepare the corpus again"
+    if not path.is_file():
+        raise StoreError(path, "is missing from the store", fix)
+    if path.stat().st_size != size:
+        raise StoreError(path, f"has {path.stat().st_size} bytes instead of {size}", fix)
+    with path.open("rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() != digest:
+            raise StoreError(path, "is damaged (its SHA-256 differs from the manifest's)", fix)

@@ -1,0 +1,76 @@
+"""Everything bertmill raises on purpose.
+
+::
+
+    BertmillError            the user can fix it: exit status 2, one line
+    ├── RecipeError          a recipe or a setting is wrong
+    ├── CorpusError          text cannot be found, opened or read
+    ├── TokenizerError       a tokenizer cannot be trained, opened or used
+    ├── StoreError           a token store is damaged or does not fit
+    ├── ModelError           a model folder cannot be opened
+    ├── RunError             a run cannot be started, saved or resumed
+    ├── InputError           what a verb was given cannot be worked on
+    └── MissingExtraError    an optional package is not installed
+
+Any other exception is a bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class BertmillError(Exception):
+    """A failure that the user can fix, told in one line: where, what, and how to fix it.
+
+    Parameters
+    ----------
+    where : str
+        The file, key or argument at fault.
+    what : str
+        What is wrong with it.
+    fix : str
+        What to do about it.
+
+    Examples
+    --------
+    >>> print(CorpusError("notes.txt", "is empty", "give a file with text"))
+    notes.txt: is empty; give a file with text
+    """
+
+    def __init__(self, where: object, what: str, fix: str) -> None:
+        self.where, self.what, self.fix = str(where), what, fix
+        super().__init__(self.where, what, fix)
+
+    def __str__(self) -> str:
+        return " ".join(f"{self.where}: {self.what}; {self.fix}".split())
+
+
+class RecipeError(BertmillError):
+    """A recipe or a setting is wrong."""
+
+
+class CorpusError(BertmillError):
+    """Text cannot be found, opened or read."""
+
+
+class TokenizerError(BertmillError):
+    """A tokenizer cannot be trained, opened or used."""
+
+
+class StoreError(BertmillError):
+    """A token store is damaged or does not fit what is asked of it."""
+
+
+class ModelError(BertmillError):
+    """A model folder cannot be opened."""
+
+
+class RunError(BertmillError):
+    """A run cannot be started, saved or resumed."""
+
+
+class InputError(BertmillError):
+    """What a verb was given cannot be worked on."""
+
+
+class MissingExtraError(BertmillError):
+    """An optional package is not installed."""

@@ -1,0 +1,1 @@
+"""The network: packed encoder, two heads, two losses, and model folders."""

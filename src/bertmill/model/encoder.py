@@ -1,0 +1,205 @@
+"""The encoder: BERT over packed sequences, no padding computed (Devlin et al. 2019, section 3).
+
+Letters in shapes: B sequences, N tokens of all of them end to end, D hidden, H heads, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bertmill.config import ModelSection
+
+_ROTARY_BASE = 10_000.0
+
+
+class PackedTokens(NamedTuple):
+    """Sequences end to end."""
+
+    token_ids: Tensor
+    """[N], int64."""
+    segment_ids: Tensor
+    """[N], int64."""
+    position_ids: Tensor
+    """[N], int64."""
+    lengths: Sequence[int]
+    """Tokens in each of the B sequences. Attention runs once for each stretch of equal ones, so
+    sequences sorted by length are fastest."""
+
+
+class Encoder(nn.Module):
+    """Token, segment and position embeddings, then blocks of attention and feed-forward.
+
+    Parameters
+    ----------
+    section : ModelSection
+    vocab_size : int
+    """
+
+    def __init__(self, section: ModelSection, vocab_size: int) -> None:
+        super().__init__()
+        self.section = section
+        self.embeddings = Embeddings(section, vocab_size)
+        self.blocks = nn.ModuleList(Block(section) for _ in range(section.num_hidden_layers))
+        self.final_norm = _norm(section) if section.norm == "pre" else nn.Identity()
+
+    def forward(self, packed: PackedTokens) -> Tensor:
+        """Return the hidden vector of every token, [N, D]."""
+        x = self.embeddings(packed)
+        rotation = self._rotation(packed.position_ids)
+        for block in self.blocks:
+            x = block(x, packed.lengths, rotation)
+        return self.final_norm(x)  # type: ignore[no-any-return]
+
+    def _rotation(self, position_ids: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Cosine and sine of each token's rotary angles, [N, 1, D / H / 2]."""
+        if self.section.position_embedding != "rotary":
+            return None
+        half = self.section.hidden_size // self.section.num_attention_heads // 2
+        steps = torch.arange(half, device=position_ids.device, dtype=torch.float32) / half
+        angles = position_ids[:, None, None] * _ROTARY_BASE**-steps
+        return angles.cos(), angles.sin()
+
+
+class Embeddings(nn.Module):
+    """Sum of token, segment and position embeddings, normalised."""
+
+    def __init__(self, section: ModelSection, vocab_size: int) -> None:
+        super().__init__()
+        width = section.hidden_size
+        self.word = nn.Embedding(vocab_size, width)
+        self.segment = nn.Embedding(section.type_vocab_size, width)
+        self.position = (
+            nn.Embedding(section.max_position_embeddings, width)
+            if section.position_embedding == "absolute"
+            else None
+        )
+        self.norm = _norm(section)
+        self.dropout = nn.Dropout(section.hidden_dropout_prob)
+
+    def forward(self, packed: PackedTokens) -> Tensor:
+        """Embed the tokens, [N, D]."""
+        x = self.word(packed.token_ids) + self.segment(packed.segment_ids)
+        if self.position is not None:
+            x = x + self.position(packed.position_ids)
+        return self.dropout(self.norm(x))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each with a residual sum and a LayerNorm after or before it."""
+
+    def __init__(self, section: ModelSection) -> None:
+        super().__init__()
+        self.norm_first = section.norm == "pre"
+        self.attention = Attention(section)
+        self.attention_norm = _norm(section)
+        self.feed_forward = FeedForward(section)
+        self.feed_forward_norm = _norm(section)
+        self.dropout = nn.Dropout(section.hidden_dropout_prob)
+
+    def forward(
+        self, x: Tensor, lengths: Sequence[int], rotation: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """Transform the hidden vectors, [N, D]."""
+        if self.norm_first:
+            x = x + self.dropout(self.attention(self.attention_norm(x), lengths, rotation))
+            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # type: ignore[no-any-return]
+        x = self.attention_norm(x + self.dropout(self.attention(x, lengths, rotation)))
+        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention inside each sequence.
+
+    Sequences of equal length that stand together are one call without padding: lengths 5, 5, 3
+    make a call over [2, H, 5, D / H] and one over [1, H, 3, D / H].
+    """
+
+    def __init__(self, section: ModelSection) -> None:
+        super().__init__()
+        self.num_heads = section.num_attention_heads
+        self.dropout = section.attention_probs_dropout_prob
+        self.query_key_value = nn.Linear(section.hidden_size, 3 * section.hidden_size)
+        self.output = nn.Linear(section.hidden_size, section.hidden_size)
+
+    def forward(
+        self, x: Tensor, lengths: Sequence[int], rotation: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """Mix the hidden vectors of each sequence, [N, D]."""
+        num_tokens, width = x.shape
+        qkv = self.query_key_value(x).view(num_tokens, 3, self.num_heads, -1)
+        if rotation is not None:
+            q, k, v = qkv.unbind(1)
+            qkv = torch.stack([_rotate(q, rotation), _rotate(k, rotation), v], 1)
+        runs = [(length, len(list(run))) for length, run in groupby(lengths)]
+        # split, not slices: a slice's gradient is a zero-filled tensor of the whole.
+        pieces = qkv.split([length * count for length, count in runs])
+        mixed = []
+        for piece, (length, count) in zip(pieces, runs, strict=True):
+            q, k, v = piece.view(count, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+            out = F.scaled_dot_product_attention(
+                q, k, v, dropout_p=self.dropout if self.training else 0.0
+            )
+            mixed.append(out.transpose(1, 2).reshape(count * length, width))
+        return self.output(torch.cat(mixed))  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with the activation between them."""
+
+    def __init__(self, section: ModelSection) -> None:
+        super().__init__()
+        self.input = nn.Linear(section.hidden_size, section.intermediate_size)
+        self.activation = activation(section)
+        self.output = nn.Linear(section.intermediate_size, section.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform each hidden vector alone, [N, D]."""
+        return self.output(self.activation(self.input(x)))  # type: ignore[no-any-return]
+
+
+def activation(section: ModelSection) -> nn.Module:
+    """Return the recipe's activation: exact GELU, or ReLU."""
+    return nn.GELU() if section.hidden_act == "gelu" else nn.ReLU()
+
+
+def initialise(module: nn.Module, section: ModelSection, generator: torch.Generator) -> None:
+    """Draw all weights anew: normal weights, zero biases, LayerNorm at identity.
+
+    The draws depend on `generator` and the order of the modules alone. Devlin et al. draw from a
+    normal distribution cut at two standard deviations; Hugging Face and we do not cut.
+    """
+    for child in module.modules():
+        if isinstance(child, nn.LayerNorm):
+            nn.init.ones_(child.weight)
+            nn.init.zeros_(child.bias)
+        elif isinstance(child, nn.Linear | nn.Embedding):
+            nn.init.normal_(child.weight, std=section.initializer_range, generator=generator)
+            if isinstance(child, nn.Linear) and child.bias is not None:
+                nn.init.zeros_(child.bias)
+    if section.init == "fan-in":
+        for block in _blocks(module):
+            for reader in (block.attention.query_key_value, block.feed_forward.input):
+                nn.init.normal_(reader.weight, std=section.hidden_size**-0.5, generator=generator)
+            for writer in (block.attention.output, block.feed_forward.output):
+                nn.init.zeros_(writer.weight)
+
+
+def _blocks(module: nn.Module) -> Iterator[Block]:
+    return (child for child in module.modules() if isinstance(child, Block))
+
+
+def _norm(section: ModelSection) -> nn.LayerNorm:
+    return nn.LayerNorm(section.hidden_size, eps=section.layer_norm_eps)
+
+
+def _rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn each pair (i, i + half) of a head's components by the token's angle, [N, H, D / H]."""
+    cos, sin = rotation
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)

@@ -1,0 +1,166 @@
+"""Hugging Face's names for our tensors and settings: one table, read in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from bertmill.config import ModelSection
+from bertmill.errors import ModelError
+
+# Ours, theirs; the `*` in a row stands for the number of a block.
+_NAMES = (
+    ("encoder.embeddings.word", "bert.embeddings.word_embeddings"),
+    ("encoder.embeddings.position", "bert.embeddings.position_embeddings"),
+    ("encoder.embeddings.segment", "bert.embeddings.token_type_embeddings"),
+    ("encoder.embeddings.norm", "bert.embeddings.LayerNorm"),
+    ("encoder.blocks.*.attention.output", "bert.encoder.layer.*.attention.output.dense"),
+    ("encoder.blocks.*.attention_norm", "bert.encoder.layer.*.attention.output.LayerNorm"),
+    ("encoder.blocks.*.feed_forward.input", "bert.encoder.layer.*.intermediate.dense"),
+    ("encoder.blocks.*.feed_forward.output", "bert.encoder.layer.*.output.dense"),
+    ("encoder.blocks.*.feed_forward_norm", "bert.encoder.layer.*.output.LayerNorm"),
+    ("encoder.final_norm", "bert.encoder.norm"),  # pre-norm only: not in BERT
+    ("pooler", "bert.pooler.dense"),
+    ("masked_token_head.dense", "cls.predictions.transform.dense"),
+    ("masked_token_head.norm", "cls.predictions.transform.LayerNorm"),
+    ("masked_token_head.decoder", "cls.predictions.decoder"),
+    ("masked_token_head.bias", "cls.predictions.bias"),
+    ("next_sentence_head", "cls.seq_relationship"),
+)
+_FUSED = "encoder.blocks.*.attention.query_key_value"
+_SEPARATE = tuple(f"bert.encoder.layer.*.attention.self.{n}" for n in ("query", "key", "value"))
+
+# Hugging Face's mark of an architecture that transformers has no class for.
+_OUR_MODEL_TYPE = "bertmill"
+_OURS_ONLY = ("position_embedding", "norm", "init")
+
+
+def is_bert(section: ModelSection) -> bool:
+    """Whether the network is BERT as published, which ``transformers.BertModel`` computes too."""
+    return section.position_embedding == "absolute" and section.norm == "post"
+
+
+def to_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename our tensors; the fused query-key-value map becomes three."""
+    out: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        pattern, block = _pattern(name)
+        stem, _, leaf = pattern.rpartition(".")
+        if stem == _FUSED:
+            parts = tensor.chunk(3)
+            for theirs, part in zip(_SEPARATE, parts, strict=True):
+                out[f"{theirs}.{leaf}".replace("*", block)] = part.contiguous()
+        else:
+            out[_translate(pattern, dict(_NAMES)).replace("*", block)] = tensor.contiguous()
+    return out
+
+
+def from_huggingface(
+    tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Find our tensors among theirs.
+
+    Parameters
+    ----------
+    tensors : mapping
+        As saved by ``BertModel`` (no prefix) or a class with heads (prefix ``bert.``).
+    wanted : mapping
+        Our state dict: names and shapes.
+
+    Returns
+    -------
+    dict
+        The tensors that were found; those of a head that the folder lacks are left out.
+
+    Raises
+    ------
+    ModelError
+        A shape differs, or a part of the encoder is missing.
+    """
+    theirs = {
+        name if name.startswith(("bert.", "cls.")) else f"bert.{name}": tensor
+        for name, tensor in tensors.items()
+    }
+    found: dict[str, Tensor] = {}
+    for name, ours in wanted.items():
+        pattern, block = _pattern(name)
+        stem, _, leaf = pattern.rpartition(".")
+        if stem == _FUSED:
+            names = [f"{part}.{leaf}".replace("*", block) for part in _SEPARATE]
+        else:
+            names = [_translate(pattern, dict(_NAMES)).replace("*", block)]
+        if missing := [n for n in names if n not in theirs]:
+            if name.startswith("encoder."):
+                raise ModelError("weights", f"{missing[0]} is missing", "fetch the folder again")
+            continue
+        tensor = torch.cat([theirs[n] for n in names]) if len(names) > 1 else theirs[names[0]]
+        if tensor.shape != ours.shape:
+            raise ModelError(
+                "weights",
+                f"{names[0]} has shape {tuple(tensor.shape)}, config.json asks for "
+                f"{tuple(ours.shape)}",
+                "mend config.json or fetch the folder again",
+            )
+        found[name] = tensor.to(ours.dtype)
+    return found
+
+
+def to_config(section: ModelSection, vocab_size: int, pad_id: int) -> dict[str, Any]:
+    """Write ``config.json``: BERT as published is ``BertForPreTraining`` to transformers."""
+    values = section.model_dump()
+    if is_bert(section):
+        values = {key: value for key, value in values.items() if key not in _OURS_ONLY}
+        kind: dict[str, Any] = {"architectures": ["BertForPreTraining"], "model_type": "bert"}
+    else:
+        kind = {"architectures": ["BertmillForPreTraining"], "model_type": _OUR_MODEL_TYPE}
+    return {**kind, **values, "vocab_size": vocab_size, "pad_token_id": pad_id}
+
+
+def from_config(config: Mapping[str, Any], where: object) -> tuple[ModelSection, int]:
+    """Read ``config.json``: the model section and the vocabulary size.
+
+    Raises
+    ------
+    ModelError
+        Another architecture, or a setting that our encoder does not compute.
+    """
+    kind = config.get("model_type")
+    if kind not in ("bert", _OUR_MODEL_TYPE):
+        raise ModelError(
+            where, f"model_type is {kind!r}, not 'bert'", "give a BERT folder or a run of bertmill"
+        )
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        raise ModelError(
+            where,
+            f"position_embedding_type {config['position_embedding_type']!r} is not supported",
+            "give a model with absolute positions",
+        )
+    known = {key: config[key] for key in ModelSection.model_fields if key in config}
+    try:
+        return ModelSection.model_validate(known), int(config["vocab_size"])
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"])) or "config"
+        raise ModelError(
+            where, f"{key} is {problem['input']!r}: {problem['msg']}", "give another model"
+        ) from None
+    except (KeyError, TypeError, ValueError):
+        raise ModelError(where, "has no vocab_size", "fetch the folder again") from None
+
+
+def _pattern(name: str) -> tuple[str, str]:
+    """Take a block's number out: ``blocks.3.output`` becomes ``blocks.*.output`` and ``3``."""
+    parts = name.split(".")
+    block = next((part for part in parts if part.isdigit()), "")
+    return ".".join("*" if part == block and block else part for part in parts), block
+
+
+def _translate(pattern: str, names: Mapping[str, str]) -> str:
+    if pattern in names:
+        return names[pattern]
+    stem, _, leaf = pattern.rpartition(".")
+    return f"{names[stem]}.{leaf}"

@@ -1,0 +1,36 @@
+"""Documents to sentences."""
+
+from __future__ import annotations
+
+import sentencex
+
+from bertmill.config import TextSection
+
+
+def split_sentences(text: str, section: TextSection) -> list[str]:
+    """Split a document's text into its sentences, none of them blank.
+
+    Line feeds end paragraphs. With ``spaced-period`` a paragraph in which `` . `` does not occur is
+    dropped whole: WikiText's captions and list items, which the reference program drops too.
+
+    Examples
+    --------
+    >>> split_sentences("Dr. Smith went. He left!", TextSection())
+    ['Dr. Smith went.', 'He left!']
+    >>> split_sentences(" a b . c d . ", TextSection(sentences="spaced-period"))
+    ['a b', 'c d .']
+    """
+    if section.sentences == "sentencex":
+        parts = (
+            sentence
+            for paragraph in text.split("\n")
+            for sentence in sentencex.segment(section.language, paragraph)
+        )
+    else:
+        parts = (
+            sentence
+            for paragraph in text.split("\n")
+            if " . " in paragraph
+            for sentence in paragraph.strip().split(" . ")
+        )
+    return [stripped for part in parts if (stripped := part.strip())]

@@ -1,0 +1,347 @@
+"""The vocabulary: trained, opened, saved, and identified by what it does, not by its size."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
+
+from bertmill.config import TokenizerSection
+from bertmill.errors import TokenizerError
+
+_CONTINUATION = "##"
+_SPECIAL_KEYS = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+
+
+class Tokenizer:
+    """A tokenizer of the ``tokenizers`` library and what bertmill needs to know of it.
+
+    Parameters
+    ----------
+    backend : tokenizers.Tokenizer
+    special_tokens : sequence of str
+        Names of pad, unk, cls, sep and mask; each must be in the vocabulary.
+
+    Raises
+    ------
+    TokenizerError
+        A special token is not in the vocabulary.
+
+    Attributes
+    ----------
+    is_special : ndarray of bool, shape (V,)
+    continues_word : ndarray of bool, shape (V,)
+        Whether a piece belongs to the word of the piece before it (WordPiece's ``##``).
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, special_tokens: Sequence[str]) -> None:
+        ids: list[int] = []
+        for name in special_tokens:
+            if (special_id := backend.token_to_id(name)) is None:
+                raise TokenizerError(
+                    "tokenizer",
+                    f"the special token {name!r} is not in the vocabulary",
+                    "name the five special tokens in the recipe's [tokenizer] section",
+                )
+            ids.append(special_id)
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True  # their names in a text are plain text
+        self.backend = backend
+        self.special_tokens = tuple(special_tokens)
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = ids
+        vocab = backend.get_vocab(with_added_tokens=True)
+        self.size = max(vocab.values()) + 1
+        self.is_special = np.zeros(self.size, bool)
+        self.is_special[ids] = True
+        self.continues_word = np.zeros(self.size, bool)
+        if isinstance(backend.model, models.WordPiece):
+            prefix = backend.model.continuing_subword_prefix
+            pieces = [i for token, i in vocab.items() if token.startswith(prefix)]
+            self.continues_word[pieces] = True
+        # A text that spells a special token out must not become one, except the unknown token.
+        self._plain = np.arange(self.size, dtype=np.int64)
+        self._plain[[i for i in ids if i != self.unk_id]] = self.unk_id
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 of everything that decides which ids a text becomes."""
+        parts = json.loads(self.backend.to_str())
+        canonical = {key: parts[key] for key in ("model", "normalizer", "pre_tokenizer")}
+        canonical["special_tokens"] = list(self.special_tokens)
+        text = json.dumps(canonical, sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def mask_token(self) -> str:
+        """Name of the token that stands at a masked position."""
+        return self.special_tokens[4]
+
+    def encode_words(self, text: str) -> tuple[list[int], list[int]]:
+        """Turn a text into ids, and tell for each id which word of the text it belongs to."""
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        words = [0 if word is None else word for word in encoding.word_ids]
+        return [int(i) for i in self._plain[encoding.ids]], words
+
+    def encode_batch(
+        self, texts: Sequence[str]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Turn texts into ids end to end, and the number of ids of each text.
+
+        Returns
+        -------
+        ids : ndarray of int64, shape (N,)
+        lengths : ndarray of int64, shape (len(texts),)
+        """
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        lists = [encoding.ids for encoding in encodings]
+        lengths = np.fromiter(map(len, lists), np.int64, len(lists))
+        flat = np.fromiter((i for ids in lists for i in ids), np.int64, int(lengths.sum()))
+        return self._plain[flat], lengths
+
+    def tokens(self, ids: Iterable[int]) -> list[str]:
+        """Name each id."""
+        return [self.backend.id_to_token(int(i)) or f"[{int(i)}]" for i in ids]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Join ids to readable text, special tokens included, pieces joined to words."""
+        words: list[str] = []
+        for i, token in zip(ids, self.tokens(ids), strict=True):
+            if self.continues_word[i] and words:
+                words[-1] += token[len(_CONTINUATION) :]
+            else:
+                words.append(token)
+        return " ".join(words)
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that ``transformers.AutoTokenizer`` and `load_tokenizer` open."""
+        folder.mkdir(parents=True, exist_ok=True)
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        cls, sep = self.special_tokens[2], self.special_tokens[3]
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{cls} $A {sep}",
+            pair=f"{cls} $A {sep} $B:1 {sep}:1",
+            special_tokens=[(cls, self.cls_id), (sep, self.sep_id)],
+        )
+        backend.save(str(folder / "tokenizer.json"))
+        is_wordpiece = isinstance(backend.model, models.WordPiece)
+        config: dict[str, Any] = {
+            "tokenizer_class": "BertTokenizer" if is_wordpiece else "PreTrainedTokenizerFast",
+            **dict(zip(_SPECIAL_KEYS, self.special_tokens, strict=True)),
+            "clean_up_tokenization_spaces": False,
+            "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        }
+        if isinstance(backend.normalizer, normalizers.BertNormalizer):
+            config["do_lower_case"] = backend.normalizer.lowercase
+            config["strip_accents"] = backend.normalizer.strip_accents
+            config["tokenize_chinese_chars"] = backend.normalizer.handle_chinese_chars
+        _write_json(folder / "tokenizer_config.json", config)
+        (folder / "vocab.txt").write_text(
+            "".join(f"{token}\n" for token in self.tokens(range(self.size))), "utf-8"
+        )
+
+
+def load_tokenizer(path: str | Path, section: TokenizerSection | None = None) -> Tokenizer:
+    """Open a tokenizer folder (``tokenizer.json`` or ``vocab.txt`` in it) or a bare ``vocab.txt``.
+
+    Parameters
+    ----------
+    path : str or Path
+    section : TokenizerSection, optional
+        Lower-casing, accents and special tokens where the files do not tell.
+
+    Raises
+    ------
+    TokenizerError
+        Nothing there, not a tokenizer, or without the five special tokens.
+    """
+    path, section = Path(path), section or TokenizerSection()
+    if not path.exists():
+        raise TokenizerError(path, "does not exist", "give a tokenizer folder or a vocab.txt")
+    config = _read_config(path) if path.is_dir() else {}
+    names = [
+        _token_name(config.get(key)) or default
+        for key, default in zip(_SPECIAL_KEYS, section.special_tokens, strict=True)
+    ]
+    try:
+        if (path / "tokenizer.json").is_file():
+            backend = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+            return Tokenizer(backend, names)
+        vocab_file = path / "vocab.txt" if path.is_dir() else path
+        if not vocab_file.is_file():
+            raise TokenizerError(
+                path, "holds neither tokenizer.json nor vocab.txt", "give another folder"
+            )
+        tokens = vocab_file.read_text("utf-8").removesuffix("\n").split("\n")
+        lowercase = bool(config.get("do_lower_case", section.lowercase))
+        accents = config.get("strip_accents")
+        strip_accents = section.strip_accents if accents is None else bool(accents)
+        return Tokenizer(_wordpiece(tokens, names, lowercase, strip_accents), names)
+    except TokenizerError as error:
+        raise TokenizerError(path, error.what, error.fix) from None
+    except Exception as error:  # the library raises bare Exception for a broken file
+        message = " ".join(str(error).split())
+        raise TokenizerError(path, f"is not a tokenizer ({message})", "give another one") from None
+
+
+def train_tokenizer(texts: Sequence[str], section: TokenizerSection) -> Tokenizer:
+    """Train the vocabulary that the recipe asks for.
+
+    Ids are in canonical order: special tokens, then falling count, ties by text. The same texts
+    give the same bytes in every process.
+
+    Parameters
+    ----------
+    texts : sequence of str
+        WordPiece (Schuster and Nakajima 2012, as ``tokenizers`` trains it by pair counts) or
+        words counted as they stand.
+
+    Raises
+    ------
+    TokenizerError
+        The texts hold no words, or the vocabulary has no room for them.
+    """
+    shell = _shell(section)
+    counts = _count_words(texts, shell)
+    if not counts:
+        raise TokenizerError("tokenizer", "the corpus holds no words", "give a corpus with text")
+    if section.kind == "word":
+        kept = {word: n for word, n in counts.items() if n >= section.min_frequency}
+    else:
+        kept = _count_pieces(texts, counts, shell, section)
+    for special in section.special_tokens:
+        kept.pop(special, None)
+    ranked = sorted(kept, key=lambda token: (-kept[token], token))
+    tokens = [*section.special_tokens, *ranked][: section.vocab_size]
+    if section.kind == "word":
+        model = models.WordLevel({t: i for i, t in enumerate(tokens)}, section.unk_token)
+        return _finish(shell, model, section.special_tokens)
+    return Tokenizer(
+        _wordpiece(tokens, section.special_tokens, section.lowercase, section.strip_accents),
+        section.special_tokens,
+    )
+
+
+def _shell(section: TokenizerSection) -> tokenizers.Tokenizer:
+    """Build a tokenizer that normalises and splits into words, with an empty vocabulary."""
+    if section.kind == "wordpiece":
+        shell = tokenizers.Tokenizer(models.WordPiece(unk_token=section.unk_token))
+        shell.normalizer = normalizers.BertNormalizer(
+            lowercase=section.lowercase, strip_accents=section.strip_accents
+        )
+        shell.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    else:
+        shell = tokenizers.Tokenizer(models.WordLevel(unk_token=section.unk_token))
+        if section.lowercase:
+            shell.normalizer = normalizers.Lowercase()
+        blank = tokenizers.Regex("[ \t\r\n]+")
+        shell.pre_tokenizer = pre_tokenizers.Split(blank, "removed")
+    return shell
+
+
+def _count_words(texts: Sequence[str], shell: tokenizers.Tokenizer) -> Counter[str]:
+    """Count words; only distinct stretches between blanks are split further, which is the same."""
+    stretches: Counter[str] = Counter()
+    for text in texts:
+        for line in text.split("\n"):
+            plain = shell.normalizer.normalize_str(line) if shell.normalizer else line
+            stretches.update(plain.split(" "))
+    counts: Counter[str] = Counter()
+    for stretch, n in stretches.items():
+        for word, _ in shell.pre_tokenizer.pre_tokenize_str(stretch):
+            counts[word] += n
+    return counts
+
+
+def _count_pieces(
+    texts: Sequence[str],
+    counts: Counter[str],
+    shell: tokenizers.Tokenizer,
+    section: TokenizerSection,
+) -> Counter[str]:
+    """Train WordPiece and count each piece over the words it was trained on.
+
+    The trainer breaks ties by id and numbers the single characters in the order of a hash map:
+    giving them to it ready numbered is what makes its choice of merges repeatable.
+    """
+    characters: Counter[str] = Counter()
+    for word, n in counts.items():
+        for i, character in enumerate(word):
+            characters[(_CONTINUATION if i else "") + character] += n
+    room = section.vocab_size - len(section.special_tokens)
+    alphabet = sorted(characters, key=lambda c: (-characters[c], c))[: max(1, room // 2)]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=section.vocab_size,
+        min_frequency=section.min_frequency,
+        special_tokens=[*section.special_tokens, *alphabet],
+        initial_alphabet=[],
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    shell.train_from_iterator(texts, trainer)
+    words = list(counts)
+    pieces: Counter[str] = Counter(dict.fromkeys(shell.get_vocab(), 0))
+    plain = tokenizers.Tokenizer(shell.model)  # the words are normalised and split already
+    for word, encoding in zip(words, plain.encode_batch_fast(words), strict=True):
+        for token in encoding.tokens:
+            pieces[token] += counts[word]
+    return pieces
+
+
+def _wordpiece(
+    tokens: Sequence[str], special_tokens: Sequence[str], lowercase: bool, strip_accents: bool
+) -> tokenizers.Tokenizer:
+    vocab = {token: i for i, token in enumerate(tokens)}
+    if len(vocab) < len(tokens):
+        twice = next(token for token, n in Counter(tokens).items() if n > 1)
+        raise TokenizerError("tokenizer", f"the token {twice!r} is listed twice", "delete one")
+    backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=special_tokens[1]))
+    backend.normalizer = normalizers.BertNormalizer(
+        lowercase=lowercase, strip_accents=strip_accents
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.add_special_tokens([name for name in special_tokens if name in vocab])
+    return backend
+
+
+def _finish(
+    shell: tokenizers.Tokenizer, model: models.WordLevel, special_tokens: Sequence[str]
+) -> Tokenizer:
+    shell.model = model
+    shell.add_special_tokens(list(special_tokens))
+    return Tokenizer(shell, special_tokens)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            try:
+                values = json.loads((folder / name).read_text("utf-8"))
+            except ValueError as error:
+                raise TokenizerError(
+                    folder / name, f"is not JSON ({error})", "fetch the folder again"
+                ) from None
+            if isinstance(values, dict):
+                config.update(values)
+    return config
+
+
+def _token_name(value: object) -> str | None:
+    """Read a special token as Hugging Face writes it: a string, or an object with ``content``."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _write_json(path: Path, values: object) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -1,0 +1,336 @@
+"""The pretraining loop."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bertmill.config import Recipe
+from bertmill.data.batch import Batches
+from bertmill.data.randomness import make_key
+from bertmill.data.store import Store
+from bertmill.errors import RecipeError, RunError
+from bertmill.model.encoder import initialise
+from bertmill.model.heads import PretrainingModel
+from bertmill.model.losses import LossSums, PretrainingInput, pretraining_losses
+from bertmill.train.checkpoint import Checkpoint, restore, save_checkpoint
+from bertmill.train.optimizer import make_optimizer
+from bertmill.train.progress import RunProgress
+from bertmill.train.run_folder import RunFolder
+from bertmill.train.schedule import BudgetSchedule, StepSchedule
+from bertmill.train.validate import HeldOut, HeldOutScores, to_device
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a run may go on."""
+
+    budget_seconds: float | None = None
+    """Training time over all sessions; None: the recipe's steps."""
+    stop_after_seconds: float = math.inf
+    """This session saves and stops after so long, whatever is left to do."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a session of a run came to. Losses in nats, speeds over this session's steps."""
+
+    steps: int
+    finished: bool
+    stopped_by: int | None
+    """Number of the signal that ended the session early."""
+    seconds: float
+    """Training time over all sessions, validation and checkpoints included."""
+    mlm_loss: float | None
+    nsp_loss: float | None
+    """Training losses over the last log interval."""
+    pairs_per_second: float | None
+    tokens_per_second: float | None
+    device: str
+    held_out: HeldOutScores | None
+
+
+def pretrain_loop(
+    recipe: Recipe,
+    store: Store,
+    run: RunFolder,
+    limits: Limits,
+    checkpoint: Checkpoint | None,
+    progress: RunProgress,
+    after_checkpoint: Callable[[RunFolder], None],
+) -> Outcome:
+    """Train until the run's end, a limit, or a signal; save; say how it went.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    store : Store
+    run : RunFolder
+        Created and locked.
+    limits : Limits
+    checkpoint : Checkpoint or None
+        Where to go on from; None: start anew.
+    progress : RunProgress
+    after_checkpoint : callable
+        Called with the run whenever a checkpoint is whole.
+
+    Raises
+    ------
+    RunError
+        The loss is not finite, or the run cannot be saved.
+    """
+    knobs = recipe.train
+    device = _device(knobs.device)
+    tokenizer = store.tokenizer
+    batches = Batches(
+        store.train,
+        tokenizer,
+        recipe.pairs,
+        recipe.masking,
+        knobs.batch_size,
+        knobs.seed,
+        "the corpus",
+    )
+    held_out = HeldOut(store, recipe) if store.held_out.num_documents > 1 else None
+    if held_out is None:
+        progress.say("no held-out text: give --held-out, or raise text.held_out_fraction")
+    model = PretrainingModel(recipe.model, tokenizer.size)
+    initialise(model, recipe.model, torch.Generator().manual_seed(make_key(knobs.seed, "weights")))
+    model.to(device).train()
+    optimizer = make_optimizer(model, recipe.optimizer)
+    about = {
+        "text": recipe.text.model_dump(),
+        "pairs": recipe.pairs.model_dump(),
+        "masking": recipe.masking.model_dump(),
+        "token_counts": store.token_counts.tolist(),
+    }
+    schedule = (
+        StepSchedule(recipe.schedule, knobs.steps)
+        if limits.budget_seconds is None
+        else BudgetSchedule(
+            recipe.schedule, limits.budget_seconds, run.decisions(), run.record_decision
+        )
+    )
+
+    step, clock = 0, _Clock(0.0)
+    interval, session = _Sums(device), _Sums(device)
+    saved_at = validated_at = -1
+
+    def save() -> None:
+        nonlocal saved_at
+        state = {"step": step, "seconds": clock.seconds, "interval": interval.to_dict()}
+        save_checkpoint(run, state, model, tokenizer, about, optimizer, knobs.keep_checkpoints)
+        saved_at = step
+        after_checkpoint(run)
+
+    def validate() -> None:
+        nonlocal validated_at
+        if held_out is not None:
+            record = {"step": step, "split": "held_out", **asdict(held_out.score(model, device))}
+            run.log(record)
+            progress.held_out(record)
+        validated_at = step
+
+    if checkpoint is None:
+        save()
+    else:
+        restore(checkpoint, model, optimizer)
+        step, clock = checkpoint.state["step"], _Clock(checkpoint.state["seconds"])
+        interval.load_dict(checkpoint.state["interval"])
+        run.cut_metrics(step)
+        saved_at = validated_at = step
+
+    progress.start(held_out.yardsticks if held_out else None)
+    with _stop_signals() as stop:
+        while schedule.end_step is None or step < schedule.end_step:
+            started = time.perf_counter()
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.optimizer.lr * schedule.scale(step)
+            batch = to_device(batches.batch_at(step), device)
+            num_predictions, num_pairs = len(batch.masked_labels), len(batch.next_sentence_labels)
+
+            torch.manual_seed(make_key(knobs.seed, "dropout", step))
+            sums = pretraining_losses(model, batch)
+            loss = sums.mlm / num_predictions + knobs.nsp_weight * sums.nsp / max(1, num_pairs)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if recipe.optimizer.clip_norm:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+            step += 1
+            elapsed = time.perf_counter() - started
+            for totals in (interval, session):
+                totals.add(sums, batch, elapsed)
+            if isinstance(schedule, BudgetSchedule):
+                schedule.decide(step, clock.seconds)
+            is_last = step == schedule.end_step
+
+            if step % knobs.log_every_steps == 0 or is_last:
+                record = {"step": step, "split": "train", **interval.means()}
+                record |= {"lr": optimizer.param_groups[0]["lr"], "seconds": clock.seconds}
+                _refuse_non_finite(record, run, saved_at)
+                run.log(record)
+                progress.update(record, *_progress_of(step, schedule.end_step, clock, limits))
+                interval = _Sums(device)
+            if step % knobs.validate_every_steps == 0:
+                validate()
+            if step % knobs.checkpoint_every_steps == 0:
+                save()
+            if stop.signal is not None or clock.session_seconds >= limits.stop_after_seconds:
+                break
+
+        finished = step == schedule.end_step
+        if finished and validated_at != step:
+            validate()
+        if saved_at != step:
+            save()
+
+    last = {record["split"]: record for record in run.metrics()}
+    trained, scored = last.get("train", {}), last.get("held_out", {})
+    speeds = session.means() if session.sequences else {}
+    return Outcome(
+        steps=step,
+        finished=finished,
+        stopped_by=stop.signal,
+        seconds=clock.seconds,
+        mlm_loss=trained.get("mlm_loss"),
+        nsp_loss=trained.get("nsp_loss"),
+        pairs_per_second=speeds.get("pairs_per_second"),
+        tokens_per_second=speeds.get("tokens_per_second"),
+        device=_device_name(device),
+        held_out=HeldOutScores(**{f.name: scored[f.name] for f in fields(HeldOutScores)})
+        if scored
+        else None,
+    )
+
+
+class _Sums:
+    """Losses, counts and time summed over steps; the losses stay on the device until read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.mlm = torch.zeros((), dtype=torch.float64, device=device)
+        self.nsp = torch.zeros((), dtype=torch.float64, device=device)
+        self.predictions = self.pairs = self.sequences = self.tokens = 0
+        self.seconds = 0.0
+
+    def add(self, sums: LossSums, batch: PretrainingInput, seconds: float) -> None:
+        self.mlm += sums.mlm.detach()
+        self.nsp += sums.nsp.detach()
+        self.predictions += len(batch.masked_labels)
+        self.pairs += len(batch.next_sentence_labels)
+        self.sequences += len(batch.packed.lengths)
+        self.tokens += len(batch.packed.token_ids)
+        self.seconds += seconds
+
+    def means(self) -> dict[str, Any]:
+        return {
+            "mlm_loss": float(self.mlm) / self.predictions,
+            "nsp_loss": float(self.nsp) / self.pairs if self.pairs else None,
+            "pairs_per_second": self.sequences / self.seconds,
+            "tokens_per_second": self.tokens / self.seconds,
+        }
+
+    def to_dict(self) -> dict[str, float]:
+        return {
+            key: value.item() if isinstance(value, Tensor) else value
+            for key, value in vars(self).items()
+        }
+
+    def load_dict(self, values: dict[str, float]) -> None:
+        for key, value in values.items():
+            own = getattr(self, key)
+            setattr(self, key, torch.full_like(own, value) if isinstance(own, Tensor) else value)
+
+
+class _Clock:
+    """Training time: of this session, and of the sessions before it too."""
+
+    def __init__(self, seconds_before: float) -> None:
+        self._before, self._started = seconds_before, time.monotonic()
+
+    @property
+    def session_seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    @property
+    def seconds(self) -> float:
+        return self._before + self.session_seconds
+
+
+class _Stop:
+    """The signal that asked the loop to stop, if one did."""
+
+    signal: int | None = None
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """Let the first SIGINT or SIGTERM finish the step and save; a second one acts as ever."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore_handlers() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def on_signal(number: int, frame: object) -> None:
+        stop.signal = number
+        restore_handlers()
+
+    for number in before:
+        signal.signal(number, on_signal)
+    try:
+        yield stop
+    finally:
+        restore_handlers()
+
+
+def _refuse_non_finite(record: dict[str, Any], run: RunFolder, saved_at: int) -> None:
+    if not math.isfinite(record["mlm_loss"] + (record["nsp_loss"] or 0.0)):
+        raise RunError(
+            run.path,
+            f"the loss is not finite at step {record['step']}",
+            f"lower optimizer.lr or raise schedule.warmup_steps; step {saved_at} is saved whole",
+        )
+
+
+def _progress_of(
+    step: int, end_step: int | None, clock: _Clock, limits: Limits
+) -> tuple[float, float | None]:
+    """Share of the run that is done, and seconds left."""
+    if limits.budget_seconds is not None:
+        left = max(0.0, limits.budget_seconds - clock.seconds)
+        return clock.seconds / limits.budget_seconds, left
+    assert end_step is not None
+    return step / end_step, (end_step - step) * clock.seconds / step
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros((), device=torch.device(name)).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise RecipeError(
+            f"train.device={name}", f"cannot be used ({reason})", "set auto, cpu or cuda"
+        ) from None
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({torch.get_num_threads()} threads)"

@@ -1,0 +1,108 @@
+"""What a person sees while a run trains: a bar on a terminal, a line a log interval elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import IO, Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from bertmill.data.yardsticks import Yardsticks
+
+
+class RunProgress:
+    """Show a run's progress on a stream.
+
+    Parameters
+    ----------
+    stream : file, optional
+        Standard output by default. A bar is drawn where it is a terminal.
+
+    Examples
+    --------
+    >>> with RunProgress() as progress:
+    ...     progress.say("hello")
+    hello
+    """
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self._console = Console(file=stream or sys.stdout, soft_wrap=True, highlight=False)
+        self._bar: Progress | None = None
+        self._yardsticks: Yardsticks | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def say(self, line: str) -> None:
+        """Print a line, above the bar where there is one."""
+        self._console.print(line, markup=False)
+
+    def start(self, yardsticks: Yardsticks | None) -> None:
+        """Begin: from here on losses are shown beside the yardsticks."""
+        self._yardsticks = yardsticks
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                TextColumn("{task.percentage:3.0f} %"),
+                console=self._console,
+                transient=True,
+            )
+            self._bar.add_task("first step ...", total=1.0)
+            self._bar.start()
+
+    def update(self, record: dict[str, Any], done: float, seconds_left: float | None) -> None:
+        """Show the training losses of a log interval.
+
+        Parameters
+        ----------
+        record : dict
+            The line that goes to the metrics.
+        done : float
+            Share of the run.
+        seconds_left : float or None
+        """
+        left = "" if seconds_left is None else f"  {_clock(seconds_left)} left"
+        line = (
+            f"step {record['step']:>6,}  {self._losses(record)}  "
+            f"{record['pairs_per_second']:,.0f} pairs/s  "
+            f"{record['tokens_per_second']:,.0f} tokens/s{left}"
+        )
+        if self._bar is None:
+            self.say(line)
+        else:
+            self._bar.update(self._bar.task_ids[0], description=line, completed=done)
+
+    def held_out(self, record: dict[str, Any]) -> None:
+        """Show a validation."""
+        line = f"held-out at step {record['step']:,}:  {self._losses(record)}"
+        right = f"  {record['mlm_accuracy']:.1%} of masks right"
+        if record["nsp_accuracy"] is not None:
+            right += f", {record['nsp_accuracy']:.1%} of pairs"
+        self.say(line + right)
+
+    def _losses(self, record: dict[str, Any]) -> str:
+        text = f"mlm {record['mlm_loss']:.3f}"
+        if self._yardsticks is not None:
+            text += f" (no context {self._yardsticks.no_context_nats:.3f})"
+        if record["nsp_loss"] is not None:
+            text += f"  nsp {record['nsp_loss']:.3f}"
+        return text
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,132 @@
+"""A run's folder: its recipe, its facts, its metrics, and the rule that one process writes it.
+
+::
+
+    recipe.toml       resolved: every knob
+    run.json          corpus, store, budget, versions
+    metrics.jsonl     a line a log interval and a line a validation
+    decisions.jsonl   lengths fixed by a time budget
+    checkpoints/      step-N folders
+    model             link to the newest checkpoint's model folder
+    loss.png          both losses, train and held-out, and the yardsticks
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bertmill.config import Recipe, load_recipe, recipe_to_toml
+from bertmill.errors import RunError
+from bertmill.train.schedule import Decision
+
+
+class RunFolder:
+    """Paths and small files of a run; see the module's text."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """Link to the newest checkpoint's model folder."""
+        return self.path / "model"
+
+    def create(self, recipe: Recipe, facts: dict[str, Any]) -> None:
+        """Start a run here: the folder must be new or empty."""
+        if (self.path / "recipe.toml").exists():
+            raise RunError(
+                self.path,
+                "already holds a run",
+                f"choose another --out, or go on with: bertmill pretrain --resume {self.path}",
+            )
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise RunError(self.path, "already exists and is not empty", "choose another --out")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.write_recipe(recipe)
+            self._write("run.json", json.dumps(facts, indent=1) + "\n")
+        except OSError as error:
+            raise RunError(
+                self.path, f"cannot be written ({error.strerror})", "choose another --out"
+            ) from None
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Write the resolved recipe."""
+        self._write("recipe.toml", recipe_to_toml(recipe))
+
+    def read(self) -> tuple[Recipe, dict[str, Any]]:
+        """Read recipe and facts of the run that is here."""
+        if not (self.path / "recipe.toml").is_file():
+            raise RunError(self.path, "holds no run (no recipe.toml)", "give a run's folder")
+        try:
+            facts = json.loads((self.path / "run.json").read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(
+                self.path / "run.json", f"cannot be read ({error})", "start anew"
+            ) from None
+        return load_recipe(self.path / "recipe.toml"), facts
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing this run; the lock goes with the process."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("a") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(
+                    self.path,
+                    "is in use by another process",
+                    "wait for it, or choose another --out",
+                ) from None
+            yield
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append a line to the metrics."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(record) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Read all metrics; a last line that was cut short is left out."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text("utf-8").splitlines(keepends=True) if path.is_file() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop the lines after a step: the resumed run writes them again."""
+        kept = [record for record in self.metrics() if record["step"] <= step]
+        self._write("metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+
+    def decisions(self) -> list[Decision]:
+        """Read the lengths that were fixed so far."""
+        path = self.path / "decisions.jsonl"
+        lines = path.read_text("utf-8").splitlines(keepends=True) if path.is_file() else []
+        return [Decision(**json.loads(line)) for line in lines if line.endswith("\n")]
+
+    def record_decision(self, decision: Decision) -> None:
+        """Keep a decision safe before it is used."""
+        with (self.path / "decisions.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(asdict(decision)) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def _write(self, name: str, text: str) -> None:
+        """Replace a small file in one step."""
+        whole = self.path / f".{name}.part"
+        with whole.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        whole.replace(self.path / name)

@@ -1,0 +1,122 @@
+"""Held-out text: the same pairs and masks in every validation, run and seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bertmill.config import Recipe
+from bertmill.data.batch import Batch, Batches
+from bertmill.data.store import Store
+from bertmill.data.yardsticks import measure_yardsticks
+from bertmill.model.encoder import PackedTokens
+from bertmill.model.heads import PretrainingModel
+from bertmill.model.losses import PretrainingInput, score_batch
+
+# Held-out draws are keyed by this, never by the run's seed.
+_SEED = 0
+_SEQUENCES_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class HeldOutScores:
+    """Means over all held-out predictions and pairs, in nats or shares."""
+
+    mlm_loss: float
+    mlm_accuracy: float
+    nsp_loss: float | None
+    """None without pairs."""
+    nsp_accuracy: float | None
+    num_predictions: int
+    num_pairs: int
+    unigram_nats: float
+    no_context_nats: float
+
+
+class HeldOut:
+    """The held-out split of a store, ready to be scored.
+
+    Parameters
+    ----------
+    store : Store
+    recipe : Recipe
+
+    Raises
+    ------
+    CorpusError
+        The split gives no example.
+    """
+
+    def __init__(self, store: Store, recipe: Recipe) -> None:
+        self._batches = Batches(
+            store.held_out,
+            store.tokenizer,
+            recipe.pairs,
+            recipe.masking,
+            _SEQUENCES_AT_ONCE,
+            _SEED,
+            "the held-out text",
+        )
+        self._size = min(recipe.train.validation_pairs, self._batches.num_examples)
+        made = [self._batch(i) for i in range(self._num_batches)]
+        self.yardsticks = measure_yardsticks(
+            store.token_counts,
+            np.concatenate([batch.token_ids[batch.masked_at] for batch in made]),
+            np.concatenate([batch.masked_labels for batch in made]),
+            recipe.masking,
+            store.tokenizer,
+        )
+
+    def score(self, model: PretrainingModel, device: torch.device) -> HeldOutScores:
+        """Score the model with dropout off; its mode is put back."""
+        was_training = model.training
+        model.eval()
+        totals = torch.zeros(4, dtype=torch.float64)
+        num_predictions = num_pairs = 0
+        for i in range(self._num_batches):
+            batch = self._batch(i)
+            scores = score_batch(model, to_device(batch, device))
+            totals += torch.stack([s.double().cpu() for s in scores])
+            num_predictions += len(batch.masked_labels)
+            num_pairs += len(batch.next_sentence_labels)
+        model.train(was_training)
+        mlm_sum, mlm_right, nsp_sum, nsp_right = totals.tolist()
+        return HeldOutScores(
+            mlm_loss=mlm_sum / num_predictions,
+            mlm_accuracy=mlm_right / num_predictions,
+            nsp_loss=nsp_sum / num_pairs if num_pairs else None,
+            nsp_accuracy=nsp_right / num_pairs if num_pairs else None,
+            num_predictions=num_predictions,
+            num_pairs=num_pairs,
+            unigram_nats=self.yardsticks.unigram_nats,
+            no_context_nats=self.yardsticks.no_context_nats,
+        )
+
+    @property
+    def _num_batches(self) -> int:
+        return -(-self._size // _SEQUENCES_AT_ONCE)
+
+    def _batch(self, i: int) -> Batch:
+        start = i * _SEQUENCES_AT_ONCE
+        return self._batches.batch_of(np.arange(start, min(start + _SEQUENCES_AT_ONCE, self._size)))
+
+
+def to_device(batch: Batch, device: torch.device) -> PretrainingInput:
+    """Copy a batch to the device."""
+
+    def tensor(array: np.ndarray[tuple[int], np.dtype[np.int64]]) -> torch.Tensor:
+        return torch.from_numpy(array).to(device, non_blocking=True)
+
+    return PretrainingInput(
+        PackedTokens(
+            tensor(batch.token_ids),
+            tensor(batch.segment_ids),
+            tensor(batch.position_ids),
+            batch.lengths,
+        ),
+        tensor(batch.masked_at),
+        tensor(batch.masked_labels),
+        tensor(batch.next_sentence_labels),
+    )
