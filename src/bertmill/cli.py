@@ -182,9 +182,9 @@ def encode(
             }
         )
         return
-    typer.echo(f"vectors of shape {encoding.vectors.shape}")
+    _print(f"vectors of shape {encoding.vectors.shape}")
     for token, vector in zip(encoding.tokens, encoding.vectors[0], strict=True):
-        typer.echo(f"{token:>16}  {'  '.join(f'{x:8.4f}' for x in vector[:5])}  ...")
+        _print(f"{token:>16}  {'  '.join(f'{x:8.4f}' for x in vector[:5])}  ...")
 
 
 @app.command()
@@ -202,27 +202,24 @@ def fill_mask(
         _print_json({"text": text, "masks": [[f._asdict() for f in mask] for mask in masks]})
         return
     for number, mask in enumerate(masks, 1):
-        typer.echo(f"mask {number}:" if len(masks) > 1 else "mask:")
+        _print(f"mask {number}:" if len(masks) > 1 else "mask:")
         for filler in mask:
-            typer.echo(f"{filler.probability:8.2%}  {filler.token}")
+            _print(f"{filler.probability:8.2%}  {filler.token}")
 
 
 def main() -> NoReturn:
     """Run the command line and exit with its status."""
     try:
-        status = app(standalone_mode=False)
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except BertmillError as error:
         typer.echo(f"bertmill: {error}", err=True)
         status = 2
     except typer.TyperException as error:
-        message = " ".join(error.format_message().split())
+        message = " ".join(error.format_message().split()).rstrip(".")
         typer.echo(f"bertmill: {message}; see: bertmill --help", err=True)
         status = 2
     except (KeyboardInterrupt, typer.Abort):
         status = 130
-    except BrokenPipeError:  # the reader of our output went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
     sys.exit(status or 0)
 
 
@@ -230,37 +227,44 @@ def _print_run(run: Run) -> None:
     outcome = run.outcome
     if outcome.mlm_loss is not None:
         nsp = "" if outcome.nsp_loss is None else f", NSP loss {outcome.nsp_loss:.3f}"
-        typer.echo(f"MLM loss {outcome.mlm_loss:.3f}{nsp}")
+        _print(f"MLM loss {outcome.mlm_loss:.3f}{nsp}")
     if outcome.pairs_per_second is not None:
-        typer.echo(f"{outcome.pairs_per_second:.1f} sentence pairs/s on {outcome.device}")
+        _print(f"{outcome.pairs_per_second:.1f} sentence pairs/s on {outcome.device}")
     if (scores := outcome.held_out) is not None:
-        typer.echo(
+        _print(
             f"held-out: MLM loss {scores.mlm_loss:.3f} (no context {scores.no_context_nats:.3f}), "
             f"accuracy {scores.mlm_accuracy:.1%}"
         )
         if scores.nsp_loss is not None and scores.nsp_accuracy is not None:
-            typer.echo(
-                f"held-out: NSP loss {scores.nsp_loss:.3f}, accuracy {scores.nsp_accuracy:.1%}"
-            )
+            _print(f"held-out: NSP loss {scores.nsp_loss:.3f}, accuracy {scores.nsp_accuracy:.1%}")
     state = "finished" if outcome.finished else "saved, not finished"
-    typer.echo(f"{state} at step {outcome.steps:,}: {run.folder}")
+    _print(f"{state} at step {outcome.steps:,}: {run.folder}")
     if not outcome.finished:
-        typer.echo(f"go on with: bertmill pretrain --resume {run.folder}")
+        _print(f"go on with: bertmill pretrain --resume {run.folder}")
 
 
 def _print_tree(values: dict[str, Any], indent: int = 0) -> None:
     for key, value in values.items():
         if isinstance(value, dict):
-            typer.echo(f"{' ' * indent}{key}")
+            _print(f"{' ' * indent}{key}")
             _print_tree(value, indent + 2)
         elif isinstance(value, list) and value and isinstance(value[0], dict):
-            typer.echo(f"{' ' * indent}{key}")
+            _print(f"{' ' * indent}{key}")
             for item in value:
                 _print_tree(item, indent + 2)
         else:
             shown = f"{value:,}" if isinstance(value, int) and abs(value) > 9999 else value
-            typer.echo(f"{' ' * indent}{key}: {shown}")
+            _print(f"{' ' * indent}{key}: {shown}")
+
+
+def _print(line: str) -> None:
+    """Print a line; a reader that went away (``| head``) ends the program, quietly."""
+    try:
+        typer.echo(line)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
 
 
 def _print_json(values: dict[str, Any]) -> None:
-    typer.echo(json.dumps(values, default=str))
+    _print(json.dumps(values, default=str))

@@ -8,6 +8,7 @@ resolved into the run, so that the run folder alone says what was done.
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -118,16 +119,16 @@ class MaskingSection(Section):
 class ModelSection(Section):
     """The network; names and defaults are those of a Hugging Face BERT ``config.json``."""
 
-    hidden_size: Positive = 768
-    num_hidden_layers: Positive = 12
-    num_attention_heads: Positive = 12
-    intermediate_size: Positive = 3072
+    hidden_size: Annotated[int, Field(ge=1, le=2**16)] = 768
+    num_hidden_layers: Annotated[int, Field(ge=1, le=1024)] = 12
+    num_attention_heads: Annotated[int, Field(ge=1, le=1024)] = 12
+    intermediate_size: Annotated[int, Field(ge=1, le=2**18)] = 3072
     hidden_act: Literal["gelu", "relu"] = "gelu"
     hidden_dropout_prob: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     attention_probs_dropout_prob: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    max_position_embeddings: Positive = 512
+    max_position_embeddings: Annotated[int, Field(ge=1, le=2**20)] = 512
     """Longest sequence, in tokens."""
-    type_vocab_size: Annotated[int, Field(ge=2)] = 2
+    type_vocab_size: Annotated[int, Field(ge=2, le=1024)] = 2
     layer_norm_eps: Annotated[float, Field(gt=0.0)] = 1e-12
     initializer_range: Annotated[float, Field(gt=0.0)] = 0.02
     """Standard deviation of the normal draw of the weights."""
@@ -184,7 +185,7 @@ class ScheduleSection(Section):
 class TrainSection(Section):
     """The loop."""
 
-    batch_size: Positive = 256
+    batch_size: Annotated[int, Field(ge=1, le=2**20)] = 256
     """Sequences in a step."""
     steps: Positive = 1_000_000
     """Parameter updates in the run."""
@@ -282,14 +283,14 @@ def _read_recipe_file(source: str) -> dict[str, Any]:
         text = (resources.files("bertmill") / "recipes" / f"{source}.toml").read_text("utf-8")
         return tomllib.loads(text)
     path = Path(source)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise RecipeError(
             f"recipe {source!r}",
             "is neither a known name nor a file" + _did_you_mean(source, names),
             f"known names are {', '.join(names)}",
         )
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
+        values = tomllib.loads(path.read_text("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(path, f"is not TOML ({error})", "mend that line") from None
     values.setdefault("name", path.stem)
@@ -318,29 +319,34 @@ def _apply_setting(values: dict[str, Any], setting: str) -> None:
 def _recipe_error(error: ValidationError, source: str) -> RecipeError:
     """Turn the first thing that pydantic found into our one line."""
     problem = error.errors()[0]
-    dotted = ".".join(str(part) for part in problem["loc"])
+    path = [str(part) for part in problem["loc"]]
+    dotted = ".".join(path)
     where = f"recipe {source}: {dotted}" if dotted else f"recipe {source}"
     if problem["type"] == "extra_forbidden":
-        section, _, key = dotted.rpartition(".")
-        known = _known_keys(section)
+        known = _known_keys(path[:-1])
         return RecipeError(
             where,
-            "is not a known key" + _did_you_mean(key, known),
+            "is not a known key" + _did_you_mean(path[-1], known),
             f"known keys are {', '.join(known)}",
         )
     if problem["type"] == "value_error":
         what, _, fix = str(problem["ctx"]["error"]).partition("; ")
         return RecipeError(f"recipe {source}", what, fix or "change it")
+    if problem["type"] == "model_type":
+        return RecipeError(
+            where, "is a section, not a value", f"write [{dotted}] and keys below it"
+        )
     shown = repr(problem["input"])
     what = f"{shown if len(shown) < 60 else shown[:60] + '...'} is not allowed"
     message = problem["msg"]
     return RecipeError(where, what, message[0].lower() + message[1:])
 
 
-def _known_keys(section: str) -> list[str]:
-    return sorted(
-        type(getattr(Recipe(name="any"), section)).model_fields if section else Recipe.model_fields
-    )
+def _known_keys(section: list[str]) -> list[str]:
+    owner: BaseModel = Recipe(name="any")
+    for name in section:
+        owner = getattr(owner, name)
+    return sorted(type(owner).model_fields)
 
 
 def _sections_hint() -> str:

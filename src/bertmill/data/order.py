@@ -67,7 +67,8 @@ class EpochOrder:
                 groups.append([])
             groups[-1].append(block)
         if len(groups) > 1 and block_documents[groups[-1]].sum() < 2:
-            groups[-2] += groups.pop()
+            lonely = groups.pop()
+            groups[-1] += lonely
         self.windows = [
             Window(
                 np.array(group, np.int64),

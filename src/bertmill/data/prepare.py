@@ -72,8 +72,8 @@ def prepare(
         raise StoreError(out, "already exists", "choose another --out, or delete it first")
     text = resolve_text(text, held_out)
     files = {"train": find_files(corpus), "held_out": find_files(held_out)}
-    made = make_tokenizer(files["train"], text, tokenizer, say)
     with _folder_that_appears_whole(out) as folder:
+        made = make_tokenizer(files["train"], text, tokenizer, say)
         writer = StoreWriter(folder, made)
         with _encoder(made, text, workers) as encode:
             for name in ("train", "held_out"):
@@ -92,8 +92,8 @@ def prepare(
         if not counts.num_documents:
             raise CorpusError(
                 ", ".join(map(str, corpus)),
-                "is empty: no document to train on",
-                "give a corpus with text in it",
+                "is empty or all held out: no document to train on",
+                "give a corpus with more text",
             )
     say(f"store: {counts.num_documents:,} documents, {counts.num_tokens:,} tokens in {out}")
     return Store(out)
@@ -121,9 +121,10 @@ def open_or_prepare(
     if folder.exists():
         try:
             store = Store(folder)
+            assert store.tokenizer  # opening it checks it
             say(f"store: {store.train.num_documents:,} documents from {folder}")
             return store
-        except StoreError as error:
+        except BertmillError as error:
             say(f"{error}; it is prepared again")
             shutil.rmtree(folder)
     return prepare(corpus, folder, text, tokenizer, held_out, workers, say)
@@ -163,7 +164,9 @@ def make_tokenizer(
         num_bytes += len(sample[-1].encode())
     if not any(sample):
         where = ", ".join(file.url for file in files[:3]) or "corpus"
-        raise CorpusError(where, "is empty: no document to train on", "give a corpus with text")
+        raise CorpusError(
+            where, "is empty or all held out: no document to train on", "give more text"
+        )
     made = train_tokenizer(sample, section)
     say(f"tokenizer: {made.size:,} entries from {num_bytes:,} bytes")
     return made

@@ -35,6 +35,7 @@ BLOCK_TOKENS = 2**22
 LONGEST_DOCUMENT_TOKENS = 2**24
 _SHARD_BLOCKS = 64
 _COUNTS_FILE = "token-counts.npy"
+_PREPARE_AGAIN = "prepare the corpus again"
 
 
 class EncodedDocuments(NamedTuple):
@@ -144,10 +145,17 @@ class Store:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.manifest = _read_manifest(self.folder)
-        for name, (size, digest) in _listed_files(self.manifest).items():
+        try:
+            listed = _listed_files(self.manifest)
+            self.train = TokenStore(self.folder, self.manifest["splits"]["train"])
+            self.held_out = TokenStore(self.folder, self.manifest["splits"]["held_out"])
+            assert isinstance(self.manifest["tokenizer_identity"], str)
+        except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+            raise StoreError(
+                self.folder / "manifest.json", f"is damaged ({error!r})", _PREPARE_AGAIN
+            ) from None
+        for name, (size, digest) in listed.items():
             _check_file(self.folder / name, size, digest)
-        self.train = TokenStore(self.folder, self.manifest["splits"]["train"])
-        self.held_out = TokenStore(self.folder, self.manifest["splits"]["held_out"])
 
     @cached_property
     def identity(self) -> str:
@@ -177,7 +185,7 @@ class Store:
 
 def is_store(folder: str | Path) -> bool:
     """Whether a folder looks like a store."""
-    return (Path(folder) / "manifest.json").is_file()
+    return os.path.isfile(Path(folder) / "manifest.json")
 
 
 class StoreWriter:
@@ -311,22 +319,20 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text("utf-8"))
         version = manifest["format"]
-        if version == FORMAT:
-            _listed_files(manifest)
-            return dict(manifest)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(path, f"is damaged ({error!r})", "prepare the corpus again") from None
-    raise StoreError(
-        path, f"has format {version!r}, this bertmill reads {FORMAT}", "prepare the corpus again"
-    )
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(path, f"is damaged ({error!r})", _PREPARE_AGAIN) from None
+    if version == FORMAT:
+        return dict(manifest)
+    raise StoreError(path, f"has format {version!r}, this bertmill reads {FORMAT}", _PREPARE_AGAIN)
 
 
 def _check_file(path: Path, size: int, digest: str) -> None:
-    fix = "prepare the corpus again"
     if not path.is_file():
-        raise StoreError(path, "is missing from the store", fix)
+        raise StoreError(path, "is missing from the store", _PREPARE_AGAIN)
     if path.stat().st_size != size:
-        raise StoreError(path, f"has {path.stat().st_size} bytes instead of {size}", fix)
+        raise StoreError(path, f"has {path.stat().st_size} bytes instead of {size}", _PREPARE_AGAIN)
     with path.open("rb") as stream:
         if hashlib.file_digest(stream, "sha256").hexdigest() != digest:
-            raise StoreError(path, "is damaged (its SHA-256 differs from the manifest's)", fix)
+            raise StoreError(
+                path, "is damaged (its SHA-256 differs from the manifest's)", _PREPARE_AGAIN
+            )

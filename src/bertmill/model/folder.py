@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,9 @@ def model_folder(path: str | Path) -> Path:
     """Return the model's own folder: a run keeps it under ``model``."""
     path = Path(path)
     for folder in (path / "model", path):
-        if (folder / "config.json").is_file():
+        if os.path.isfile(folder / "config.json"):
             return folder
-    if not path.exists():
+    if not os.path.exists(path):
         raise ModelError(path, "does not exist", "give a run folder or a model folder")
     raise ModelError(
         path, "is neither a run nor a model folder (no config.json)", "give another folder"

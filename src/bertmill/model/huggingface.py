@@ -31,6 +31,9 @@ _NAMES = (
     ("masked_token_head.bias", "cls.predictions.bias"),
     ("next_sentence_head", "cls.seq_relationship"),
 )
+# An untied decoder has a bias of its own in transformers, and `cls.predictions.bias` is not used.
+_BIAS, _DECODER_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
+_DECODER = "cls.predictions.decoder.weight"
 _FUSED = "encoder.blocks.*.attention.query_key_value"
 _SEPARATE = tuple(f"bert.encoder.layer.*.attention.self.{n}" for n in ("query", "key", "value"))
 
@@ -56,6 +59,8 @@ def to_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 out[f"{theirs}.{leaf}".replace("*", block)] = part.contiguous()
         else:
             out[_translate(pattern, dict(_NAMES)).replace("*", block)] = tensor.contiguous()
+    if _DECODER in out:
+        out[_DECODER_BIAS] = out[_BIAS].clone()
     return out
 
 
@@ -85,6 +90,8 @@ def from_huggingface(
         name if name.startswith(("bert.", "cls.")) else f"bert.{name}": tensor
         for name, tensor in tensors.items()
     }
+    if _DECODER_BIAS in theirs:
+        theirs[_BIAS] = theirs[_DECODER_BIAS]
     found: dict[str, Tensor] = {}
     for name, ours in wanted.items():
         pattern, block = _pattern(name)
@@ -141,15 +148,19 @@ def from_config(config: Mapping[str, Any], where: object) -> tuple[ModelSection,
         )
     known = {key: config[key] for key in ModelSection.model_fields if key in config}
     try:
-        return ModelSection.model_validate(known), int(config["vocab_size"])
+        section = ModelSection.model_validate(known)
     except ValidationError as error:
         problem = error.errors()[0]
-        key = ".".join(map(str, problem["loc"])) or "config"
-        raise ModelError(
-            where, f"{key} is {problem['input']!r}: {problem['msg']}", "give another model"
-        ) from None
-    except (KeyError, TypeError, ValueError):
-        raise ModelError(where, "has no vocab_size", "fetch the folder again") from None
+        what = (
+            str(problem["ctx"]["error"]).partition("; ")[0]
+            if problem["type"] == "value_error"
+            else f"{problem['loc'][0]} is {problem['input']!r}: {problem['msg']}"
+        )
+        raise ModelError(where, what, "give another model") from None
+    vocab_size = config.get("vocab_size")
+    if not isinstance(vocab_size, int) or not 1 <= vocab_size <= 2**24:
+        raise ModelError(where, f"vocab_size is {vocab_size!r}", "fetch the folder again")
+    return section, vocab_size
 
 
 def _pattern(name: str) -> tuple[str, str]:

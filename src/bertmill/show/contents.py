@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,13 @@ def describe(target: str | Path, num_pairs: int = 3) -> dict[str, Any]:
         None of the four.
     """
     path = Path(target)
-    if str(target) in recipe_names() or path.is_file():
+    if str(target) in recipe_names() or os.path.isfile(path):
         return _describe_recipe(str(target))
     if is_store(path):
         return _describe_store(path, num_pairs)
-    if (path / "recipe.toml").is_file():
+    if os.path.isfile(path / "recipe.toml"):
         return _describe_run(RunFolder(path), num_pairs)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _describe_model(path)
     raise InputError(
         target,
@@ -71,8 +72,9 @@ def _describe_recipe(target: str) -> dict[str, Any]:
 
 def _describe_store(path: Path, num_pairs: int) -> dict[str, Any]:
     store = Store(path)
+    single = store.train.num_documents == 1
     split = store.manifest["text"]["sentences"] == "spaced-period"
-    pairs = PairsSection(kind="sentences" if split else "segments")
+    pairs = PairsSection(kind="none" if single else "sentences" if split else "segments")
     return {
         "kind": "store",
         **_counts(store),

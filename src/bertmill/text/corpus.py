@@ -16,7 +16,8 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -64,6 +65,8 @@ class CorpusFile:
     """``.gz``, ``.xz``, ``.zst`` or nothing."""
     fingerprint: str
     """Changes when the file changes (size, time of change, version or entity tag)."""
+    open: Callable[[], Any] = field(compare=False, repr=False)
+    """Opens its bytes, as they are stored."""
 
 
 def find_files(sources: Iterable[str]) -> list[CorpusFile]:
@@ -125,6 +128,8 @@ def fingerprint(files: Iterable[CorpusFile]) -> str:
 
 
 def _find(source: str) -> list[CorpusFile]:
+    if not source:
+        raise CorpusError("corpus", "has no name", "give a file or folder with text")
     if source.startswith("sample:"):
         return [_sample(source)]
     try:
@@ -133,9 +138,9 @@ def _find(source: str) -> list[CorpusFile]:
         raise MissingExtraError(
             source, f"needs a package that is not installed ({error})", "install it with pip"
         ) from None
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise CorpusError(
-            source, f"is not an address that can be opened ({error})", "check it"
+            source, f"is not an address that can be opened ({_one_line(error)})", "check it"
         ) from None
     try:
         if fs.isdir(path):
@@ -153,7 +158,7 @@ def _find(source: str) -> list[CorpusFile]:
         else:
             paths = []
         if not paths:
-            raise CorpusError(source, "does not exist", "check the name; nothing was written")
+            raise CorpusError(source, "does not exist", "check the name")
         return [_corpus_file(fs, p) for p in paths]
     except OSError as error:
         raise CorpusError(
@@ -169,7 +174,7 @@ def _corpus_file(fs: Any, path: str) -> CorpusFile:
         raise CorpusError(
             local, "is of an unknown kind", f"use a file whose name ends in {_endings()}"
         )
-    return CorpusFile(local, kind[0], kind[1], str(fs.ukey(path)))
+    return CorpusFile(local, *kind, str(fs.ukey(path)), partial(fs.open, path, "rb"))
 
 
 def _kind(path: str) -> tuple[str, str] | None:
@@ -188,7 +193,7 @@ def _sample(source: str) -> CorpusFile:
     if source != SAMPLE_SOTU:
         raise CorpusError(source, "is not a known sample", f"the one there is: {SAMPLE_SOTU}")
     try:
-        return CorpusFile(source, source, "", metadata.version("sotu"))
+        return CorpusFile(source, source, "", metadata.version("sotu"), io.BytesIO)
     except metadata.PackageNotFoundError:
         raise MissingExtraError(
             source,
@@ -210,8 +215,11 @@ _DECOMPRESSORS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
 @contextmanager
 def _open(file: CorpusFile) -> Iterator[BinaryIO]:
     """Open a file's bytes, decompressed."""
-    with fsspec.open(file.url, "rb") as raw:
+    with file.open() as raw:
         if file.compression:
+            if not raw.read(1):  # gzip and zstd would call it whole, and empty
+                raise EOFError("it is empty")
+            raw.seek(0)
             with _DECOMPRESSORS[file.compression](raw) as plain:
                 yield plain
         else:

@@ -77,6 +77,9 @@ class Tokenizer:
         """SHA-256 of everything that decides which ids a text becomes."""
         parts = json.loads(self.backend.to_str())
         canonical = {key: parts[key] for key in ("model", "normalizer", "pre_tokenizer")}
+        canonical["added_tokens"] = [
+            token for token in parts["added_tokens"] if token["content"] not in self.special_tokens
+        ]
         canonical["special_tokens"] = list(self.special_tokens)
         text = json.dumps(canonical, sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -184,8 +187,9 @@ def load_tokenizer(path: str | Path, section: TokenizerSection | None = None) ->
         tokens = vocab_file.read_text("utf-8").removesuffix("\n").split("\n")
         lowercase = bool(config.get("do_lower_case", section.lowercase))
         accents = config.get("strip_accents")
-        strip_accents = section.strip_accents if accents is None else bool(accents)
-        return Tokenizer(_wordpiece(tokens, names, lowercase, strip_accents), names)
+        if accents is None:  # as published BERTs mean it: like lower-casing
+            accents = config.get("do_lower_case", section.strip_accents)
+        return Tokenizer(_wordpiece(tokens, names, lowercase, bool(accents)), names)
     except TokenizerError as error:
         raise TokenizerError(path, error.what, error.fix) from None
     except Exception as error:  # the library raises bare Exception for a broken file
@@ -270,28 +274,38 @@ def _count_pieces(
 ) -> Counter[str]:
     """Train WordPiece and count each piece over the words it was trained on.
 
-    The trainer breaks ties by id and numbers the single characters in the order of a hash map:
-    giving them to it ready numbered is what makes its choice of merges repeatable.
+    The trainer breaks ties by id and numbers single characters in the order of a hash map: giving
+    them to it ready numbered, as many as half of the vocabulary holds, is what makes its choice of
+    characters and merges repeatable.
     """
     characters: Counter[str] = Counter()
+    inside: set[str] = set()
     for word, n in counts.items():
-        for i, character in enumerate(word):
-            characters[(_CONTINUATION if i else "") + character] += n
-    room = section.vocab_size - len(section.special_tokens)
-    alphabet = sorted(characters, key=lambda c: (-characters[c], c))[: max(1, room // 2)]
+        inside.update(word[1:])
+        for character in word:
+            characters[character] += n
+    room = (section.vocab_size - len(section.special_tokens)) // 2
+    kept: list[str] = []
+    alphabet: list[str] = []
+    for character in sorted(characters, key=lambda c: (-characters[c], c)):
+        forms = [character, _CONTINUATION + character][: 1 + (character in inside)]
+        if len(alphabet) + len(forms) > max(room, 2):
+            break
+        kept.append(character)
+        alphabet += forms
     trainer = trainers.WordPieceTrainer(
         vocab_size=section.vocab_size,
         min_frequency=section.min_frequency,
         special_tokens=[*section.special_tokens, *alphabet],
-        initial_alphabet=[],
-        limit_alphabet=len(alphabet),
+        initial_alphabet=kept,
+        limit_alphabet=len(kept),
         show_progress=False,
     )
     shell.train_from_iterator(texts, trainer)
     words = list(counts)
     pieces: Counter[str] = Counter(dict.fromkeys(shell.get_vocab(), 0))
     plain = tokenizers.Tokenizer(shell.model)  # the words are normalised and split already
-    for word, encoding in zip(words, plain.encode_batch_fast(words), strict=True):
+    for word, encoding in zip(words, plain.encode_batch(words), strict=True):
         for token in encoding.tokens:
             pieces[token] += counts[word]
     return pieces

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 import threading
 import time
@@ -59,9 +60,60 @@ class Outcome:
     held_out: HeldOutScores | None
 
 
+def open_device(name: str) -> torch.device:
+    """Return the device of ``train.device``: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises
+    ------
+    RecipeError
+        Another name, or a device that this machine has not.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    where, fix = f"train.device={name}", "set auto, cpu, cuda or cuda:N"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise RecipeError(where, "is not a device that bertmill trains on", fix)
+    try:
+        return torch.zeros((), device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise RecipeError(where, f"cannot be used ({str(error).splitlines()[0]})", fix) from None
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run reads: made before its folder, because it may refuse."""
+
+    store: Store
+    train: Batches
+    held_out: HeldOut | None
+    """None where the store holds nothing out."""
+    device: torch.device
+
+    @classmethod
+    def open(cls, store: Store, recipe: Recipe) -> RunData:
+        """Open both splits for the recipe's pairs.
+
+        Raises
+        ------
+        CorpusError
+            A split gives no example, or is a single document where random seconds are needed.
+        """
+        train = Batches(
+            store.train,
+            store.tokenizer,
+            recipe.pairs,
+            recipe.masking,
+            recipe.train.batch_size,
+            recipe.train.seed,
+            ", ".join(store.manifest["corpus"]),
+        )
+        held_out = HeldOut(store, recipe) if store.held_out.num_documents else None
+        return cls(store, train, held_out, open_device(recipe.train.device))
+
+
 def pretrain_loop(
     recipe: Recipe,
-    store: Store,
+    data: RunData,
     run: RunFolder,
     limits: Limits,
     checkpoint: Checkpoint | None,
@@ -73,7 +125,7 @@ def pretrain_loop(
     Parameters
     ----------
     recipe : Recipe
-    store : Store
+    data : RunData
     run : RunFolder
         Created and locked.
     limits : Limits
@@ -88,19 +140,8 @@ def pretrain_loop(
     RunError
         The loss is not finite, or the run cannot be saved.
     """
-    knobs = recipe.train
-    device = _device(knobs.device)
+    knobs, store, held_out, device = recipe.train, data.store, data.held_out, data.device
     tokenizer = store.tokenizer
-    batches = Batches(
-        store.train,
-        tokenizer,
-        recipe.pairs,
-        recipe.masking,
-        knobs.batch_size,
-        knobs.seed,
-        "the corpus",
-    )
-    held_out = HeldOut(store, recipe) if store.held_out.num_documents > 1 else None
     if held_out is None:
         progress.say("no held-out text: give --held-out, or raise text.held_out_fraction")
     model = PretrainingModel(recipe.model, tokenizer.size)
@@ -155,7 +196,7 @@ def pretrain_loop(
             started = time.perf_counter()
             for group in optimizer.param_groups:
                 group["lr"] = recipe.optimizer.lr * schedule.scale(step)
-            batch = to_device(batches.batch_at(step), device)
+            batch = to_device(data.train.batch_at(step), device)
             num_predictions, num_pairs = len(batch.masked_labels), len(batch.next_sentence_labels)
 
             torch.manual_seed(make_key(knobs.seed, "dropout", step))
@@ -316,18 +357,6 @@ def _progress_of(
         return clock.seconds / limits.budget_seconds, left
     assert end_step is not None
     return step / end_step, (end_step - step) * clock.seconds / step
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.zeros((), device=torch.device(name)).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise RecipeError(
-            f"train.device={name}", f"cannot be used ({reason})", "set auto, cpu or cuda"
-        ) from None
 
 
 def _device_name(device: torch.device) -> str:

@@ -16,9 +16,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,8 @@ class RunFolder:
         """Link to the newest checkpoint's model folder."""
         return self.path / "model"
 
-    def create(self, recipe: Recipe, facts: dict[str, Any]) -> None:
-        """Start a run here: the folder must be new or empty."""
+    def refuse_if_taken(self) -> None:
+        """Raise `RunError` unless a run can start here: the folder must be new or empty."""
         if (self.path / "recipe.toml").exists():
             raise RunError(
                 self.path,
@@ -53,6 +53,13 @@ class RunFolder:
             )
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise RunError(self.path, "already exists and is not empty", "choose another --out")
+        above = next(folder for folder in self.path.absolute().parents if folder.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise RunError(self.path, f"cannot be made in {above}", "choose another --out")
+
+    def create(self, recipe: Recipe, facts: dict[str, Any]) -> None:
+        """Start a run here."""
+        self.refuse_if_taken()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.write_recipe(recipe)
@@ -70,11 +77,15 @@ class RunFolder:
         """Read recipe and facts of the run that is here."""
         if not (self.path / "recipe.toml").is_file():
             raise RunError(self.path, "holds no run (no recipe.toml)", "give a run's folder")
+        path, wanted = self.path / "run.json", {"corpus": list, "held_out": list, "store": str}
         try:
-            facts = json.loads((self.path / "run.json").read_text("utf-8"))
-        except (OSError, ValueError) as error:
+            facts = json.loads(path.read_text("utf-8"))
+            known = {key: facts[key] for key in (*wanted, "store_identity", "budget_seconds")}
+            if bad := [key for key, kind in wanted.items() if not isinstance(known[key], kind)]:
+                raise ValueError(f"{bad[0]} is {known[bad[0]]!r}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
-                self.path / "run.json", f"cannot be read ({error})", "start anew"
+                path, f"is damaged ({error!r})", "put it back, or start a new run"
             ) from None
         return load_recipe(self.path / "recipe.toml"), facts
 
@@ -89,7 +100,7 @@ class RunFolder:
                 raise RunError(
                     self.path,
                     "is in use by another process",
-                    "wait for it, or choose another --out",
+                    "wait until it has ended",
                 ) from None
             yield
 
@@ -99,10 +110,8 @@ class RunFolder:
             stream.write(json.dumps(record) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read all metrics; a last line that was cut short is left out."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text("utf-8").splitlines(keepends=True) if path.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        """Read all metrics."""
+        return self._read_lines("metrics.jsonl", ("step", "split"))
 
     def cut_metrics(self, step: int) -> None:
         """Drop the lines after a step: the resumed run writes them again."""
@@ -111,9 +120,11 @@ class RunFolder:
 
     def decisions(self) -> list[Decision]:
         """Read the lengths that were fixed so far."""
-        path = self.path / "decisions.jsonl"
-        lines = path.read_text("utf-8").splitlines(keepends=True) if path.is_file() else []
-        return [Decision(**json.loads(line)) for line in lines if line.endswith("\n")]
+        keys = [field.name for field in fields(Decision)]
+        return [
+            Decision(**{key: record[key] for key in keys})
+            for record in self._read_lines("decisions.jsonl", keys)
+        ]
 
     def record_decision(self, decision: Decision) -> None:
         """Keep a decision safe before it is used."""
@@ -121,6 +132,21 @@ class RunFolder:
             stream.write(json.dumps(asdict(decision)) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
+
+    def _read_lines(self, name: str, keys: Sequence[str]) -> list[dict[str, Any]]:
+        """Read JSON objects that have these keys; a last line that was cut short is left out."""
+        path = self.path / name
+        lines = path.read_text("utf-8").splitlines(keepends=True) if path.is_file() else []
+        records: list[dict[str, Any]] = []
+        for number, line in enumerate(lines, 1):
+            if not line.endswith("\n"):
+                break
+            try:
+                record = json.loads(line)
+                records.append({**record, **{key: record[key] for key in keys}})
+            except (ValueError, KeyError, TypeError):
+                raise RunError(f"{path}, line {number}", "is damaged", "delete the line") from None
+        return records
 
     def _write(self, name: str, text: str) -> None:
         """Replace a small file in one step."""

@@ -57,7 +57,7 @@ class HeldOut:
             recipe.masking,
             _SEQUENCES_AT_ONCE,
             _SEED,
-            "the held-out text",
+            ", ".join(store.manifest["held_out"]) or "the held-out share of the corpus",
         )
         self._size = min(recipe.train.validation_pairs, self._batches.num_examples)
         made = [self._batch(i) for i in range(self._num_batches)]

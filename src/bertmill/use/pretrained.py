@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bertmill.errors import InputError
+from bertmill.errors import InputError, ModelError
 from bertmill.model.encoder import PackedTokens
 from bertmill.model.folder import load_model
 from bertmill.model.heads import PretrainingModel
@@ -40,8 +40,9 @@ class Encoding:
         """
         rows = [i for i, owner in enumerate(self.words) if owner == word]
         if not rows:
-            known = max((w for w in self.words if w is not None), default=-1)
-            raise InputError(f"word {word}", "has no vector", f"words go from 0 to {known}")
+            known = sorted({w for w in self.words if w is not None})
+            fix = f"words go from 0 to {known[-1]}" if known else "the text has no words"
+            raise InputError(f"word {word}", "has no vector", fix)
         mean: npt.NDArray[np.float32] = self.vectors[0, rows].mean(0)
         return mean
 
@@ -121,15 +122,24 @@ class Pretrained:
         Raises
         ------
         InputError
-            No mask in the text, longer than the model's positions, or `top` below 1.
+            No mask in the text, longer than the model's positions, or `top` out of range.
+        ModelError
+            The folder lacked the masked-token head.
         """
+        if untrained := [n for n in self.new_weights if n.startswith("masked_token_head")]:
+            raise ModelError(
+                "fill-mask",
+                f"the model has no masked-token head ({untrained[0]} is missing)",
+                "give a model that was saved with its pretraining heads",
+            )
         mask = self.tokenizer.mask_token
+        _check_text(text)
         if mask not in text:
             raise InputError(
                 "fill-mask", f"the text has no {mask}", f"write {mask} where a word is missing"
             )
         if not 1 <= top <= self.tokenizer.size:
-            raise InputError("top", f"is {top}", f"give 1 to {self.tokenizer.size}")
+            raise InputError("--top", f"is {top}", f"give 1 to {self.tokenizer.size}")
         token_ids = [self.tokenizer.cls_id]
         for number, part in enumerate(text.split(mask)):
             token_ids += [self.tokenizer.mask_id] if number else []
@@ -147,21 +157,16 @@ class Pretrained:
 
     def _segment(self, segment: str | Sequence[str]) -> tuple[list[int], list[int], int]:
         """Ids, the word each belongs to, and the number of words."""
-        texts = [segment] if isinstance(segment, str) else list(segment)
-        for text in texts:
-            if not isinstance(text, str):
-                raise InputError("text", f"{text!r} is not text", "give a string or a list of them")
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError:
-                raise InputError(
-                    "text", "holds half a character (a lone surrogate)", "delete it"
-                ) from None
-        if isinstance(segment, str):
-            ids, owners = self.tokenizer.encode_words(segment)
-            return ids, owners, max(owners, default=-1) + 1
-        flat, lengths = self.tokenizer.encode_batch(texts)
-        return flat.tolist(), np.repeat(np.arange(len(texts)), lengths).tolist(), len(texts)
+        if isinstance(segment, list | tuple):
+            for text in segment:
+                _check_text(text)
+            flat, lengths = self.tokenizer.encode_batch(segment)
+            owners = np.repeat(np.arange(len(segment)), lengths)
+            return flat.tolist(), owners.tolist(), len(segment)
+        _check_text(segment)
+        assert isinstance(segment, str)
+        ids, words = self.tokenizer.encode_words(segment)
+        return ids, words, max(words, default=-1) + 1
 
     def _hidden(self, token_ids: list[int], segment_ids: list[int]) -> torch.Tensor:
         """Encode one sequence, [tokens, D]."""
@@ -181,6 +186,15 @@ class Pretrained:
         with torch.inference_mode():
             hidden: torch.Tensor = self.model(packed)
         return hidden
+
+
+def _check_text(text: object) -> None:
+    if not isinstance(text, str):
+        raise InputError("text", f"{text!r} is not text", "give a string or a list of strings")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError("text", "holds half a character (a lone surrogate)", "delete it") from None
 
 
 def load(path: str | Path) -> Pretrained:

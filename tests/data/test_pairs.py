@@ -1,0 +1,300 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bertmill.config import MaskingSection, PairsSection, TokenizerSection
+from bertmill.data.batch import Batches
+from bertmill.data.order import EpochOrder, Located
+from bertmill.data.pairs import PairMaker, Pairs
+from bertmill.data.randomness import make_key, random_bits
+from bertmill.data.store import EncodedDocuments, Store, StoreWriter
+from bertmill.errors import CorpusError
+from bertmill.text.tokenizer import train_tokenizer
+
+TOKENIZER = train_tokenizer(
+    [" ".join(f"w{i}" for i in range(50))], TokenizerSection(kind="word", min_frequency=1)
+)
+# A document is a list of sentence lengths.
+CORPORA = st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=12), min_size=2, max_size=15)
+
+
+def make_store(folder, corpus, monkeypatch=None, block_tokens=None):
+    if block_tokens:
+        monkeypatch.setattr("bertmill.data.store.BLOCK_TOKENS", block_tokens)
+    writer = StoreWriter(folder, TOKENIZER)
+    for document in corpus:
+        tokens = np.random.default_rng(sum(document)).integers(5, TOKENIZER.size, sum(document))
+        writer.add("train", EncodedDocuments(tokens, np.array(document), np.array([len(document)])))
+    writer.close({"text": {}, "tokenizer": {}})
+    return Store(folder).train
+
+
+@pytest.fixture
+def corpus():
+    rng = np.random.default_rng(0)
+    return [rng.integers(3, 25, rng.integers(2, 30)).tolist() for _ in range(120)]
+
+
+def draw_epoch(store, section, epoch=0, seed=1) -> Pairs:
+    batches = Batches(store, TOKENIZER, section, MaskingSection(), 1, seed, "text")
+    n = batches.num_examples
+    return batches.pairs_at(np.arange(epoch * n, (epoch + 1) * n))[0]
+
+
+def layout(corpus):
+    """Sentence ranges of each document, in token positions."""
+    out, at = [], 0
+    for document in corpus:
+        ranges = []
+        for length in document:
+            ranges.append((at, at + length))
+            at += length
+        out.append(ranges)
+    return out
+
+
+def document_of(corpus, position):
+    ends = np.cumsum([sum(document) for document in corpus])
+    return int(np.searchsorted(ends, position, "right"))
+
+
+# --- sentences -----------------------------------------------------------------------------------
+
+
+@settings(max_examples=30)
+@given(CORPORA)
+def test_sentence_pairs_follow_the_rule(tmp_path_factory, corpus):
+    section = PairsSection(kind="sentences", max_length=32)
+    fitting = [
+        (a, b)
+        for ranges in layout(corpus)
+        for a, b in itertools.pairwise(ranges)
+        if b[1] - a[0] + 3 <= 32
+    ]
+    store = make_store(tmp_path_factory.mktemp("store"), corpus)
+    if not fitting:
+        with pytest.raises(CorpusError):
+            draw_epoch(store, section)
+        return
+    pairs = draw_epoch(store, section)
+    starts = {s: (s, e) for ranges in layout(corpus) for s, e in ranges}
+    assert sorted(pairs.a_starts.tolist()) == sorted(a[0] for a, _ in fitting)
+    following = dict(fitting)
+    for a0, a1, b0, b1, is_next in zip(*map(np.ndarray.tolist, pairs), strict=True):
+        assert (a0, a1) == starts[a0]
+        assert a1 - a0 + b1 - b0 + 3 <= 32
+        if is_next:
+            assert (b0, b1) == following[a0, a1]
+        else:
+            assert document_of(corpus, a0) != document_of(corpus, b0)
+            assert b0 in starts and b1 <= starts[b0][1]
+
+
+def test_half_of_the_sentence_pairs_are_next(tmp_path, corpus):
+    store = make_store(tmp_path, corpus)
+    section = PairsSection(kind="sentences", max_length=64)
+    share = np.concatenate([draw_epoch(store, section, e).is_next for e in range(5)]).mean()
+    assert abs(share - 0.5) < 0.02
+
+
+def test_random_seconds_come_from_all_other_documents_alike(tmp_path):
+    corpus = [[5, 5], [5] * 40, *[[5]] * 8]  # by documents, not by sentences
+    store = make_store(tmp_path, corpus)
+    section = PairsSection(kind="sentences", next_fraction=0.0)
+    drawn = [
+        document_of(corpus, b)
+        for e in range(100)
+        for b in draw_epoch(store, section, e).b_starts.tolist()
+    ]
+    counts = np.bincount(drawn, minlength=10)
+    # 39 examples an epoch are the big document's own, and one is the first's: its 100 draws hit
+    # the big one no more often than any other document, once in 9, though it has most sentences.
+    assert counts[1] < 25
+    assert abs(counts[2:] / counts[2:].mean() - 1).max() < 0.2
+
+
+# --- segments: a slow oracle of our own rule -------------------------------------------------------
+
+
+def slow_units(corpus, room):
+    """Whole sentences until they reach the room, document by document."""
+    units = []
+    for d, ranges in enumerate(layout(corpus)):
+        unit = []
+        for sentence in ranges:
+            unit.append(sentence)
+            if unit[-1][1] - unit[0][0] >= room:
+                units.append((d, unit))
+                unit = []
+        if unit:
+            units.append((d, unit))
+    return units
+
+
+def slow_truncate(a, b, room, coins_a, coins_b):
+    """A token at a time from the longer side, B on a tie; a coin says from which end."""
+    a, b = list(a), list(b)
+    while a[1] - a[0] + b[1] - b[0] > room:
+        side, coins = (a, coins_a) if a[1] - a[0] > b[1] - b[0] else (b, coins_b)
+        if next(coins):
+            side[0] += 1
+        else:
+            side[1] -= 1
+    return tuple(a), tuple(b)
+
+
+@settings(max_examples=30)
+@given(CORPORA, st.integers(8, 40), st.floats(0, 1), st.floats(0, 1))
+def test_segments_follow_the_rule(tmp_path_factory, corpus, max_length, next_, short):
+    section = PairsSection(max_length=max_length, next_fraction=next_, short_fraction=short)
+    room = max_length - 3
+    store = make_store(tmp_path_factory.mktemp("store"), corpus)
+    maker = PairMaker(store, section, "text")
+    units = slow_units(corpus, room)
+    order = EpochOrder(maker.block_examples, store.block_documents, key=0)
+    everything = Located(
+        np.arange(len(units)),
+        order.windows[0],
+        np.zeros(len(units), np.int64),
+        np.arange(len(units)),
+    )
+    pairs = maker.draw(everything, make_key(1, "pairs", 0))
+    assert len(units) == maker.block_examples.sum()
+    for (d, unit), a0, a1, b0, b1, is_next in zip(
+        units, *map(np.ndarray.tolist, pairs), strict=True
+    ):
+        total = a1 - a0 + b1 - b0
+        assert a1 - a0 >= 1 and b1 - b0 >= 1 and total <= room
+        # A lies in a run of leading sentences of the unit, and the next B in the rest of it.
+        splits = {sentence[1] for sentence in unit}
+        assert unit[0][0] <= a0 and any(a1 <= split for split in splits)
+        if is_next:
+            assert len(unit) > 1 and a1 <= b0 and b1 <= unit[-1][1]
+            assert document_of(corpus, b0) == d
+        else:
+            assert document_of(corpus, b0) != d
+            assert document_of(corpus, b0) == document_of(corpus, b1 - 1)
+        if short == 0 and len(unit) > 1 and is_next:
+            # Nothing is lost but what does not fit.
+            assert total == min(room, unit[-1][1] - unit[0][0])
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(2, 50), st.integers(0, 2**32))
+def test_truncation_is_the_published_routine_token_by_token(a_length, b_length, room, seed):
+    from bertmill.data.pairs import _FRONT_A, _FRONT_B, _truncate
+    from bertmill.data.randomness import heads_of
+
+    keys = random_bits(seed, 0)
+    a, b = (100, 100 + a_length), (500, 500 + b_length)
+    got = _truncate(*(np.array([x]) for x in (*a, *b)), room, keys)
+    a0, a1, b0, b1 = (int(x[0]) for x in got)
+    lost_a, lost_b = a_length - (a1 - a0), b_length - (b1 - b0)
+    front_a = int(heads_of(np.array([lost_a]), keys, _FRONT_A)[0])
+    front_b = int(heads_of(np.array([lost_b]), keys, _FRONT_B)[0])
+    coins_a = iter([True] * front_a + [False] * (lost_a - front_a))
+    coins_b = iter([True] * front_b + [False] * (lost_b - front_b))
+    assert slow_truncate(a, b, room, coins_a, coins_b) == ((a0, a1), (b0, b1))
+
+
+def test_shares_of_segments(tmp_path):
+    corpus = [[10] * 48 for _ in range(60)]  # eight full units a document
+    store = make_store(tmp_path, corpus)
+    epochs = [draw_epoch(store, PairsSection(max_length=63), e) for e in range(20)]
+    is_next = np.concatenate([p.is_next for p in epochs])
+    total = np.concatenate([p.a_stops - p.a_starts + p.b_stops - p.b_starts for p in epochs])
+    # Short targets are 2 to 60. Nine of these 59 leave one sentence, which has no next.
+    assert abs(is_next.mean() - 0.5 * (1 - 0.1 * 9 / 59)) < 0.02
+    # Pairs with a next are filled up to whole sentences: targets of 11 to 50 stay shorter.
+    # (A random second may also end with its document.)
+    assert abs((total[is_next] < 60).mean() - 0.1 * 40 / 59 / (1 - 0.1 * 9 / 59)) < 0.012
+
+
+def test_a_unit_of_one_sentence_has_a_random_second(tmp_path):
+    corpus = [[40], [40], [40]]
+    pairs = draw_epoch(make_store(tmp_path, corpus), PairsSection(next_fraction=1.0, max_length=50))
+    assert not pairs.is_next.any()
+
+
+# --- none ----------------------------------------------------------------------------------------
+
+
+def test_full_blocks_cover_every_token_once(tmp_path, corpus):
+    store = make_store(tmp_path, corpus)
+    pairs = draw_epoch(store, PairsSection(kind="none", max_length=34))
+    covered = np.concatenate(
+        [np.arange(a, b) for a, b in zip(pairs.a_starts, pairs.a_stops, strict=True)]
+    )
+    assert sorted(covered.tolist()) == list(range(store.num_tokens))
+    assert ((pairs.a_stops - pairs.a_starts) == 32).sum() == store.num_tokens // 32
+    assert (pairs.b_starts == pairs.b_stops).all()
+
+
+# --- all -----------------------------------------------------------------------------------------
+
+SECTIONS = [
+    PairsSection(kind="sentences", max_length=48),
+    PairsSection(kind="segments", max_length=48),
+    PairsSection(kind="none", max_length=48),
+]
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda s: s.kind)
+def test_every_epoch_has_the_same_examples_and_other_draws(tmp_path, corpus, section):
+    store = make_store(tmp_path, corpus)
+    one, two = (draw_epoch(store, section, e) for e in (0, 1))
+    assert not np.array_equal(one.a_starts, two.a_starts)
+    assert len(one.a_starts) == len(two.a_starts)
+    if section.kind != "segments":  # there the front of A may be cut off
+        assert sorted(one.a_starts.tolist()) == sorted(two.a_starts.tolist())
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda s: s.kind)
+def test_same_seed_same_pairs_other_seed_others(tmp_path, corpus, section):
+    store = make_store(tmp_path, corpus)
+    one, same, other = (draw_epoch(store, section, 3, seed) for seed in (5, 5, 6))
+    assert all(np.array_equal(a, b) for a, b in zip(one, same, strict=True))
+    assert not np.array_equal(one.a_starts, other.a_starts)
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda s: s.kind)
+def test_many_blocks_hold_the_rules_too(tmp_path, corpus, section, monkeypatch):
+    monkeypatch.setattr("bertmill.data.batch.EpochOrder", _SmallWindows)
+    store = make_store(tmp_path, corpus, monkeypatch, block_tokens=500)
+    assert store.num_blocks > 10
+    pairs = draw_epoch(store, section)
+    for a0, a1, b0, b1, is_next in zip(*map(np.ndarray.tolist, pairs), strict=True):
+        if section.kind == "none":
+            continue
+        same = document_of(corpus, a0) == document_of(corpus, b0)
+        assert same == is_next
+        assert document_of(corpus, b0) == document_of(corpus, b1 - 1)
+        assert document_of(corpus, a0) == document_of(corpus, a1 - 1)
+
+
+class _SmallWindows(EpochOrder):
+    def __init__(self, *args):
+        super().__init__(*args, window_blocks=3)
+
+
+@pytest.mark.parametrize("kind", ["sentences", "segments"])
+def test_a_single_document_is_refused_not_mislabelled(tmp_path, kind):
+    store = make_store(tmp_path, [[5, 5, 5]])
+    with pytest.raises(CorpusError, match="single document"):
+        PairMaker(store, PairsSection(kind=kind), "my.txt")
+
+
+def test_a_single_document_is_fine_without_random_seconds(tmp_path):
+    store = make_store(tmp_path, [[5, 5, 5]])
+    assert draw_epoch(store, PairsSection(kind="sentences", next_fraction=1.0)).is_next.all()
+    assert len(draw_epoch(store, PairsSection(kind="none")).a_starts) == 1
+
+
+def test_a_second_that_never_fits_is_cut_to_fit(tmp_path):
+    corpus = [[20, 2], [30], [30]]
+    section = PairsSection(kind="sentences", max_length=28, next_fraction=0.0)
+    pairs = draw_epoch(make_store(tmp_path, corpus), section)
+    assert (pairs.a_stops - pairs.a_starts + pairs.b_stops - pairs.b_starts).tolist() == [25]
+    assert not pairs.is_next.any()

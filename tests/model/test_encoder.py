@@ -1,0 +1,245 @@
+import math
+
+import pytest
+import torch
+from transformers import BertConfig, BertForPreTraining
+
+from bertmill.config import ModelSection, load_recipe
+from bertmill.model.encoder import PackedTokens, initialise
+from bertmill.model.heads import PretrainingModel
+from bertmill.model.huggingface import from_huggingface
+from bertmill.model.losses import PretrainingInput, pretraining_losses, score_batch
+
+LENGTHS = [19, 19, 12, 7, 7, 7, 3, 2]
+
+# name: hidden, layers, heads, intermediate, vocabulary, positions, activation, tied
+SHAPES = {
+    "one layer, tied": (24, 1, 3, 40, 101, 32, "gelu", True),
+    "two layers, untied, relu": (32, 2, 2, 64, 57, 20, "relu", False),
+    "four layers, odd sizes": (30, 4, 5, 47, 33, 19, "gelu", True),
+    "three layers, untied": (16, 3, 1, 16, 200, 64, "gelu", False),
+}
+
+
+def make_batch(vocab_size: int, lengths=LENGTHS) -> PretrainingInput:
+    generator = torch.Generator().manual_seed(3)
+    total = sum(lengths)
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    segments = torch.cat([(torch.arange(n) >= n // 2).long() for n in lengths])
+    packed = PackedTokens(
+        torch.randint(5, vocab_size, (total,), generator=generator),
+        segments,
+        torch.cat([torch.arange(n) for n in lengths]),
+        lengths,
+    )
+    masked_at = torch.cat([starts[:-1], starts[1:-1] + 1]).unique()
+    return PretrainingInput(
+        packed,
+        masked_at,
+        torch.randint(5, vocab_size, (len(masked_at),), generator=generator),
+        torch.tensor([1, 0, 0, 1, 1, 0, 1, 0]),
+    )
+
+
+def padded(packed: PackedTokens, values: torch.Tensor) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence(values.split(list(packed.lengths)), batch_first=True)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_everything_equals_transformers(shape):
+    width, layers, heads, inner, vocab, positions, act, tied = shape
+    section = ModelSection(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=inner,
+        max_position_embeddings=positions,
+        hidden_act=act,
+        tie_word_embeddings=tied,
+    )
+    torch.manual_seed(1)
+    theirs = BertForPreTraining(
+        BertConfig(vocab_size=vocab, **section.model_dump(exclude={"init", "norm"}))
+    ).eval()
+    for parameter in theirs.parameters():  # biases and LayerNorm too, or a mix-up would not show
+        torch.nn.init.normal_(parameter, std=0.3)
+    ours = PretrainingModel(section, vocab).eval()
+    found = from_huggingface(theirs.state_dict(), ours.state_dict())
+    ours.load_state_dict(found)
+
+    batch = make_batch(vocab)
+    packed = batch.packed
+    labels = torch.full((sum(LENGTHS),), -100)
+    labels[batch.masked_at] = batch.masked_labels
+    lengths = torch.tensor(LENGTHS)
+    wanted = theirs(
+        input_ids=padded(packed, packed.token_ids),
+        token_type_ids=padded(packed, packed.segment_ids),
+        attention_mask=(torch.arange(max(LENGTHS)) < lengths[:, None]).long(),
+        output_hidden_states=True,
+    )
+    real = torch.arange(max(LENGTHS)) < lengths[:, None]
+    hidden = ours(packed)
+    close = {"atol": 1e-5, "rtol": 1e-5}
+    torch.testing.assert_close(hidden, wanted.hidden_states[-1][real], **close)
+    pooled = ours.pool(hidden, packed.lengths)
+    torch.testing.assert_close(
+        ours.next_sentence_logits(pooled), wanted.seq_relationship_logits, **close
+    )
+    torch.testing.assert_close(
+        ours.masked_token_logits(hidden), wanted.prediction_logits[real], **close
+    )
+    sums = pretraining_losses(ours, batch)
+    mlm = torch.nn.functional.cross_entropy(
+        wanted.prediction_logits[real][batch.masked_at], batch.masked_labels, reduction="sum"
+    )
+    # Hugging Face's label 0 says "next", ours 1.
+    nsp = torch.nn.functional.cross_entropy(
+        wanted.seq_relationship_logits, 1 - batch.next_sentence_labels, reduction="sum"
+    )
+    torch.testing.assert_close(sums.mlm, mlm, **close)
+    torch.testing.assert_close(sums.nsp, nsp, **close)
+    scores = score_batch(ours, batch)
+    torch.testing.assert_close(scores.mlm_sum.float(), mlm, **close)
+    torch.testing.assert_close(scores.nsp_sum.float(), nsp, **close)
+    right = wanted.prediction_logits[real][batch.masked_at].argmax(-1) == batch.masked_labels
+    assert int(scores.mlm_right) == int(right.sum())
+
+
+QUICK = load_recipe("quick").model.model_copy(
+    update={"hidden_size": 24, "num_attention_heads": 2, "intermediate_size": 48}
+)
+
+
+@pytest.mark.parametrize("section", [QUICK, QUICK.model_copy(update={"norm": "post"})])
+def test_sequences_do_not_see_one_another(section):
+    model = PretrainingModel(section, 60).eval()
+    initialise(model, section.model_copy(update={"init": "normal"}), torch.Generator())
+    packed = make_batch(60).packed
+    together = model(packed)
+    start = 0
+    for length in LENGTHS:
+        one = PackedTokens(*(t[start : start + length] for t in packed[:3]), [length])
+        torch.testing.assert_close(model(one), together[start : start + length])
+        start += length
+
+
+def test_order_of_lengths_does_not_matter():
+    model = PretrainingModel(QUICK, 60).eval()
+    packed = make_batch(60).packed
+    back = torch.arange(sum(LENGTHS)).split(LENGTHS)[::-1]
+    index = torch.cat(back)
+    turned = PackedTokens(*(t[index] for t in packed[:3]), LENGTHS[::-1])
+    torch.testing.assert_close(model(turned), model(packed)[index])
+
+
+def slow_rotary_attention(q, k, v, positions):
+    """Complex numbers, one head, one pair of tokens at a time (Su et al. 2021, section 3.2)."""
+    length, width = q.shape
+    half = width // 2
+    angles = [10_000.0 ** (-i / half) for i in range(half)]
+    scores = torch.empty(length, length)
+    for m in range(length):
+        for n in range(length):
+            total = 0.0
+            for i, angle in enumerate(angles):
+                one = complex(q[m, i], q[m, i + half])
+                two = complex(k[n, i], k[n, i + half])
+                turn = (positions[m] - positions[n]) * angle
+                total += (one * two.conjugate() * complex(math.cos(turn), math.sin(turn))).real
+            scores[m, n] = total / math.sqrt(width)
+    return scores.softmax(-1) @ v
+
+
+def test_rotary_attention_is_the_papers():
+    section = QUICK.model_copy(update={"num_attention_heads": 1, "hidden_size": 8})
+    model = PretrainingModel(section, 10)
+    attention = model.encoder.blocks[0].attention.requires_grad_(False)
+    x = torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
+    positions = torch.tensor([0, 1, 2, 3, 0, 1])
+    got = attention(x, [4, 2], model.encoder._rotation(positions))
+    q, k, v = attention.query_key_value(x).chunk(3, -1)
+    mixed = torch.cat(
+        [
+            slow_rotary_attention(q[a:b], k[a:b], v[a:b], positions[a:b].tolist())
+            for a, b in ((0, 4), (4, 6))
+        ]
+    )
+    torch.testing.assert_close(got, attention.output(mixed))
+
+
+def test_fan_in_draw_starts_with_blocks_that_add_nothing():
+    model = PretrainingModel(QUICK, 60).eval()
+    initialise(model, QUICK, torch.Generator().manual_seed(1))
+    packed = make_batch(60).packed
+    embedded = model.encoder.embeddings(packed)
+    torch.testing.assert_close(model(packed), model.encoder.final_norm(embedded))
+    spread = model.encoder.blocks[0].attention.query_key_value.weight.std()
+    assert abs(spread * 24**0.5 - 1) < 0.1
+
+
+def test_normal_draw_has_berts_spread():
+    section = ModelSection(hidden_size=96, num_hidden_layers=1, intermediate_size=96)
+    model = PretrainingModel(section, 500)
+    initialise(model, section, torch.Generator().manual_seed(1))
+    for name, parameter in model.named_parameters():
+        if "norm" in name and name.endswith("weight"):
+            assert (parameter == 1).all(), name
+        elif parameter.ndim == 1:
+            assert (parameter == 0).all(), name
+        elif parameter.numel() > 1000:
+            assert abs(parameter.std() - 0.02) < 0.001, name
+
+
+def test_same_generator_same_weights():
+    models = [PretrainingModel(QUICK, 60) for _ in range(2)]
+    for model in models:
+        initialise(model, QUICK, torch.Generator().manual_seed(5))
+    one, two = (model.state_dict() for model in models)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_dropout_changes_training_not_use():
+    section = QUICK.model_copy(
+        update={"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5, "init": "normal"}
+    )
+    model = PretrainingModel(section, 60)
+    packed = make_batch(60).packed
+    assert not torch.equal(model.train()(packed), model(packed))
+    assert torch.equal(model.eval()(packed), model(packed))
+
+
+def test_without_pairs_the_second_loss_is_zero():
+    model = PretrainingModel(QUICK, 60).eval()
+    batch = make_batch(60)._replace(next_sentence_labels=torch.empty(0, dtype=torch.int64))
+    assert pretraining_losses(model, batch).nsp == 0
+    assert score_batch(model, batch).nsp_sum == 0
+
+
+def test_all_logits_are_never_held(monkeypatch):
+    """No tensor of predictions times vocabulary is made while the losses and gradients are."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    vocab, lengths = 5000, [128] * 32
+    model = PretrainingModel(QUICK, vocab)
+    batch = make_batch(vocab, lengths)
+    batch = batch._replace(
+        masked_at=torch.arange(0, sum(lengths), 2),
+        masked_labels=torch.randint(5, vocab, (sum(lengths) // 2,)),
+        next_sentence_labels=torch.ones(32, dtype=torch.int64),
+    )
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, tuple | list) else (out,):
+                if isinstance(tensor, torch.Tensor):
+                    largest = max(largest, tensor.numel())
+            return out
+
+    with Watch():
+        sums = pretraining_losses(model, batch)
+        (sums.mlm + sums.nsp).backward()
+    assert largest < 0.5 * len(batch.masked_at) * vocab

@@ -1,0 +1,163 @@
+import json
+
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertModel,
+)
+from transformers.utils import logging
+
+from bertmill.config import ModelSection, TokenizerSection, load_recipe
+from bertmill.errors import ModelError
+from bertmill.model.encoder import initialise
+from bertmill.model.folder import load_model, save_model
+from bertmill.model.heads import PretrainingModel
+from bertmill.text.tokenizer import train_tokenizer
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+TOKENIZER = train_tokenizer(
+    ["the cat sat on the mat", "a dog ran"], TokenizerSection(vocab_size=60)
+)
+SECTION = ModelSection(
+    hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
+)
+SECTIONS = {
+    "tied": SECTION,
+    "untied": SECTION.model_copy(update={"tie_word_embeddings": False}),
+    "quick": load_recipe("quick").model.model_copy(
+        update={"hidden_size": 16, "intermediate_size": 24}
+    ),
+}
+
+
+def make_folder(folder, section=SECTION):
+    model = PretrainingModel(section, TOKENIZER.size)
+    initialise(model, section, torch.Generator().manual_seed(2))
+    folder.mkdir(exist_ok=True)
+    save_model(folder, model, TOKENIZER, {"text": {}})
+    return model
+
+
+@pytest.mark.parametrize("section", SECTIONS.values(), ids=SECTIONS)
+def test_a_saved_model_comes_back_bit_by_bit(tmp_path, section):
+    model = make_folder(tmp_path, section)
+    loaded = load_model(tmp_path)
+    assert loaded.new_weights == () and loaded.about == {"text": {}}
+    assert loaded.model.section == section.model_copy(
+        update={} if section is SECTIONS["quick"] else {"init": "normal"}
+    )
+    ours, theirs = model.state_dict(), loaded.model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert loaded.tokenizer.identity == TOKENIZER.identity
+
+
+@pytest.mark.parametrize("section", [SECTIONS["tied"], SECTIONS["untied"]], ids=["tied", "untied"])
+@pytest.mark.parametrize(
+    ("kind", "heads_it_lacks"),
+    [
+        (BertForPreTraining, ()),
+        (AutoModelForMaskedLM, ("cls.seq_relationship", "bert.pooler")),
+        (AutoModel, ("cls.",)),
+    ],
+)
+def test_transformers_opens_it_with_no_missing_and_no_odd_key(
+    tmp_path, section, kind, heads_it_lacks
+):
+    make_folder(tmp_path, section)
+    _, info = kind.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["mismatched_keys"]
+    assert all(key.startswith(heads_it_lacks) for key in info["unexpected_keys"])
+    assert bool(info["unexpected_keys"]) == bool(heads_it_lacks)
+
+
+@pytest.mark.parametrize("kind", [BertModel, BertForMaskedLM, BertForPreTraining])
+def test_folders_of_transformers_open_and_say_what_they_lack(tmp_path, kind):
+    config = BertConfig(
+        vocab_size=TOKENIZER.size,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=24,
+    )
+    theirs = kind(config).eval()
+    theirs.save_pretrained(tmp_path)
+    TOKENIZER.save(tmp_path)
+    loaded = load_model(tmp_path)
+    lacking = {name.split(".")[0] for name in loaded.new_weights}
+    assert (
+        lacking
+        == {
+            BertModel: {"masked_token_head", "next_sentence_head"},
+            BertForMaskedLM: {"pooler", "next_sentence_head"},
+            BertForPreTraining: set(),
+        }[kind]
+    )
+    table = loaded.model.encoder.embeddings.word.weight
+    assert torch.equal(table, theirs.get_input_embeddings().weight)
+
+
+def test_what_transformers_cannot_compute_is_not_called_bert(tmp_path):
+    make_folder(tmp_path, SECTIONS["quick"])
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "bertmill"
+
+
+def rewrite_config(folder, **changes):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in {**config, **changes}.items() if v != "drop"}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "roberta"}, "roberta"),
+        ({"hidden_act": "silu"}, "hidden_act"),
+        ({"position_embedding_type": "relative_key"}, "relative_key"),
+        ({"hidden_size": 32}, "shape"),
+        ({"num_hidden_layers": 3}, "missing"),
+        ({"vocab_size": "drop"}, "vocab_size"),
+        ({"num_attention_heads": 5}, "divide"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(tmp_path, changes, message):
+    make_folder(tmp_path)
+    rewrite_config(tmp_path, **changes)
+    with pytest.raises(ModelError, match=message) as caught:
+        load_model(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
+    make_folder(tmp_path)
+    bigger = train_tokenizer(["some more words here now"] * 3, TokenizerSection(vocab_size=90))
+    assert bigger.size != TOKENIZER.size
+    if bigger.size < TOKENIZER.size:
+        pytest.fail("the test's tokenizer must be the larger one")
+    bigger.save(tmp_path)
+    with pytest.raises(ModelError, match="tokenizer has"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_cut_file_is_refused(tmp_path, name):
+    make_folder(tmp_path)
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ModelError, match=name):
+        load_model(tmp_path)
+
+
+def test_no_pickle_is_read(tmp_path):
+    """A folder with pickled weights alone is refused, whatever is in them."""
+    make_folder(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="safetensors"):
+        load_model(tmp_path)

@@ -1,0 +1,295 @@
+"""The loop: what it promises of a run, seen from its folder."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import bertmill
+from bertmill.config import load_recipe
+from bertmill.errors import BertmillError, RunError
+from bertmill.train.run_folder import RunFolder
+
+# As in the shared run; spelled out because a child process needs them too.
+SETTINGS = [
+    "tokenizer.vocab_size=200",
+    "text.held_out_fraction=0.2",
+    "pairs.max_length=32",
+    "model.hidden_size=16",
+    "model.intermediate_size=32",
+    "model.hidden_dropout_prob=0.1",
+    "model.attention_probs_dropout_prob=0.1",
+    "train.batch_size=8",
+    "train.log_every_steps=2",
+    "train.validate_every_steps=4",
+    "train.checkpoint_every_steps=4",
+    "schedule.warmup_steps=2",
+]
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    tensors = load_file(run / "model" / "model.safetensors")
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+
+
+def moments(run: Path) -> dict[str, bytes]:
+    tensors = load_file((run / "model").resolve().parent / "optimizer.safetensors")
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+
+
+def numbers(run: Path) -> list[dict]:
+    """Metrics without what depends on the clock."""
+    clocks = ("seconds", "pairs_per_second", "tokens_per_second")
+    return [
+        {k: v for k, v in record.items() if k not in clocks} for record in RunFolder(run).metrics()
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus_file, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "undisturbed"
+    # 40 training documents or so: 30 steps cross several epochs.
+    return bertmill.pretrain(str(corpus_file), "tiny", out=out, steps=30, settings=SETTINGS)
+
+
+def test_a_run_leaves_what_it_promises(undisturbed):
+    run = undisturbed.folder
+    names = {path.name for path in run.iterdir()}
+    assert names >= {"recipe.toml", "run.json", "metrics.jsonl", "loss.png", "model", "checkpoints"}
+    assert (run / "model").is_symlink() and not (run / "model").readlink().is_absolute()
+    assert load_recipe(run / "recipe.toml") == undisturbed.recipe
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-28", "step-30"]
+    assert undisturbed.outcome.finished and undisturbed.outcome.steps == 30
+    metrics = RunFolder(run).metrics()
+    steps = [(record["split"], record["step"]) for record in metrics]
+    assert len(steps) == len(set(steps))
+    assert [s for split, s in steps if split == "train"] == list(range(2, 31, 2))
+    assert [s for split, s in steps if split == "held_out"] == [4, 8, 12, 16, 20, 24, 28, 30]
+
+
+def test_the_summary_is_the_last_line_of_the_metrics(undisturbed):
+    last = {record["split"]: record for record in RunFolder(undisturbed.folder).metrics()}
+    outcome = undisturbed.outcome
+    assert outcome.mlm_loss == last["train"]["mlm_loss"]
+    assert outcome.nsp_loss == last["train"]["nsp_loss"]
+    assert outcome.held_out.mlm_loss == last["held_out"]["mlm_loss"]
+    assert outcome.held_out.num_pairs == last["held_out"]["num_pairs"] > 0
+
+
+def test_same_recipe_same_bits(undisturbed, corpus_file, tmp_path):
+    again = bertmill.pretrain(
+        str(corpus_file), "tiny", out=tmp_path / "again", steps=30, settings=SETTINGS
+    )
+    assert weights(again.folder) == weights(undisturbed.folder)
+    assert numbers(again.folder) == numbers(undisturbed.folder)
+
+
+def test_a_run_stopped_after_every_few_steps_ends_with_the_same_bits(
+    undisturbed, corpus_file, tmp_path
+):
+    run = bertmill.pretrain(
+        str(corpus_file),
+        "tiny",
+        out=tmp_path / "run",
+        steps=30,
+        settings=SETTINGS,
+        stop_after=1e-6,
+    )
+    sessions = 1
+    while not run.outcome.finished:
+        assert run.outcome.steps == sessions and run.outcome.stopped_by is None
+        stop_after = 1e-6 if sessions < 6 else None
+        run = bertmill.pretrain(resume=tmp_path / "run", stop_after=stop_after)
+        sessions += 1
+    assert sessions == 7
+    assert weights(run.folder) == weights(undisturbed.folder)
+    assert moments(run.folder) == moments(undisturbed.folder)
+    assert numbers(run.folder) == numbers(undisturbed.folder)
+
+
+def test_validation_leaves_no_trace_in_the_weights(undisturbed, corpus_file, tmp_path):
+    rarely = [*SETTINGS, "train.validate_every_steps=30", "train.checkpoint_every_steps=30"]
+    run = bertmill.pretrain(
+        str(corpus_file), "tiny", out=tmp_path / "run", steps=30, settings=rarely
+    )
+    assert weights(run.folder) == weights(undisturbed.folder)
+
+
+def test_held_out_pairs_do_not_depend_on_the_seed(corpus_file, tmp_path):
+    runs = [
+        bertmill.pretrain(
+            str(corpus_file),
+            "tiny",
+            out=tmp_path / str(seed),
+            steps=1,
+            settings=SETTINGS,
+            seed=seed,
+        )
+        for seed in (1, 2)
+    ]
+    one, two = (run.outcome.held_out for run in runs)
+    assert one.no_context_nats == two.no_context_nats
+    assert (one.num_predictions, one.num_pairs) == (two.num_predictions, two.num_pairs)
+    assert one.mlm_loss != two.mlm_loss
+
+
+def test_a_run_that_grows_goes_on(corpus_file, tmp_path):
+    run = bertmill.pretrain(
+        str(corpus_file), "tiny", out=tmp_path / "run", steps=4, settings=SETTINGS
+    )
+    run = bertmill.pretrain(resume=run.folder, steps=10)
+    assert run.outcome.steps == 10
+    assert load_recipe(run.folder / "recipe.toml").train.steps == 10
+    again = bertmill.pretrain(resume=run.folder)
+    assert again.outcome.finished and again.outcome.steps == 10
+    assert again.outcome.held_out == run.outcome.held_out
+
+
+def test_without_pairs_there_is_one_loss(corpus_file, tmp_path):
+    run = bertmill.pretrain(
+        str(corpus_file),
+        "tiny",
+        out=tmp_path / "run",
+        steps=4,
+        settings=[*SETTINGS, "pairs.kind=none"],
+    )
+    assert run.outcome.nsp_loss is None and run.outcome.held_out.nsp_loss is None
+    assert run.outcome.mlm_loss > 0
+
+
+def test_without_held_out_text_a_run_says_so(corpus_file, tmp_path, capsys):
+    run = bertmill.pretrain(
+        str(corpus_file),
+        "tiny",
+        out=tmp_path / "run",
+        steps=2,
+        settings=[*SETTINGS, "text.held_out_fraction=0.0"],
+    )
+    assert run.outcome.held_out is None
+    assert "no held-out text" in capsys.readouterr().out
+
+
+def test_a_prepared_store_is_a_corpus(corpus_file, tmp_path):
+    bertmill.prepare(str(corpus_file), tmp_path / "store", "tiny", settings=SETTINGS)
+    run = bertmill.pretrain(
+        str(tmp_path / "store"), "tiny", out=tmp_path / "run", steps=2, settings=SETTINGS
+    )
+    assert run.recipe.text.held_out_fraction == 0.2
+    assert run.vocab_size == 200
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_checkpoint_whole(
+    corpus_file, tmp_path
+):
+    settings = [*SETTINGS, "optimizer.lr=1e38", "optimizer.clip_norm=0", "schedule.warmup_steps=0"]
+    with pytest.raises(RunError, match=r"not finite at step \d+; lower optimizer.lr"):
+        bertmill.pretrain(
+            str(corpus_file), "tiny", out=tmp_path / "run", steps=30, settings=settings
+        )
+    assert bertmill.load(tmp_path / "run").encode("the river").vectors.shape[0] == 1
+
+
+def test_a_damaged_checkpoint_is_passed_over(corpus_file, tmp_path, capsys, undisturbed):
+    run = bertmill.pretrain(
+        str(corpus_file), "tiny", out=tmp_path / "run", steps=8, settings=SETTINGS
+    )
+    checkpoints = run.folder / "checkpoints"
+    path = checkpoints / "step-8" / "optimizer.safetensors"
+    flipped = bytearray(path.read_bytes())
+    flipped[-1] ^= 1
+    path.write_bytes(flipped)
+    again = bertmill.pretrain(resume=run.folder)
+    assert "step-8 is damaged (optimizer.safetensors)" in capsys.readouterr().out
+    assert again.outcome.steps == 8
+    for folder in checkpoints.iterdir():
+        (folder / "model" / "model.safetensors").unlink()
+    with pytest.raises(RunError, match="no whole checkpoint"):
+        bertmill.pretrain(resume=run.folder)
+
+
+def test_a_changed_store_is_refused(corpus_file, tmp_path):
+    bertmill.prepare(str(corpus_file), tmp_path / "store", "tiny", settings=SETTINGS)
+    run = bertmill.pretrain(
+        str(tmp_path / "store"), "tiny", out=tmp_path / "run", steps=2, settings=SETTINGS
+    )
+    (tmp_path / "store").rename(tmp_path / "old")
+    other = tmp_path / "other.txt"
+    other.write_text(corpus_file.read_text() + "\n\nOne more document. It has two sentences.")
+    bertmill.prepare(str(other), tmp_path / "store", "tiny", settings=SETTINGS)
+    with pytest.raises(BertmillError, match="not the one that the run began with"):
+        bertmill.pretrain(resume=run.folder, steps=4)
+
+
+# --- real processes ------------------------------------------------------------------------------
+
+
+def start(corpus_file: Path, out: Path, *more: str) -> subprocess.Popen:
+    settings = [part for setting in SETTINGS for part in ("--set", setting)]
+    command = ["pretrain", "--recipe", "tiny", "--corpus", str(corpus_file), "--out", str(out)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "bertmill", *command, "--json", *settings, *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_step(process: subprocess.Popen, out: Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while not any(record["step"] >= step for record in RunFolder(out).metrics()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+)
+def test_a_run_that_is_stopped_goes_on_to_the_same_bits(
+    undisturbed, corpus_file, tmp_path, number, status
+):
+    out = tmp_path / "run"
+    # Long enough that the signal finds it running, and the same recipe once it is cut to length.
+    process = start(corpus_file, out, "--steps", "1000000", "--set", "schedule.decay=none")
+    wait_for_step(process, out, 6)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == status, stderr
+    if number != signal.SIGKILL:
+        outcome = json.loads(stdout)
+        assert outcome["stopped_by"] == number and not outcome["finished"]
+        assert (out / "model").resolve().parent.name == f"step-{outcome['steps']}"
+    newest = max(int(p.name[5:]) for p in (out / "checkpoints").glob("step-*"))
+    end = newest + 10
+    resumed = bertmill.pretrain(resume=out, steps=end)
+    assert resumed.outcome.steps == end
+    whole = bertmill.pretrain(
+        str(corpus_file),
+        "tiny",
+        out=tmp_path / "whole",
+        steps=end,
+        settings=[*SETTINGS, "schedule.decay=none"],
+    )
+    assert weights(resumed.folder) == weights(whole.folder)
+    assert numbers(resumed.folder) == numbers(whole.folder)
+
+
+@pytest.mark.slow
+def test_a_budget_is_kept(corpus_file, tmp_path):
+    rarely = ("log", "validate", "checkpoint")
+    settings = [*SETTINGS, *(f"train.{name}_every_steps=500" for name in rarely)]
+    run = bertmill.pretrain(
+        str(corpus_file), "tiny", out=tmp_path / "run", budget="20s", settings=settings
+    )
+    assert run.outcome.finished
+    assert run.outcome.seconds == pytest.approx(20, rel=0.05)
+    decisions = RunFolder(run.folder).decisions()
+    assert decisions[0].seconds == pytest.approx(14, abs=0.5)
+    last = [r for r in RunFolder(run.folder).metrics() if r["split"] == "train"][-1]
+    assert last["lr"] < 0.05 * run.recipe.optimizer.lr

@@ -1,0 +1,98 @@
+import itertools
+
+import pytest
+
+from bertmill.config import ScheduleSection
+from bertmill.train.schedule import BudgetSchedule, Decision, StepSchedule
+
+
+def test_steps_warm_up_hold_and_fall_to_zero():
+    schedule = StepSchedule(ScheduleSection(warmup_steps=10, hold_fraction=0.5), 100)
+    assert [schedule.scale(s) for s in (0, 4, 9)] == [0.1, 0.5, 1.0]
+    assert {schedule.scale(s) for s in range(9, 51)} == {1.0}
+    assert schedule.scale(75) == 0.5
+    assert schedule.scale(99) == pytest.approx(0.02)
+    assert schedule.scale(100) == 0.0
+
+
+def test_bert_falls_right_after_the_warm_up():
+    schedule = StepSchedule(ScheduleSection(warmup_steps=10), 110)
+    assert schedule.scale(10) == 1.0
+    assert schedule.scale(60) == 0.5
+
+
+def test_constant_rate():
+    schedule = StepSchedule(ScheduleSection(warmup_steps=0, decay="none"), 50)
+    assert {schedule.scale(s) for s in range(50)} == {1.0}
+
+
+def test_a_run_shorter_than_its_warm_up_only_warms_up():
+    schedule = StepSchedule(ScheduleSection(warmup_steps=100), 10)
+    assert [schedule.scale(s) for s in range(10)] == [(s + 1) / 100 for s in range(10)]
+
+
+def simulate(budget, step_seconds, decisions=(), start=(0, 0.0), stop_at=None):
+    """Run a schedule against a made-up machine; `step_seconds(time)` is its speed."""
+    made = list(decisions)
+    schedule = BudgetSchedule(ScheduleSection(warmup_steps=5), budget, decisions, made.append)
+    step, seconds = start
+    scales = []
+    while schedule.end_step is None or step < schedule.end_step:
+        scales.append(schedule.scale(step))
+        seconds += step_seconds(seconds)
+        step += 1
+        schedule.decide(step, seconds)
+        if step == stop_at:
+            break
+    return step, seconds, scales, made
+
+
+@pytest.mark.parametrize(
+    "step_seconds",
+    [
+        lambda t: 0.1,
+        lambda t: 0.1 if t < 75 else 0.2,  # a neighbour's job came
+        lambda t: 0.2 if t < 90 else 0.1,  # and went
+        lambda t: 0.1 if t < 98 else 0.2,
+        lambda t: 0.1 + 0.1 * (int(t) % 7 == 0),  # now and then a validation
+        lambda t: 3.0,  # few steps
+    ],
+)
+def test_a_budget_is_kept_within_five_percent(step_seconds):
+    _, seconds, scales, _ = simulate(100.0, step_seconds)
+    assert abs(seconds - 100.0) <= 5.0
+    assert max(scales) == 1.0
+    assert scales[-1] < 0.25
+    falling = scales[scales.index(1.0) :]
+    assert all(a >= b for a, b in itertools.pairwise(falling))
+
+
+def test_the_peak_is_held_for_seventy_percent():
+    _, _, scales, made = simulate(100.0, lambda t: 0.1)
+    assert scales[699] == 1.0 and scales[705] < 1.0
+    assert made[0].step == pytest.approx(700, abs=2)
+
+
+def test_a_resumed_run_repeats_the_rates_that_were_decided():
+    """Killed at step 900 with its last checkpoint at 650: decisions after that are on record."""
+    _, _, whole, decisions = simulate(100.0, lambda t: 0.1, stop_at=900)
+    again = simulate(
+        100.0, lambda t: 0.17, decisions, start=(650, 65.0), stop_at=decisions[-1].step
+    )
+    replayed = again[2]
+    assert replayed == whole[650 : decisions[-1].step]
+    assert again[3] == decisions
+
+
+def test_a_decision_is_recorded_before_it_is_used():
+    seen = []
+
+    def record(decision: Decision):
+        seen.append((decision, schedule.scale(decision.step), schedule.end_step))
+
+    schedule = BudgetSchedule(ScheduleSection(warmup_steps=0), 10.0, [], record)
+    schedule.decide(1, 1.0)
+    schedule.decide(7, 7.0)
+    [(decision, scale_then, end_then)] = seen
+    assert (scale_then, end_then) == (1.0, None)
+    assert schedule.end_step == decision.end_step == 10
