@@ -71,7 +71,8 @@ def test_links_lead_somewhere():
 def test_json_keys_of_the_table_are_those_that_are_printed(small_run, small_store):
     import bertmill
 
-    named = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", README))))
+    prose = re.sub(r"^```.*?^```", "", README, flags=re.M | re.S)
+    named = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", prose))))
     printed = [
         small_run.to_dict(),
         small_run.to_dict()["held_out"],

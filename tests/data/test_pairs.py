@@ -116,7 +116,7 @@ def test_random_seconds_come_from_all_other_documents_alike(tmp_path):
     assert abs(counts[2:] / counts[2:].mean() - 1).max() < 0.2
 
 
-# --- segments: a slow oracle of our own rule -------------------------------------------------------
+# --- segments: a slow oracle of our own rule ------------------------------------------------------
 
 
 def slow_units(corpus, room):

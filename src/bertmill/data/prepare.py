@@ -165,7 +165,7 @@ def make_tokenizer(
     if not any(sample):
         where = ", ".join(file.url for file in files[:3]) or "corpus"
         raise CorpusError(
-            where, "is empty or all held out: no document to train on", "give more text"
+            where, "is empty or all held out: no document to train on", "give a corpus with text"
         )
     made = train_tokenizer(sample, section)
     say(f"tokenizer: {made.size:,} entries from {num_bytes:,} bytes")

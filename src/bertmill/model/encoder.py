@@ -183,10 +183,9 @@ def initialise(module: nn.Module, section: ModelSection, generator: torch.Genera
             if isinstance(child, nn.Linear) and child.bias is not None:
                 nn.init.zeros_(child.bias)
     if section.init == "fan-in":
-        for child in module.modules():
-            if isinstance(child, nn.Linear) and child.in_features == section.hidden_size:
-                nn.init.normal_(child.weight, std=section.hidden_size**-0.5, generator=generator)
         for block in _blocks(module):
+            for reader in (block.attention.query_key_value, block.feed_forward.input):
+                nn.init.normal_(reader.weight, std=section.hidden_size**-0.5, generator=generator)
             for writer in (block.attention.output, block.feed_forward.output):
                 nn.init.zeros_(writer.weight)
 

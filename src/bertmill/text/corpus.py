@@ -129,7 +129,7 @@ def fingerprint(files: Iterable[CorpusFile]) -> str:
 
 def _find(source: str) -> list[CorpusFile]:
     if not source:
-        raise CorpusError("corpus", "has no name", "give a file or folder with text")
+        raise CorpusError("--corpus", "has no name", "give a file or folder with text")
     if source.startswith("sample:"):
         return [_sample(source)]
     try:

@@ -107,7 +107,9 @@ class RunData:
             recipe.train.seed,
             ", ".join(store.manifest["corpus"]),
         )
-        held_out = HeldOut(store, recipe) if store.held_out.num_documents else None
+        # A share of a small corpus may be empty or one document; given text must be good.
+        has_held_out = store.manifest["held_out"] or store.held_out.num_documents > 1
+        held_out = HeldOut(store, recipe) if has_held_out else None
         return cls(store, train, held_out, open_device(recipe.train.device))
 
 
