@@ -14,7 +14,8 @@ print(
     f"\n{run.outcome.pairs_per_second:.1f} sentence pairs/s on {run.outcome.device}"
     f"\nheld-out: MLM loss {scores.mlm_loss:.3f} where a model without context has "
     f"{scores.no_context_nats:.3f}, {scores.mlm_accuracy:.1%} of masks right"
-    f"\nheld-out: NSP loss {scores.nsp_loss:.3f}, {scores.nsp_accuracy:.1%} of pairs right"
+    f"\nheld-out: NSP loss {scores.nsp_loss:.3f} where the labels' frequencies have "
+    f"{scores.nsp_chance_nats:.3f}, {scores.nsp_accuracy:.1%} of pairs right"
     f"\ncurves: {run.folder / 'loss.png'}\n"
 )
 

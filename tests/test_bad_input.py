@@ -229,8 +229,11 @@ def test_a_run_that_could_not_begin_does_not_take_its_folder(bertmill, tmp_path)
                 "lower the one or raise the other",
             ],
         ),
-        ("train.device=nonsense", ["train.device=nonsense: is not a device", "set auto, cpu or"]),
-        ("train.device=meta", ["train.device=meta: is not a device", "set auto, cpu or"]),
+        (
+            "train.device=nonsense",
+            ["train.device=nonsense: is not a device", "set auto, cpu, cuda"],
+        ),
+        ("train.device=meta", ["train.device=meta: is not a device", "set auto, cpu, cuda"]),
         ("tokenizer.path=no-folder", ["no-folder: does not exist", "give a tokenizer folder"]),
     ],
 )

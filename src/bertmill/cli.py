@@ -236,7 +236,11 @@ def _print_run(run: Run) -> None:
             f"accuracy {scores.mlm_accuracy:.1%}"
         )
         if scores.nsp_loss is not None and scores.nsp_accuracy is not None:
-            _print(f"held-out: NSP loss {scores.nsp_loss:.3f}, accuracy {scores.nsp_accuracy:.1%}")
+            _print(
+                f"held-out: NSP loss {scores.nsp_loss:.3f} "
+                f"(label frequencies {scores.nsp_chance_nats:.3f}), "
+                f"accuracy {scores.nsp_accuracy:.1%}"
+            )
     state = "finished" if outcome.finished else "saved, not finished"
     _print(f"{state} at step {outcome.steps:,}: {run.folder}")
     if not outcome.finished:

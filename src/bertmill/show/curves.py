@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,8 @@ def draw_curves(run: RunFolder) -> Path:
         }
     _panel(axes[0], "masked language modelling", "mlm_loss", train, held_out, mlm_levels)
     if has_pairs:
-        levels = {"chance": math.log(2)}
-        _panel(axes[1], "next sentence prediction", "nsp_loss", train, held_out, levels)
+        nsp_levels = {"label frequencies": held_out[-1]["nsp_chance_nats"]} if held_out else {}
+        _panel(axes[1], "next sentence prediction", "nsp_loss", train, held_out, nsp_levels)
     whole = run.path / ".loss.part.png"
     figure.savefig(whole)
     whole.replace(run.path / "loss.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,8 @@ class HeldOutScores:
     num_pairs: int
     unigram_nats: float
     no_context_nats: float
+    nsp_chance_nats: float | None
+    """Entropy of the held-out labels: the loss of always answering with their frequency."""
 
 
 class HeldOut:
@@ -68,6 +71,8 @@ class HeldOut:
             recipe.masking,
             store.tokenizer,
         )
+        labels = np.concatenate([batch.next_sentence_labels for batch in made])
+        self.nsp_chance_nats = _entropy(float(labels.mean())) if len(labels) else None
 
     def score(self, model: PretrainingModel, device: torch.device) -> HeldOutScores:
         """Score the model with dropout off; its mode is put back."""
@@ -92,6 +97,7 @@ class HeldOut:
             num_pairs=num_pairs,
             unigram_nats=self.yardsticks.unigram_nats,
             no_context_nats=self.yardsticks.no_context_nats,
+            nsp_chance_nats=self.nsp_chance_nats,
         )
 
     @property
@@ -101,6 +107,11 @@ class HeldOut:
     def _batch(self, i: int) -> Batch:
         start = i * _SEQUENCES_AT_ONCE
         return self._batches.batch_of(np.arange(start, min(start + _SEQUENCES_AT_ONCE, self._size)))
+
+
+def _entropy(share: float) -> float:
+    """Nats of a coin that comes up with this share: 0.5 gives ln 2."""
+    return -sum(p * math.log(p) for p in (share, 1.0 - share) if p > 0.0)
 
 
 def to_device(batch: Batch, device: torch.device) -> PretrainingInput:
