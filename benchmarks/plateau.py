@@ -7,6 +7,7 @@ Markdown table. Run it on an otherwise idle machine: the budget is wall-clock ti
 """
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
@@ -40,13 +41,16 @@ def main():
                 out=Path(folder) / "run",
                 budget=arguments.budget,
                 settings=ROWS[name],
+                stream=sys.stderr,
             )
+        if not run.outcome.finished:
+            sys.exit("interrupted")
         s = run.outcome.held_out
         table.append(
             f"| {name} | {run.outcome.steps:,} | {s.mlm_loss:.2f} | {s.no_context_nats:.2f} | "
             f"{s.mlm_accuracy:.1%} | {s.nsp_loss:.3f} | {s.nsp_accuracy:.1%} |"
         )
-        print("\n".join(table), flush=True)
+    print("\n".join(table))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import bertmill
 
 run = bertmill.pretrain("sample:sotu", recipe="quick", budget="150s")
 scores = run.outcome.held_out
-assert scores is not None
+if scores is None or not run.outcome.finished:
+    sys.exit(f"stopped early; go on with: bertmill pretrain --resume {run.folder}")
 print(
     f"\nMLM loss {run.outcome.mlm_loss:.3f}, NSP loss {run.outcome.nsp_loss:.3f}"
     f"\n{run.outcome.pairs_per_second:.1f} sentence pairs/s on {run.outcome.device}"

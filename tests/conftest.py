@@ -1,6 +1,7 @@
 """Fixtures that several tests share: small text, a small store, a small finished run."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,20 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"needs the data folder {SHARED_DATA}, which is absent")
     return SHARED_DATA
+
+
+@pytest.fixture
+def bertmill(monkeypatch, capsys, tmp_path):
+    """Run the command line in this process and folder: status, standard output and error."""
+    from bertmill.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["bertmill", *map(str, args)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return caught.value.code, *capsys.readouterr()
+
+    return run

@@ -11,7 +11,6 @@ import sys
 
 import pytest
 
-from bertmill.cli import main
 from bertmill.config import TokenizerSection
 from bertmill.text.tokenizer import load_tokenizer
 
@@ -24,21 +23,6 @@ SETTINGS = [
     "model.intermediate_size=32",
     "train.batch_size=8",
 ]
-
-
-@pytest.fixture
-def bertmill(monkeypatch, capsys, tmp_path):
-    """Run the command line in this process and folder: status, standard output and error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["bertmill", *map(str, args)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        return caught.value.code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

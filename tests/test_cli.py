@@ -7,8 +7,6 @@ import sys
 
 import pytest
 
-from bertmill.cli import main
-
 OUTCOME_KEYS = {
     "steps",
     "finished",
@@ -52,21 +50,6 @@ SETTINGS = [
     "train.batch_size=8",
     "train.log_every_steps=1",
 ]
-
-
-@pytest.fixture
-def bertmill(monkeypatch, capsys, tmp_path):
-    """Run the command line in this process: status, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["bertmill", *map(str, args)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        return caught.value.code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

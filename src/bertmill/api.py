@@ -115,6 +115,7 @@ def pretrain(
     Returns
     -------
     Run
+        SIGINT (Ctrl-C) and SIGTERM finish the step, save, and return with `outcome.stopped_by` set.
 
     Raises
     ------

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from bertmill.config import MaskingSection, PairsSection
 from bertmill.data.masking import mask_tokens
@@ -43,6 +45,68 @@ class Batch:
     def lengths(self) -> list[int]:
         """Tokens in each sequence."""
         return [int(n) for n in np.diff(self.sequence_starts)]
+
+    def padded(self, max_length: int, max_predictions: int, pad_id: int) -> PaddedBatch:
+        """Lay the batch out in rectangles, as programs that pad take it.
+
+        Parameters
+        ----------
+        max_length : int
+            Width of the token rectangles; no sequence may be longer.
+        max_predictions : int
+            Width of the prediction rectangles; no sequence may have more.
+        pad_id : int
+
+        Raises
+        ------
+        ValueError
+            A sequence does not fit.
+        """
+        lengths = np.diff(self.sequence_starts)
+        owner = np.searchsorted(self.sequence_starts, self.masked_at, "right") - 1
+        predictions = np.bincount(owner, minlength=len(lengths))
+        if lengths.max() > max_length or predictions.max() > max_predictions:
+            raise ValueError(
+                f"a sequence has {lengths.max()} tokens and {predictions.max()} predictions at most"
+            )
+        has_token = np.arange(max_length) < lengths[:, None]
+        has_prediction = np.arange(max_predictions) < predictions[:, None]
+
+        def lay_out(values: Ints, where: npt.NDArray[np.bool_], fill: int) -> Ints:
+            out = np.full(where.shape, fill, np.int64)
+            out[where] = values
+            return out
+
+        return PaddedBatch(
+            tokens=lay_out(self.token_ids, has_token, pad_id),
+            segments=lay_out(self.segment_ids, has_token, 0),
+            valid_lengths=lengths,
+            masked_positions=lay_out(
+                self.masked_at - self.sequence_starts[owner], has_prediction, 0
+            ),
+            mask_weights=has_prediction.astype(np.float32),
+            masked_labels=lay_out(self.masked_labels, has_prediction, 0),
+            next_sentence_labels=self.next_sentence_labels,
+        )
+
+
+class PaddedBatch(NamedTuple):
+    """The reference program's seven tensors: rectangles, L tokens wide and K predictions wide."""
+
+    tokens: Ints
+    """[B, L]."""
+    segments: Ints
+    """[B, L]."""
+    valid_lengths: Ints
+    """[B]."""
+    masked_positions: Ints
+    """Places inside the sequence, [B, K]."""
+    mask_weights: npt.NDArray[np.float32]
+    """1 at a prediction, 0 at a filler, [B, K]."""
+    masked_labels: Ints
+    """[B, K]."""
+    next_sentence_labels: Ints
+    """1 = the second segment follows the first, [B]. Hugging Face's label is the other way."""
 
 
 class Batches:
