@@ -41,4 +41,4 @@ clean:
 	@touch $@ .venv/ready-sample
 
 .venv/bin/python:
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }

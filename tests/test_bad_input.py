@@ -293,7 +293,7 @@ def test_tokenizer_that_did_not_make_the_store(refused, small_store, tmp_path):
     other = load_tokenizer(tmp_path / "vocab.txt", TokenizerSection())
     assert other.size == small_store.tokenizer.size
     refused(
-        pretrain(small_store.folder, "--tokenizer", "vocab.txt"),
+        ["pretrain", "--corpus", small_store.folder, "--tokenizer", "vocab.txt"],
         f"{small_store.folder}: was not made with the tokenizer vocab.txt (other identity)",
         "prepare the corpus with that tokenizer, or leave it out",
     )
@@ -310,13 +310,21 @@ def test_store_with_more_text(refused, small_store, corpus_file):
     refused(pretrain(small_store.folder, "--corpus", corpus_file), "a prepared store comes alone")
 
 
+def test_setting_that_comes_too_late_for_a_store(refused, small_store):
+    refused(
+        ["pretrain", "--corpus", small_store.folder, "--set", "tokenizer.vocab_size=99"],
+        "--set tokenizer.vocab_size=99: comes too late for the store",
+        "prepare the text with this setting",
+    )
+
+
 def test_damaged_store(refused, small_store, tmp_path):
     copy = shutil.copytree(small_store.folder, tmp_path / "store")
     shard = copy / "train-00000.arrow"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    for args in (pretrain("store"), ["inspect", "store"]):
+    for args in (["pretrain", "--corpus", "store"], ["inspect", "store"]):
         refused(args, "store/train-00000.arrow: is damaged", "prepare the corpus again")
 
 

@@ -29,6 +29,7 @@ HELD_OUT_KEYS = {
     "num_pairs",
     "unigram_nats",
     "no_context_nats",
+    "nsp_chance_nats",
 }
 COUNT_KEYS = {"vocab_size", "tokenizer_identity", "splits"}
 MODEL_KEYS = {

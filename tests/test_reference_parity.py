@@ -16,7 +16,7 @@ from bertmill.config import MaskingSection, ModelSection, PairsSection
 from bertmill.data.batch import Batch, Batches
 from bertmill.model.heads import PretrainingModel
 from bertmill.model.losses import pretraining_losses
-from bertmill.train.validate import to_device
+from bertmill.train.device import to_device
 
 PAD = 0
 

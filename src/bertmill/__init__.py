@@ -4,10 +4,9 @@
 >>> run = bertmill.pretrain("sample:sotu", budget="150s")  # doctest: +SKIP
 >>> model = bertmill.load(run.folder)  # doctest: +SKIP
 >>> model.encode("a crane is flying").vectors.shape  # doctest: +SKIP
-(1, 7, 128)
+(1, 8, 128)
 
-`pretrain`, `prepare`, `inspect` and `load` are the verbs of the command line. They are loaded when
-first used: ``import bertmill`` alone is quick and leaves torch out.
+These names are loaded when first used: ``import bertmill`` alone is quick and leaves torch out.
 """
 
 from __future__ import annotations

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import platform
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +24,8 @@ from bertmill.show.contents import describe
 from bertmill.show.curves import draw_curves
 from bertmill.text.tokenizer import load_tokenizer
 from bertmill.train.checkpoint import Checkpoint, newest_checkpoint
-from bertmill.train.pretrain import Limits, Outcome, RunData, open_device, pretrain_loop
+from bertmill.train.device import open_device
+from bertmill.train.pretrain import Limits, Outcome, RunData, pretrain_loop
 from bertmill.train.progress import RunProgress
 from bertmill.train.run_folder import RunFolder
 from bertmill.use.pretrained import Encoding, Filler, Pretrained, load
@@ -40,6 +43,8 @@ __all__ = [
 ]
 
 DEFAULT_RECIPE = "quick"
+
+Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 @dataclass(frozen=True)
@@ -64,10 +69,10 @@ class Run:
 
 
 def pretrain(
-    corpus: str | Sequence[str] = (),
+    corpus: Sources = (),
     recipe: str | Path = DEFAULT_RECIPE,
     *,
-    held_out: str | Sequence[str] = (),
+    held_out: Sources = (),
     out: str | Path | None = None,
     steps: int | None = None,
     budget: str | float | None = None,
@@ -83,11 +88,11 @@ def pretrain(
 
     Parameters
     ----------
-    corpus : str or sequence of str
+    corpus : str, path, or sequence of them
         Files, folders, globs, URLs, ``sample:sotu``, or one store that `prepare` made.
     recipe : str or Path
         A name that ships with bertmill, or a TOML file.
-    held_out : str or sequence of str
+    held_out : str, path, or sequence of them
         Text that training never sees; by default a share of the corpus.
     out : str or Path, optional
         The run's folder; by default ``runs/<recipe>-<n>``.
@@ -103,12 +108,12 @@ def pretrain(
     tokenizer : str or Path, optional
         A tokenizer folder or ``vocab.txt`` to use instead of training one.
     workers : int
-        Processes that prepare text.
+        Processes that prepare text; more than one needs a script with a ``__main__`` guard.
     resume : str or Path, optional
         A run's folder: go on from its newest whole checkpoint; only `steps` and `stop_after` may
         be given with it.
     stop_after : str or float, optional
-        Save and stop this session after so long.
+        Save and stop this session after so long, counted from the call.
     stream : file, optional
         Where progress goes; standard output by default.
 
@@ -128,16 +133,18 @@ def pretrain(
     >>> run.outcome.held_out.mlm_loss  # doctest: +SKIP
     8.99
     """
+    started = time.monotonic()
     with RunProgress(stream) as progress:
         if resume is not None:
-            given = [corpus or None, held_out or None, settings or None, out, budget, seed]
-            if any(value is not None for value in [*given, tokenizer]) or recipe != DEFAULT_RECIPE:
+            given = [held_out or None, settings or None, out, budget, seed, tokenizer]
+            changed = bool(corpus) or recipe != DEFAULT_RECIPE or workers != 1
+            if changed or any(value is not None for value in given):
                 raise InputError(
                     f"--resume {resume}",
                     "goes on with the run's own recipe and corpus",
                     "give nothing else but --steps and --stop-after",
                 )
-            return _resume(RunFolder(resume), steps, stop_after, progress)
+            return _resume(RunFolder(resume), steps, _deadline(started, stop_after), progress)
         if not corpus:
             raise InputError(
                 "--corpus", "is missing", "give a file or folder with text, or sample:sotu"
@@ -154,14 +161,20 @@ def pretrain(
             chosen = _with(chosen, "tokenizer", {"path": str(tokenizer)})
         limits = Limits(
             None if budget is None else parse_duration(budget, "--budget"),
-            math.inf if stop_after is None else parse_duration(stop_after, "--stop-after"),
+            _deadline(started, stop_after),
         )
         # Whatever may be refused is refused before an hour of preparing.
         open_device(chosen.train.device)
-        run = RunFolder(out if out is not None else _free_folder(chosen.name))
-        run.refuse_if_taken()
+        if out is not None:
+            RunFolder(out).refuse_if_taken()
         sources, held_out_sources = _sources(corpus), _sources(held_out)
-        store, chosen = _open_corpus(sources, held_out_sources, chosen, workers, progress)
+        if any(is_store(source) for source in sources):
+            store, chosen = _open_store(sources, held_out_sources, chosen, settings)
+        else:
+            store = preparing.open_or_prepare(
+                sources, chosen.text, chosen.tokenizer, held_out_sources, workers, progress.say
+            )
+            chosen = _with(chosen, "text", store.manifest["text"])
         data = RunData.open(store, chosen)
         facts = {
             "corpus": sources,
@@ -175,19 +188,15 @@ def pretrain(
                 "python": platform.python_version(),
             },
         }
-        run.create(chosen, facts)
+        run = RunFolder(out if out is not None else _new_folder(chosen.name))
         with run.locked():
+            run.create(chosen, facts)
             return _train(chosen, data, run, limits, progress)
 
 
-def _resume(
-    run: RunFolder, steps: int | None, stop_after: str | float | None, progress: RunProgress
-) -> Run:
+def _resume(run: RunFolder, steps: int | None, stop_at: float, progress: RunProgress) -> Run:
     recipe, facts = run.read()
-    limits = Limits(
-        facts["budget_seconds"],
-        math.inf if stop_after is None else parse_duration(stop_after, "--stop-after"),
-    )
+    limits = Limits(facts["budget_seconds"], stop_at)
     with run.locked():
         checkpoint = newest_checkpoint(run, progress.say)
         if steps is not None:
@@ -229,7 +238,10 @@ def _train(
 ) -> Run:
     def draw(run: RunFolder) -> None:
         if run.metrics():
-            draw_curves(run)
+            try:
+                draw_curves(run)
+            except OSError as error:  # a picture is not worth a run
+                progress.say(f"loss.png cannot be written ({error.strerror})")
 
     outcome = pretrain_loop(recipe, data, run, limits, checkpoint, progress, draw)
     draw(run)
@@ -238,11 +250,11 @@ def _train(
 
 
 def prepare(
-    corpus: str | Sequence[str],
+    corpus: Sources,
     out: str | Path,
     recipe: str | Path = DEFAULT_RECIPE,
     *,
-    held_out: str | Sequence[str] = (),
+    held_out: Sources = (),
     settings: Sequence[str] = (),
     tokenizer: str | Path | None = None,
     workers: int = 1,
@@ -320,22 +332,20 @@ def parse_duration(text: str | float, where: str) -> float:
     return seconds
 
 
-def _open_corpus(
-    corpus: list[str],
-    held_out: list[str],
-    recipe: Recipe,
-    workers: int,
-    progress: RunProgress,
+def _open_store(
+    corpus: list[str], held_out: list[str], recipe: Recipe, settings: Sequence[str]
 ) -> tuple[Store, Recipe]:
-    """Open or make the store, and complete the recipe with how its text was read."""
-    if not any(is_store(source) for source in corpus):
-        store = preparing.open_or_prepare(
-            corpus, recipe.text, recipe.tokenizer, held_out, workers, progress.say
-        )
-        return store, _with(recipe, "text", store.manifest["text"])
+    """Open a prepared store, and complete the recipe with how its text was read."""
     if len(corpus) > 1 or held_out:
         raise InputError(
             "--corpus", "a prepared store comes alone", "prepare all the text into one store"
+        )
+    late = [setting for setting in settings if setting.startswith(("text.", "tokenizer."))]
+    if late:
+        raise InputError(
+            f"--set {late[0]}",
+            f"comes too late for the store {corpus[0]}, which is prepared already",
+            "prepare the text with this setting",
         )
     store = Store(corpus[0])
     if recipe.tokenizer.path:
@@ -358,11 +368,28 @@ def _with(recipe: Recipe, section: str, values: dict[str, Any]) -> Recipe:
     return recipe_from_dict(whole, recipe.name)
 
 
-def _sources(sources: str | Sequence[str]) -> list[str]:
-    return [sources] if isinstance(sources, str) else [str(source) for source in sources]
+def _sources(sources: Sources) -> list[str]:
+    if isinstance(sources, str | os.PathLike):
+        return [str(sources)]
+    return [str(source) for source in sources]
 
 
-def _free_folder(name: str) -> Path:
-    return next(
-        path for n in itertools.count(1) if not (path := Path("runs") / f"{name}-{n}").exists()
-    )
+def _deadline(started: float, stop_after: str | float | None) -> float:
+    """Tell at which ``time.monotonic`` the session stops; preparing counts too."""
+    if stop_after is None:
+        return math.inf
+    return started + parse_duration(stop_after, "--stop-after")
+
+
+def _new_folder(name: str) -> Path:
+    """Make and return the first free ``runs/<name>-<n>``; two runs never get the same."""
+    for n in itertools.count(1):
+        path = Path("runs") / f"{name}-{n}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RunError(path, f"cannot be made ({error.strerror})", "give --out") from None
+        return path
+    raise AssertionError("count() does not end")

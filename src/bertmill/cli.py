@@ -22,7 +22,6 @@ app = typer.Typer(
     name="bertmill",
     help="Pretrain BERT encoders end to end: raw text, tokenizer, pairs with masks, two losses, "
     "an encoder in use.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -74,9 +73,7 @@ def pretrain(
     seed: Annotated[int | None, typer.Option("--seed", min=0)] = None,
     tokenizer: _Tokenizer = None,
     workers: _Workers = 1,
-    resume: Annotated[
-        str | None, typer.Option("--resume", help="Go on with this run; nothing else but --steps.")
-    ] = None,
+    resume: Annotated[str | None, typer.Option("--resume", help="Go on with this run.")] = None,
     stop_after: Annotated[
         str | None, typer.Option("--stop-after", help="Save and stop this session after: 55m.")
     ] = None,

@@ -159,7 +159,10 @@ class ModelSection(Section):
 
 
 class OptimizerSection(Section):
-    """AdamW (Loshchilov and Hutter 2019) with BERT's values; weight decay 0 makes it Adam."""
+    """AdamW (Loshchilov and Hutter 2019) with BERT's values; weight decay 0 makes it Adam.
+
+    `Deviation:` moments are corrected for their start, which BERT's optimizer leaves out.
+    """
 
     lr: Annotated[float, Field(gt=0.0)] = 1e-4
     """Peak learning rate."""

@@ -416,3 +416,14 @@ def test_wikitext_2_as_the_reference_reads_it(tmp_path, shared_data):
     assert store.train.num_documents == 15_496
     assert store.tokenizer.size == 20_256
     assert Store(tmp_path / "out").identity == store.identity
+
+
+def test_held_out_text_inside_the_corpus_is_not_trained_on(tmp_path):
+    for name, text in (("a", "one. two."), ("b", "three. four."), ("valid", "five. six.")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    section = TokenizerSection(kind="word", min_frequency=1)
+    store = prepare(
+        [str(tmp_path)], tmp_path / "store", TextSection(), section, [str(tmp_path / "valid.txt")]
+    )
+    assert (store.train.num_documents, store.held_out.num_documents) == (2, 1)
+    assert "five" not in store.tokenizer.backend.get_vocab()

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
@@ -104,6 +105,21 @@ def test_folders_of_transformers_open_and_say_what_they_lack(tmp_path, kind):
     assert torch.equal(table, theirs.get_input_embeddings().weight)
 
 
+def test_old_names_of_layer_norm_are_known(tmp_path):
+    """Published folders of BERT still carry the TensorFlow names."""
+    model = make_folder(tmp_path)
+    path = tmp_path / "model.safetensors"
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): tensor
+        for name, tensor in load_file(path).items()
+    }
+    save_file(old, path)
+    loaded = load_model(tmp_path).model.state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in model.state_dict().items())
+
+
 def test_what_transformers_cannot_compute_is_not_called_bert(tmp_path):
     make_folder(tmp_path, SECTIONS["quick"])
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "bertmill"
@@ -121,6 +137,7 @@ def rewrite_config(folder, **changes):
         ({"model_type": "roberta"}, "roberta"),
         ({"hidden_act": "silu"}, "hidden_act"),
         ({"position_embedding_type": "relative_key"}, "relative_key"),
+        ({"is_decoder": True}, "decoder"),
         ({"hidden_size": 32}, "shape"),
         ({"num_hidden_layers": 3}, "missing"),
         ({"vocab_size": "drop"}, "vocab_size"),

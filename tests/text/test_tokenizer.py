@@ -529,3 +529,8 @@ def test_token_listed_twice(tmp_path):
 def test_vocabulary_that_is_not_utf8(tmp_path):
     (tmp_path / "vocab.txt").write_bytes("\n".join([*SPECIAL, "café"]).encode("latin-1"))
     assert "vocab.txt" in refusal(tmp_path / "vocab.txt")
+
+
+def test_a_vocabulary_of_special_tokens_alone_is_refused():
+    with pytest.raises(TokenizerError, match=r"no word besides .*min_frequency"):
+        train_tokenizer(["each word once"], TokenizerSection(kind="word", min_frequency=2))

@@ -31,6 +31,9 @@ SETTINGS = [
     "schedule.warmup_steps=2",
 ]
 
+# A prepared store knows how its text was read.
+OVER_A_STORE = [s for s in SETTINGS if not s.startswith(("text.", "tokenizer."))]
+
 
 def weights(run: Path) -> dict[str, bytes]:
     tensors = load_file(run / "model" / "model.safetensors")
@@ -177,7 +180,7 @@ def test_without_held_out_text_a_run_says_so(corpus_file, tmp_path, capsys):
 def test_a_prepared_store_is_a_corpus(corpus_file, tmp_path):
     bertmill.prepare(str(corpus_file), tmp_path / "store", "tiny", settings=SETTINGS)
     run = bertmill.pretrain(
-        str(tmp_path / "store"), "tiny", out=tmp_path / "run", steps=2, settings=SETTINGS
+        tmp_path / "store", "tiny", out=tmp_path / "run", steps=2, settings=OVER_A_STORE
     )
     assert run.recipe.text.held_out_fraction == 0.2
     assert run.vocab_size == 200
@@ -187,7 +190,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_checkpoint_whole(
     corpus_file, tmp_path
 ):
     settings = [*SETTINGS, "optimizer.lr=1e38", "optimizer.clip_norm=0", "schedule.warmup_steps=0"]
-    with pytest.raises(RunError, match=r"not finite at step \d+; lower optimizer.lr"):
+    with pytest.raises(RunError, match=r"not finite at step \d+; .* lower optimizer.lr"):
         bertmill.pretrain(
             str(corpus_file), "tiny", out=tmp_path / "run", steps=30, settings=settings
         )
@@ -215,7 +218,7 @@ def test_a_damaged_checkpoint_is_passed_over(corpus_file, tmp_path, capsys, undi
 def test_a_changed_store_is_refused(corpus_file, tmp_path):
     bertmill.prepare(str(corpus_file), tmp_path / "store", "tiny", settings=SETTINGS)
     run = bertmill.pretrain(
-        str(tmp_path / "store"), "tiny", out=tmp_path / "run", steps=2, settings=SETTINGS
+        tmp_path / "store", "tiny", out=tmp_path / "run", steps=2, settings=OVER_A_STORE
     )
     (tmp_path / "store").rename(tmp_path / "old")
     other = tmp_path / "other.txt"
@@ -223,6 +226,42 @@ def test_a_changed_store_is_refused(corpus_file, tmp_path):
     bertmill.prepare(str(other), tmp_path / "store", "tiny", settings=SETTINGS)
     with pytest.raises(BertmillError, match="not the one that the run began with"):
         bertmill.pretrain(resume=run.folder, steps=4)
+
+
+def test_after_a_fallback_the_damaged_checkpoint_is_gone(corpus_file, tmp_path):
+    run = bertmill.pretrain(
+        str(corpus_file), "tiny", out=tmp_path / "run", steps=8, settings=SETTINGS
+    )
+    checkpoints = run.folder / "checkpoints"
+    (checkpoints / "step-8" / "state.json").write_text("{}")
+    (checkpoints / ".step-9.part").mkdir()
+    stopped = bertmill.pretrain(resume=run.folder, stop_after=1e-6)
+    assert stopped.outcome.steps == 5
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["step-4", "step-5"]
+    assert (run.folder / "model").resolve().parent.name == "step-5"
+
+
+def test_a_run_whose_last_validation_was_lost_makes_it_on_resume(corpus_file, tmp_path):
+    run = bertmill.pretrain(
+        str(corpus_file), "tiny", out=tmp_path / "run", steps=8, settings=SETTINGS
+    )
+    metrics = run.folder / "metrics.jsonl"
+    kept = [line for line in metrics.read_text().splitlines(True) if '"step": 8' not in line]
+    metrics.write_text("".join(kept))
+    again = bertmill.pretrain(resume=run.folder)
+    assert again.outcome.held_out == run.outcome.held_out
+
+
+def test_a_warm_up_longer_than_the_run_is_said(corpus_file, tmp_path, capsys):
+    settings = [*SETTINGS, "schedule.warmup_steps=50"]
+    bertmill.pretrain(str(corpus_file), "tiny", out=tmp_path / "run", steps=1, settings=settings)
+    assert "warm-up of 50 steps is longer than the run" in capsys.readouterr().out
+
+
+def test_default_folders_are_numbered(corpus_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = [bertmill.pretrain(corpus_file, "tiny", steps=1, settings=SETTINGS) for _ in range(2)]
+    assert [str(run.folder) for run in runs] == ["runs/tiny-1", "runs/tiny-2"]
 
 
 # --- real processes ------------------------------------------------------------------------------

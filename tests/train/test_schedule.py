@@ -31,17 +31,21 @@ def test_a_run_shorter_than_its_warm_up_only_warms_up():
     assert [schedule.scale(s) for s in range(10)] == [(s + 1) / 100 for s in range(10)]
 
 
-def simulate(budget, step_seconds, decisions=(), start=(0, 0.0), stop_at=None):
-    """Run a schedule against a made-up machine; `step_seconds(time)` is its speed."""
+def simulate(
+    budget, step_seconds, decisions=(), start=(0, 0.0), stop_at=None, pause=lambda step: 0.0
+):
+    """Run a schedule against a made-up machine: how long steps take, and pauses behind some."""
     made = list(decisions)
     schedule = BudgetSchedule(ScheduleSection(warmup_steps=5), budget, decisions, made.append)
     step, seconds = start
     scales = []
     while schedule.end_step is None or step < schedule.end_step:
         scales.append(schedule.scale(step))
-        seconds += step_seconds(seconds)
+        elapsed = step_seconds(seconds)
+        seconds += elapsed
         step += 1
-        schedule.decide(step, seconds)
+        schedule.decide(step, seconds, elapsed)
+        seconds += pause(step)
         if step == stop_at:
             break
     return step, seconds, scales, made
@@ -54,7 +58,8 @@ def simulate(budget, step_seconds, decisions=(), start=(0, 0.0), stop_at=None):
         lambda t: 0.1 if t < 75 else 0.2,  # a neighbour's job came
         lambda t: 0.2 if t < 90 else 0.1,  # and went
         lambda t: 0.1 if t < 98 else 0.2,
-        lambda t: 0.1 + 0.1 * (int(t) % 7 == 0),  # now and then a validation
+        lambda t: 0.1 + 0.1 * (int(t) % 7 == 0),  # now and then it is slow
+        lambda t: 0.1 if not 72 < t < 73 else 13.0,  # it stands still for a while
         lambda t: 3.0,  # few steps
     ],
 )
@@ -84,6 +89,23 @@ def test_a_resumed_run_repeats_the_rates_that_were_decided():
     assert again[3] == decisions
 
 
+def test_a_resumed_run_past_a_decision_point_still_decays():
+    """Resumed behind the first point, before any decision was made."""
+    step, seconds, scales, made = simulate(100.0, lambda t: 0.1, start=(690, 70.5))
+    assert made[0].step == 691
+    assert step == pytest.approx(985, abs=20) and abs(seconds - 100.0) <= 5.0
+    assert scales[-1] < 0.05
+
+
+@pytest.mark.parametrize("every", [50, 250])
+def test_validations_are_inside_the_budget(every):
+    _, seconds, scales, _ = simulate(
+        100.0, lambda t: 0.1, pause=lambda step: 2.0 if step % every == 0 else 0.0
+    )
+    assert abs(seconds - 100.0) <= 5.0
+    assert scales[-1] < 0.1
+
+
 def test_a_decision_is_recorded_before_it_is_used():
     seen = []
 
@@ -91,8 +113,8 @@ def test_a_decision_is_recorded_before_it_is_used():
         seen.append((decision, schedule.scale(decision.step), schedule.end_step))
 
     schedule = BudgetSchedule(ScheduleSection(warmup_steps=0), 10.0, [], record)
-    schedule.decide(1, 1.0)
-    schedule.decide(7, 7.0)
+    for step in range(1, 8):
+        schedule.decide(step, float(step), 1.0)
     [(decision, scale_then, end_then)] = seen
     assert (scale_then, end_then) == (1.0, None)
     assert schedule.end_step == decision.end_step == 10

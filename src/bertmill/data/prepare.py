@@ -25,7 +25,7 @@ from bertmill.data.store import (
     Store,
     StoreWriter,
 )
-from bertmill.errors import BertmillError, CorpusError, StoreError
+from bertmill.errors import BertmillError, CorpusError, StoreError, TokenizerError
 from bertmill.text.corpus import CorpusFile, Document, find_files, fingerprint, read_documents
 from bertmill.text.sentences import split_sentences
 from bertmill.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -55,7 +55,8 @@ def prepare(
     held_out : sequence of str
         Sources that training never sees; empty: a share of the corpus is held out.
     workers : int
-        Processes that encode. 1: this process, whose tokenizer uses every core by itself.
+        Processes that encode. 1: this process, whose tokenizer uses every core by itself. A script
+        that asks for more needs ``if __name__ == "__main__":`` around its work.
     say : callable
         Takes a line about each stage.
 
@@ -71,7 +72,7 @@ def prepare(
     if out.exists():
         raise StoreError(out, "already exists", "choose another --out, or delete it first")
     text = resolve_text(text, held_out)
-    files = {"train": find_files(corpus), "held_out": find_files(held_out)}
+    files = _find_both(corpus, held_out)
     with _folder_that_appears_whole(out) as folder:
         made = make_tokenizer(files["train"], text, tokenizer, say)
         writer = StoreWriter(folder, made)
@@ -80,7 +81,7 @@ def prepare(
                 for train_part, held_out_part in encode(read_documents(files[name], text)):
                     writer.add(name, train_part)
                     writer.add("held_out", held_out_part)
-        writer.close(
+        num_documents, num_tokens = writer.close(
             {
                 "corpus": [str(source) for source in corpus],
                 "held_out": [str(source) for source in held_out],
@@ -88,14 +89,9 @@ def prepare(
                 "tokenizer": tokenizer.model_dump(),
             }
         )
-        counts = Store(folder).train
-        if not counts.num_documents:
-            raise CorpusError(
-                ", ".join(map(str, corpus)),
-                "is empty or all held out: no document to train on",
-                "give a corpus with more text",
-            )
-    say(f"store: {counts.num_documents:,} documents, {counts.num_tokens:,} tokens in {out}")
+        if not num_documents:
+            raise _nothing_to_train_on(files["train"], text)
+    say(f"store: {num_documents:,} documents, {num_tokens:,} tokens in {out}")
     return Store(out)
 
 
@@ -113,7 +109,7 @@ def open_or_prepare(
     that changed, another setting or another tokenizer make another store.
     """
     text = resolve_text(text, held_out)
-    states = [fingerprint(find_files(sources)) for sources in (corpus, held_out)]
+    states = [fingerprint(found) for found in _find_both(corpus, held_out).values()]
     known = load_tokenizer(tokenizer.path, tokenizer).identity if tokenizer.path else ""
     parts = [FORMAT, states, text.model_dump(), tokenizer.model_dump(), known]
     name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
@@ -121,7 +117,7 @@ def open_or_prepare(
     if folder.exists():
         try:
             store = Store(folder)
-            assert store.tokenizer  # opening it checks it
+            _ = store.tokenizer  # opening it checks it
             say(f"store: {store.train.num_documents:,} documents from {folder}")
             return store
         except BertmillError as error:
@@ -130,11 +126,25 @@ def open_or_prepare(
     return prepare(corpus, folder, text, tokenizer, held_out, workers, say)
 
 
+def _find_both(corpus: Sequence[str], held_out: Sequence[str]) -> dict[str, list[CorpusFile]]:
+    """Find the files of both splits; held-out text inside the corpus's folder is not trained on."""
+    withheld = find_files(held_out)
+    return {
+        "train": [file for file in find_files(corpus) if file not in withheld],
+        "held_out": withheld,
+    }
+
+
 def cache_folder() -> Path:
     """Return the folder that prepared stores are kept in."""
     if moved := os.environ.get("BERTMILL_CACHE"):
         return Path(moved)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bertmill"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bertmill"
+    except RuntimeError:
+        raise StoreError(
+            "cache", "this user has no home folder", "set BERTMILL_CACHE to a folder"
+        ) from None
 
 
 def resolve_text(text: TextSection, held_out: Sequence[str]) -> TextSection:
@@ -151,25 +161,37 @@ def make_tokenizer(
     """Open the recipe's tokenizer, or train it on the training documents."""
     if section.path:
         return load_tokenizer(section.path, section)
-    sample: list[str] = []
     num_bytes = 0
-    for document in read_documents(files, text):
-        if _is_held_out(document, text):
-            continue
-        # Word counts need every document; WordPiece is content with a sample, and says so.
-        if section.kind == "wordpiece" and num_bytes >= section.max_training_bytes:
-            say(f"tokenizer: trained on the first {num_bytes:,} bytes of the corpus")
-            break
-        sample.append("\n".join(split_sentences(document.text, text)))
-        num_bytes += len(sample[-1].encode())
-    if not any(sample):
-        where = ", ".join(file.url for file in files[:3]) or "corpus"
-        raise CorpusError(
-            where, "is empty or all held out: no document to train on", "give a corpus with text"
-        )
-    made = train_tokenizer(sample, section)
+
+    def texts() -> Iterator[str]:
+        nonlocal num_bytes
+        for document in read_documents(files, text):
+            if _is_held_out(document, text):
+                continue
+            # Word counts need every document; WordPiece is content with a sample, and says so.
+            if section.kind == "wordpiece" and num_bytes >= section.max_training_bytes:
+                say(f"tokenizer: trained on the first {num_bytes:,} bytes of the corpus")
+                break
+            sentences = "\n".join(split_sentences(document.text, text))
+            num_bytes += len(sentences.encode())
+            yield sentences
+
+    try:
+        made = train_tokenizer(texts(), section)
+    except TokenizerError:
+        if num_bytes:
+            raise
+        raise _nothing_to_train_on(files, text) from None
     say(f"tokenizer: {made.size:,} entries from {num_bytes:,} bytes")
     return made
+
+
+def _nothing_to_train_on(files: Sequence[CorpusFile], text: TextSection) -> CorpusError:
+    fix = "give a corpus with text"
+    if text.sentences == "spaced-period":
+        fix += " whose sentences end with ' . ', or set text.sentences=sentencex"
+    where = ", ".join(file.url for file in files[:3]) or "--corpus"
+    return CorpusError(where, "is empty or all held out: no document to train on", fix)
 
 
 # --- encoding ------------------------------------------------------------------------------------
@@ -265,7 +287,9 @@ def _map_in_order(pool: Executor, chunks: Iterable[list[Document]], in_flight: i
             yield waiting.popleft().result()
     except BrokenProcessPool:
         raise StoreError(
-            "prepare", "a worker process died (out of memory?)", "use fewer --workers"
+            "prepare",
+            "a worker process died: out of memory, or a script without a __main__ guard",
+            "use fewer workers",
         ) from None
     finally:
         for future in waiting:

@@ -149,8 +149,8 @@ class Store:
             listed = _listed_files(self.manifest)
             self.train = TokenStore(self.folder, self.manifest["splits"]["train"])
             self.held_out = TokenStore(self.folder, self.manifest["splits"]["held_out"])
-            assert isinstance(self.manifest["tokenizer_identity"], str)
-        except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+            self.manifest["tokenizer_identity"].encode()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(
                 self.folder / "manifest.json", f"is damaged ({error!r})", _PREPARE_AGAIN
             ) from None
@@ -185,7 +185,7 @@ class Store:
 
 def is_store(folder: str | Path) -> bool:
     """Whether a folder looks like a store."""
-    return os.path.isfile(Path(folder) / "manifest.json")
+    return all(os.path.isfile(Path(folder) / name) for name in ("manifest.json", _COUNTS_FILE))
 
 
 class StoreWriter:
@@ -212,8 +212,14 @@ class StoreWriter:
             self._counts += np.bincount(documents.tokens, minlength=len(self._counts))
         self._splits[split].add(documents)
 
-    def close(self, about: dict[str, Any]) -> None:
-        """Flush everything to disk and write the manifest, with `about` in it."""
+    def close(self, about: dict[str, Any]) -> tuple[int, int]:
+        """Flush everything to disk and write the manifest, with `about` in it.
+
+        Returns
+        -------
+        tuple of int
+            Documents and tokens of the training split.
+        """
         splits = {name: writer.close() for name, writer in self._splits.items()}
         np.save(self._folder / _COUNTS_FILE, self._counts)
         manifest = {
@@ -229,6 +235,7 @@ class StoreWriter:
             json.dump(manifest, stream, indent=1)
             stream.flush()
             os.fsync(stream.fileno())
+        return splits["train"]["num_documents"], splits["train"]["num_tokens"]
 
 
 class _SplitWriter:

@@ -171,8 +171,8 @@ def activation(section: ModelSection) -> nn.Module:
 def initialise(module: nn.Module, section: ModelSection, generator: torch.Generator) -> None:
     """Draw all weights anew: normal weights, zero biases, LayerNorm at identity.
 
-    The draws depend on `generator` and the order of the modules alone. Devlin et al. draw from a
-    normal distribution cut at two standard deviations; Hugging Face and we do not cut.
+    The draws depend on `generator` and the order of the modules alone. `Deviation:` BERT's normal
+    distribution is cut at two standard deviations; Hugging Face's and ours is not.
     """
     for child in module.modules():
         if isinstance(child, nn.LayerNorm):

@@ -13,24 +13,24 @@ from bertmill.config import ModelSection
 from bertmill.errors import ModelError
 
 # Ours, theirs; the `*` in a row stands for the number of a block.
-_NAMES = (
-    ("encoder.embeddings.word", "bert.embeddings.word_embeddings"),
-    ("encoder.embeddings.position", "bert.embeddings.position_embeddings"),
-    ("encoder.embeddings.segment", "bert.embeddings.token_type_embeddings"),
-    ("encoder.embeddings.norm", "bert.embeddings.LayerNorm"),
-    ("encoder.blocks.*.attention.output", "bert.encoder.layer.*.attention.output.dense"),
-    ("encoder.blocks.*.attention_norm", "bert.encoder.layer.*.attention.output.LayerNorm"),
-    ("encoder.blocks.*.feed_forward.input", "bert.encoder.layer.*.intermediate.dense"),
-    ("encoder.blocks.*.feed_forward.output", "bert.encoder.layer.*.output.dense"),
-    ("encoder.blocks.*.feed_forward_norm", "bert.encoder.layer.*.output.LayerNorm"),
-    ("encoder.final_norm", "bert.encoder.norm"),  # pre-norm only: not in BERT
-    ("pooler", "bert.pooler.dense"),
-    ("masked_token_head.dense", "cls.predictions.transform.dense"),
-    ("masked_token_head.norm", "cls.predictions.transform.LayerNorm"),
-    ("masked_token_head.decoder", "cls.predictions.decoder"),
-    ("masked_token_head.bias", "cls.predictions.bias"),
-    ("next_sentence_head", "cls.seq_relationship"),
-)
+_NAMES = {
+    "encoder.embeddings.word": "bert.embeddings.word_embeddings",
+    "encoder.embeddings.position": "bert.embeddings.position_embeddings",
+    "encoder.embeddings.segment": "bert.embeddings.token_type_embeddings",
+    "encoder.embeddings.norm": "bert.embeddings.LayerNorm",
+    "encoder.blocks.*.attention.output": "bert.encoder.layer.*.attention.output.dense",
+    "encoder.blocks.*.attention_norm": "bert.encoder.layer.*.attention.output.LayerNorm",
+    "encoder.blocks.*.feed_forward.input": "bert.encoder.layer.*.intermediate.dense",
+    "encoder.blocks.*.feed_forward.output": "bert.encoder.layer.*.output.dense",
+    "encoder.blocks.*.feed_forward_norm": "bert.encoder.layer.*.output.LayerNorm",
+    "encoder.final_norm": "bert.encoder.norm",  # pre-norm only: not in BERT
+    "pooler": "bert.pooler.dense",
+    "masked_token_head.dense": "cls.predictions.transform.dense",
+    "masked_token_head.norm": "cls.predictions.transform.LayerNorm",
+    "masked_token_head.decoder": "cls.predictions.decoder",
+    "masked_token_head.bias": "cls.predictions.bias",
+    "next_sentence_head": "cls.seq_relationship",
+}
 # An untied decoder has a bias of its own in transformers, and `cls.predictions.bias` is not used.
 _BIAS, _DECODER_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
 _DECODER = "cls.predictions.decoder.weight"
@@ -58,7 +58,7 @@ def to_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             for theirs, part in zip(_SEPARATE, parts, strict=True):
                 out[f"{theirs}.{leaf}".replace("*", block)] = part.contiguous()
         else:
-            out[_translate(pattern, dict(_NAMES)).replace("*", block)] = tensor.contiguous()
+            out[_translate(pattern).replace("*", block)] = tensor.contiguous()
     if _DECODER in out:
         out[_DECODER_BIAS] = out[_BIAS].clone()
     return out
@@ -86,10 +86,7 @@ def from_huggingface(
     ModelError
         A shape differs, or a part of the encoder is missing.
     """
-    theirs = {
-        name if name.startswith(("bert.", "cls.")) else f"bert.{name}": tensor
-        for name, tensor in tensors.items()
-    }
+    theirs = {_modern(name): tensor for name, tensor in tensors.items()}
     if _DECODER_BIAS in theirs:
         theirs[_BIAS] = theirs[_DECODER_BIAS]
     found: dict[str, Tensor] = {}
@@ -99,7 +96,7 @@ def from_huggingface(
         if stem == _FUSED:
             names = [f"{part}.{leaf}".replace("*", block) for part in _SEPARATE]
         else:
-            names = [_translate(pattern, dict(_NAMES)).replace("*", block)]
+            names = [_translate(pattern).replace("*", block)]
         if missing := [n for n in names if n not in theirs]:
             if name.startswith("encoder."):
                 raise ModelError("weights", f"{missing[0]} is missing", "fetch the folder again")
@@ -146,6 +143,8 @@ def from_config(config: Mapping[str, Any], where: object) -> tuple[ModelSection,
             f"position_embedding_type {config['position_embedding_type']!r} is not supported",
             "give a model with absolute positions",
         )
+    if config.get("is_decoder"):
+        raise ModelError(where, "is a decoder (is_decoder is true)", "give an encoder")
     known = {key: config[key] for key in ModelSection.model_fields if key in config}
     try:
         section = ModelSection.model_validate(known)
@@ -163,6 +162,14 @@ def from_config(config: Mapping[str, Any], where: object) -> tuple[ModelSection,
     return section, vocab_size
 
 
+def _modern(name: str) -> str:
+    """Bring a saved name into today's form: with its prefix, and LayerNorm's weight and bias."""
+    name = name if name.startswith(("bert.", "cls.")) else f"bert.{name}"
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+        "LayerNorm.beta", "LayerNorm.bias"
+    )
+
+
 def _pattern(name: str) -> tuple[str, str]:
     """Take a block's number out: ``blocks.3.output`` becomes ``blocks.*.output`` and ``3``."""
     parts = name.split(".")
@@ -170,8 +177,8 @@ def _pattern(name: str) -> tuple[str, str]:
     return ".".join("*" if part == block and block else part for part in parts), block
 
 
-def _translate(pattern: str, names: Mapping[str, str]) -> str:
-    if pattern in names:
-        return names[pattern]
+def _translate(pattern: str) -> str:
+    if pattern in _NAMES:
+        return _NAMES[pattern]
     stem, _, leaf = pattern.rpartition(".")
-    return f"{names[stem]}.{leaf}"
+    return f"{_NAMES[stem]}.{leaf}"

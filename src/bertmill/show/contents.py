@@ -12,7 +12,7 @@ import torch
 from bertmill.config import MaskingSection, ModelSection, PairsSection, load_recipe, recipe_names
 from bertmill.data.batch import Batch, Batches
 from bertmill.data.store import Store, is_store
-from bertmill.errors import InputError
+from bertmill.errors import CorpusError, InputError
 from bertmill.model.folder import load_model, model_folder
 from bertmill.model.heads import PretrainingModel
 from bertmill.text.tokenizer import Tokenizer
@@ -63,18 +63,21 @@ def count_parameters(section: ModelSection, vocab_size: int) -> dict[str, int]:
 
 def _describe_recipe(target: str) -> dict[str, Any]:
     recipe = load_recipe(target)
+    # How many words a text has is only known when it is read.
+    is_known = recipe.tokenizer.kind == "wordpiece"
     return {
         "kind": "recipe",
-        "parameters": count_parameters(recipe.model, recipe.tokenizer.vocab_size),
+        "parameters": count_parameters(recipe.model, recipe.tokenizer.vocab_size)
+        if is_known
+        else None,
         "recipe": recipe.model_dump(),
     }
 
 
 def _describe_store(path: Path, num_pairs: int) -> dict[str, Any]:
     store = Store(path)
-    single = store.train.num_documents == 1
     split = store.manifest["text"]["sentences"] == "spaced-period"
-    pairs = PairsSection(kind="none" if single else "sentences" if split else "segments")
+    pairs = PairsSection(kind="sentences" if split else "segments")
     return {
         "kind": "store",
         **_counts(store),
@@ -134,7 +137,10 @@ def _show_pairs(
     if num_pairs < 1:
         return []
     tokenizer = store.tokenizer
-    batches = Batches(store.train, tokenizer, pairs, masking, 1, seed, "the corpus")
+    try:
+        batches = Batches(store.train, tokenizer, pairs, masking, 1, seed, "the corpus")
+    except CorpusError:  # a store is good even where these pairs cannot be made of it
+        return []
     shown = []
     for i in range(min(num_pairs, batches.num_examples)):
         batch = batches.batch_of(np.array([i]))

@@ -64,7 +64,7 @@ class CorpusFile:
     compression: str
     """``.gz``, ``.xz``, ``.zst`` or nothing."""
     fingerprint: str
-    """Changes when the file changes (size, time of change, version or entity tag)."""
+    """Changes when the file changes: size, times, version or entity tag, where they are known."""
     open: Callable[[], Any] = field(compare=False, repr=False)
     """Opens its bytes, as they are stored."""
 
@@ -107,7 +107,7 @@ def read_documents(files: Iterable[CorpusFile], section: TextSection) -> Iterato
                 text = next(texts, None)
             except BertmillError:
                 raise
-            except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
+            except _reading_errors(file) as error:
                 raise CorpusError(
                     file.url, f"cannot be read to its end ({_one_line(error)})", "fetch it again"
                 ) from None
@@ -138,7 +138,7 @@ def _find(source: str) -> list[CorpusFile]:
         raise MissingExtraError(
             source, f"needs a package that is not installed ({error})", "install it with pip"
         ) from None
-    except (ValueError, OSError) as error:
+    except Exception as error:
         raise CorpusError(
             source, f"is not an address that can be opened ({_one_line(error)})", "check it"
         ) from None
@@ -160,7 +160,9 @@ def _find(source: str) -> list[CorpusFile]:
         if not paths:
             raise CorpusError(source, "does not exist", "check the name")
         return [_corpus_file(fs, p) for p in paths]
-    except OSError as error:
+    except BertmillError:
+        raise
+    except Exception as error:  # drivers of remote file systems raise what they like
         raise CorpusError(
             source, f"cannot be opened ({_one_line(error)})", "check the name and your rights"
         ) from None
@@ -174,7 +176,7 @@ def _corpus_file(fs: Any, path: str) -> CorpusFile:
         raise CorpusError(
             local, "is of an unknown kind", f"use a file whose name ends in {_endings()}"
         )
-    return CorpusFile(local, *kind, str(fs.ukey(path)), partial(fs.open, path, "rb"))
+    return CorpusFile(local, *kind, _state(fs.info(path)), partial(fs.open, path, "rb"))
 
 
 def _kind(path: str) -> tuple[str, str] | None:
@@ -182,6 +184,12 @@ def _kind(path: str) -> tuple[str, str] | None:
     suffixes = [s.lower() for s in PurePosixPath(path).suffixes]
     compression = suffixes.pop() if suffixes and suffixes[-1] in _DECOMPRESSORS else ""
     return (suffixes[-1], compression) if suffixes and suffixes[-1] in _READERS else None
+
+
+def _state(info: dict[str, Any]) -> str:
+    """Describe what changes with a file's content, in the words of its file system."""
+    keys = ("size", "mtime", "created", "ETag", "etag", "LastModified", "last_modified", "checksum")
+    return json.dumps({key: str(info[key]) for key in keys if info.get(key) is not None})
 
 
 def _endings() -> str:
@@ -376,6 +384,13 @@ def _refuse_surrogates(text: str, where: str) -> None:
             f"holds half a character (a lone surrogate, U+{code:04X})",
             "write the character whole, or delete it",
         ) from None
+
+
+def _reading_errors(file: CorpusFile) -> tuple[type[Exception], ...]:
+    """Name what a damaged file raises; a remote file's driver may raise anything."""
+    if "://" in file.url:
+        return (Exception,)
+    return (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
 
 
 def _one_line(error: Exception) -> str:

@@ -34,7 +34,7 @@ class Tokenizer:
     Raises
     ------
     TokenizerError
-        A special token is not in the vocabulary.
+        A special token is not in the vocabulary, or nothing else is.
 
     Attributes
     ----------
@@ -63,6 +63,12 @@ class Tokenizer:
         self.size = max(vocab.values()) + 1
         self.is_special = np.zeros(self.size, bool)
         self.is_special[ids] = True
+        if self.is_special.all():
+            raise TokenizerError(
+                "tokenizer",
+                "the vocabulary holds no word besides the special tokens",
+                "give more text, lower tokenizer.min_frequency or raise tokenizer.vocab_size",
+            )
         self.continues_word = np.zeros(self.size, bool)
         if isinstance(backend.model, models.WordPiece):
             prefix = backend.model.continuing_subword_prefix
@@ -120,7 +126,7 @@ class Tokenizer:
         words: list[str] = []
         for i, token in zip(ids, self.tokens(ids), strict=True):
             if self.continues_word[i] and words:
-                words[-1] += token[len(_CONTINUATION) :]
+                words[-1] += token.removeprefix(_CONTINUATION)
             else:
                 words.append(token)
         return " ".join(words)
@@ -197,7 +203,7 @@ def load_tokenizer(path: str | Path, section: TokenizerSection | None = None) ->
         raise TokenizerError(path, f"is not a tokenizer ({message})", "give another one") from None
 
 
-def train_tokenizer(texts: Sequence[str], section: TokenizerSection) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], section: TokenizerSection) -> Tokenizer:
     """Train the vocabulary that the recipe asks for.
 
     Ids are in canonical order: special tokens, then falling count, ties by text. The same texts
@@ -205,21 +211,22 @@ def train_tokenizer(texts: Sequence[str], section: TokenizerSection) -> Tokenize
 
     Parameters
     ----------
-    texts : sequence of str
-        WordPiece (Schuster and Nakajima 2012, as ``tokenizers`` trains it by pair counts) or
-        words counted as they stand.
+    texts : iterable of str
+        WordPiece (Schuster and Nakajima 2012, as ``tokenizers`` trains it by pair counts) holds
+        them all; words are counted as they pass.
 
     Raises
     ------
     TokenizerError
-        The texts hold no words, or the vocabulary has no room for them.
+        The texts hold no words, or none that is frequent enough.
     """
     shell = _shell(section)
+    texts = texts if section.kind == "word" else list(texts)
     counts = _count_words(texts, shell)
     if not counts:
         raise TokenizerError("tokenizer", "the corpus holds no words", "give a corpus with text")
     if section.kind == "word":
-        kept = {word: n for word, n in counts.items() if n >= section.min_frequency}
+        kept = Counter({word: n for word, n in counts.items() if n >= section.min_frequency})
     else:
         kept = _count_pieces(texts, counts, shell, section)
     for special in section.special_tokens:
@@ -227,8 +234,10 @@ def train_tokenizer(texts: Sequence[str], section: TokenizerSection) -> Tokenize
     ranked = sorted(kept, key=lambda token: (-kept[token], token))
     tokens = [*section.special_tokens, *ranked][: section.vocab_size]
     if section.kind == "word":
-        model = models.WordLevel({t: i for i, t in enumerate(tokens)}, section.unk_token)
-        return _finish(shell, model, section.special_tokens)
+        vocab = {token: i for i, token in enumerate(tokens)}
+        shell.model = models.WordLevel(vocab, section.unk_token)
+        shell.add_special_tokens(list(section.special_tokens))
+        return Tokenizer(shell, section.special_tokens)
     return Tokenizer(
         _wordpiece(tokens, section.special_tokens, section.lowercase, section.strip_accents),
         section.special_tokens,
@@ -252,7 +261,7 @@ def _shell(section: TokenizerSection) -> tokenizers.Tokenizer:
     return shell
 
 
-def _count_words(texts: Sequence[str], shell: tokenizers.Tokenizer) -> Counter[str]:
+def _count_words(texts: Iterable[str], shell: tokenizers.Tokenizer) -> Counter[str]:
     """Count words; only distinct stretches between blanks are split further, which is the same."""
     stretches: Counter[str] = Counter()
     for text in texts:
@@ -267,7 +276,7 @@ def _count_words(texts: Sequence[str], shell: tokenizers.Tokenizer) -> Counter[s
 
 
 def _count_pieces(
-    texts: Sequence[str],
+    texts: Iterable[str],
     counts: Counter[str],
     shell: tokenizers.Tokenizer,
     section: TokenizerSection,
@@ -325,14 +334,6 @@ def _wordpiece(
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.add_special_tokens([name for name in special_tokens if name in vocab])
     return backend
-
-
-def _finish(
-    shell: tokenizers.Tokenizer, model: models.WordLevel, special_tokens: Sequence[str]
-) -> Tokenizer:
-    shell.model = model
-    shell.add_special_tokens(list(special_tokens))
-    return Tokenizer(shell, special_tokens)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -82,7 +82,9 @@ def save_checkpoint(
 
 
 def newest_checkpoint(run: RunFolder, say: Callable[[str], None]) -> Checkpoint:
-    """Find the newest checkpoint whose files are whole, naming the ones that are not.
+    """Find the newest checkpoint whose files are whole, and make it the run's newest of all.
+
+    Newer ones, which are damaged, are named and deleted, and so is what an unfinished save left.
 
     Raises
     ------
@@ -97,6 +99,10 @@ def newest_checkpoint(run: RunFolder, say: Callable[[str], None]) -> Checkpoint:
         except (OSError, ValueError, KeyError, TypeError) as error:
             bad = [str(error)]
         if not bad:
+            newer = [f for f in _by_step(run) if int(f.name[5:]) > int(folder.name[5:])]
+            for rest in [*newer, *run.checkpoints.glob(".*.part")]:
+                shutil.rmtree(rest, ignore_errors=True)
+            _point(run.model, folder / "model")
             return Checkpoint(folder, state)
         say(f"{folder} is damaged ({bad[0]}); falling back to the one before it")
     raise RunError(run.path, "holds no whole checkpoint", "start the run again in another folder")

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import math
-import re
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from bertmill.config import Recipe
 from bertmill.data.batch import Batches
 from bertmill.data.randomness import make_key
 from bertmill.data.store import Store
-from bertmill.errors import RecipeError, RunError
+from bertmill.errors import RunError
 from bertmill.model.encoder import initialise
 from bertmill.model.heads import PretrainingModel
-from bertmill.model.losses import LossSums, PretrainingInput, pretraining_losses
+from bertmill.model.losses import pretraining_losses
 from bertmill.train.checkpoint import Checkpoint, restore, save_checkpoint
+from bertmill.train.device import device_name, open_device, synchronise, to_device
+from bertmill.train.meters import Clock, Sums
 from bertmill.train.optimizer import make_optimizer
 from bertmill.train.progress import RunProgress
 from bertmill.train.run_folder import RunFolder
 from bertmill.train.schedule import BudgetSchedule, StepSchedule
-from bertmill.train.validate import HeldOut, HeldOutScores, to_device
+from bertmill.train.signals import stop_signals
+from bertmill.train.validate import HeldOut, HeldOutScores
 
 
 @dataclass(frozen=True)
@@ -37,8 +34,8 @@ class Limits:
 
     budget_seconds: float | None = None
     """Training time over all sessions; None: the recipe's steps."""
-    stop_after_seconds: float = math.inf
-    """This session saves and stops after so long, whatever is left to do."""
+    stop_at: float = math.inf
+    """This session saves and stops at this reading of ``time.monotonic``."""
 
 
 @dataclass(frozen=True)
@@ -58,25 +55,6 @@ class Outcome:
     tokens_per_second: float | None
     device: str
     held_out: HeldOutScores | None
-
-
-def open_device(name: str) -> torch.device:
-    """Return the device of ``train.device``: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-
-    Raises
-    ------
-    RecipeError
-        Another name, or a device that this machine has not.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    where, fix = f"train.device={name}", "set auto, cpu, cuda or cuda:N"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise RecipeError(where, "is not a device that bertmill trains on", fix)
-    try:
-        return torch.zeros((), device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise RecipeError(where, f"cannot be used ({str(error).splitlines()[0]})", fix) from None
 
 
 @dataclass(frozen=True)
@@ -146,6 +124,11 @@ def pretrain_loop(
     tokenizer = store.tokenizer
     if held_out is None:
         progress.say("no held-out text: give --held-out, or raise text.held_out_fraction")
+    if limits.budget_seconds is None and recipe.schedule.warmup_steps > knobs.steps:
+        progress.say(
+            f"the warm-up of {recipe.schedule.warmup_steps:,} steps is longer than the run: "
+            "lower schedule.warmup_steps"
+        )
     model = PretrainingModel(recipe.model, tokenizer.size)
     initialise(model, recipe.model, torch.Generator().manual_seed(make_key(knobs.seed, "weights")))
     model.to(device).train()
@@ -164,12 +147,14 @@ def pretrain_loop(
         )
     )
 
-    step, clock = 0, _Clock(0.0)
-    interval, session = _Sums(device), _Sums(device)
+    step, clock = 0, Clock(0.0)
+    interval, session = Sums(device), Sums(device)
     saved_at = validated_at = -1
 
     def save() -> None:
         nonlocal saved_at
+        if not all(bool(p.isfinite().all()) for p in model.parameters()):
+            raise _not_finite("a weight", step, run)
         state = {"step": step, "seconds": clock.seconds, "interval": interval.to_dict()}
         save_checkpoint(run, state, model, tokenizer, about, optimizer, knobs.keep_checkpoints)
         saved_at = step
@@ -187,13 +172,14 @@ def pretrain_loop(
         save()
     else:
         restore(checkpoint, model, optimizer)
-        step, clock = checkpoint.state["step"], _Clock(checkpoint.state["seconds"])
+        step, clock = checkpoint.state["step"], Clock(checkpoint.state["seconds"])
         interval.load_dict(checkpoint.state["interval"])
-        run.cut_metrics(step)
-        saved_at = validated_at = step
+        run.cut(step)
+        validations = [r["step"] for r in run.metrics() if r["split"] == "held_out"]
+        saved_at, validated_at = step, max(validations, default=-1)
 
     progress.start(held_out.yardsticks if held_out else None)
-    with _stop_signals() as stop:
+    with stop_signals() as stop:
         while schedule.end_step is None or step < schedule.end_step:
             started = time.perf_counter()
             for group in optimizer.param_groups:
@@ -211,25 +197,28 @@ def pretrain_loop(
             optimizer.zero_grad(set_to_none=True)
 
             step += 1
+            is_logged = step % knobs.log_every_steps == 0 or step == schedule.end_step
+            if is_logged:
+                synchronise(device)
             elapsed = time.perf_counter() - started
             for totals in (interval, session):
                 totals.add(sums, batch, elapsed)
             if isinstance(schedule, BudgetSchedule):
-                schedule.decide(step, clock.seconds)
-            is_last = step == schedule.end_step
+                schedule.decide(step, clock.seconds, elapsed)
 
-            if step % knobs.log_every_steps == 0 or is_last:
+            if is_logged or step == schedule.end_step:
                 record = {"step": step, "split": "train", **interval.means()}
                 record |= {"lr": optimizer.param_groups[0]["lr"], "seconds": clock.seconds}
-                _refuse_non_finite(record, run, saved_at)
+                if not math.isfinite(record["mlm_loss"] + (record["nsp_loss"] or 0.0)):
+                    raise _not_finite("the loss", step, run)
                 run.log(record)
                 progress.update(record, *_progress_of(step, schedule.end_step, clock, limits))
-                interval = _Sums(device)
+                interval = Sums(device)
             if step % knobs.validate_every_steps == 0:
                 validate()
             if step % knobs.checkpoint_every_steps == 0:
                 save()
-            if stop.signal is not None or clock.session_seconds >= limits.stop_after_seconds:
+            if stop.signal is not None or time.monotonic() >= limits.stop_at:
                 break
 
         finished = step == schedule.end_step
@@ -250,118 +239,28 @@ def pretrain_loop(
         nsp_loss=trained.get("nsp_loss"),
         pairs_per_second=speeds.get("pairs_per_second"),
         tokens_per_second=speeds.get("tokens_per_second"),
-        device=_device_name(device),
+        device=device_name(device),
         held_out=HeldOutScores(**{f.name: scored[f.name] for f in fields(HeldOutScores)})
         if scored
         else None,
     )
 
 
-class _Sums:
-    """Losses, counts and time summed over steps; the losses stay on the device until read."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.mlm = torch.zeros((), dtype=torch.float64, device=device)
-        self.nsp = torch.zeros((), dtype=torch.float64, device=device)
-        self.predictions = self.pairs = self.sequences = self.tokens = 0
-        self.seconds = 0.0
-
-    def add(self, sums: LossSums, batch: PretrainingInput, seconds: float) -> None:
-        self.mlm += sums.mlm.detach()
-        self.nsp += sums.nsp.detach()
-        self.predictions += len(batch.masked_labels)
-        self.pairs += len(batch.next_sentence_labels)
-        self.sequences += len(batch.packed.lengths)
-        self.tokens += len(batch.packed.token_ids)
-        self.seconds += seconds
-
-    def means(self) -> dict[str, Any]:
-        return {
-            "mlm_loss": float(self.mlm) / self.predictions,
-            "nsp_loss": float(self.nsp) / self.pairs if self.pairs else None,
-            "pairs_per_second": self.sequences / self.seconds,
-            "tokens_per_second": self.tokens / self.seconds,
-        }
-
-    def to_dict(self) -> dict[str, float]:
-        return {
-            key: value.item() if isinstance(value, Tensor) else value
-            for key, value in vars(self).items()
-        }
-
-    def load_dict(self, values: dict[str, float]) -> None:
-        for key, value in values.items():
-            own = getattr(self, key)
-            setattr(self, key, torch.full_like(own, value) if isinstance(own, Tensor) else value)
-
-
-class _Clock:
-    """Training time: of this session, and of the sessions before it too."""
-
-    def __init__(self, seconds_before: float) -> None:
-        self._before, self._started = seconds_before, time.monotonic()
-
-    @property
-    def session_seconds(self) -> float:
-        return time.monotonic() - self._started
-
-    @property
-    def seconds(self) -> float:
-        return self._before + self.session_seconds
-
-
-class _Stop:
-    """The signal that asked the loop to stop, if one did."""
-
-    signal: int | None = None
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Let the first SIGINT or SIGTERM finish the step and save; a second one acts as ever."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore_handlers() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def on_signal(number: int, frame: object) -> None:
-        stop.signal = number
-        restore_handlers()
-
-    for number in before:
-        signal.signal(number, on_signal)
-    try:
-        yield stop
-    finally:
-        restore_handlers()
-
-
-def _refuse_non_finite(record: dict[str, Any], run: RunFolder, saved_at: int) -> None:
-    if not math.isfinite(record["mlm_loss"] + (record["nsp_loss"] or 0.0)):
-        raise RunError(
-            run.path,
-            f"the loss is not finite at step {record['step']}",
-            f"lower optimizer.lr or raise schedule.warmup_steps; step {saved_at} is saved whole",
-        )
+def _not_finite(what: str, step: int, run: RunFolder) -> RunError:
+    return RunError(
+        run.path,
+        f"{what} is not finite at step {step}",
+        "start a new run with a lower optimizer.lr or more schedule.warmup_steps; "
+        "this one's last checkpoint is whole",
+    )
 
 
 def _progress_of(
-    step: int, end_step: int | None, clock: _Clock, limits: Limits
-) -> tuple[float, float | None]:
+    step: int, end_step: int | None, clock: Clock, limits: Limits
+) -> tuple[float, float]:
     """Share of the run that is done, and seconds left."""
     if limits.budget_seconds is not None:
         left = max(0.0, limits.budget_seconds - clock.seconds)
         return clock.seconds / limits.budget_seconds, left
     assert end_step is not None
     return step / end_step, (end_step - step) * clock.seconds / step
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({torch.get_num_threads()} threads)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import TracebackType
 from typing import IO, Any, Self
@@ -10,6 +11,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from bertmill.data.yardsticks import Yardsticks
+
+
+class _PatientConsole(Console):
+    """A console whose reader may go away: the run goes on without it."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class RunProgress:
@@ -28,7 +37,7 @@ class RunProgress:
     """
 
     def __init__(self, stream: IO[str] | None = None) -> None:
-        self._console = Console(file=stream or sys.stdout, soft_wrap=True, highlight=False)
+        self._console = _PatientConsole(file=stream or sys.stdout, soft_wrap=True, highlight=False)
         self._bar: Progress | None = None
         self._yardsticks: Yardsticks | None = None
 
@@ -63,7 +72,7 @@ class RunProgress:
             self._bar.add_task("first step ...", total=1.0)
             self._bar.start()
 
-    def update(self, record: dict[str, Any], done: float, seconds_left: float | None) -> None:
+    def update(self, record: dict[str, Any], done: float, seconds_left: float) -> None:
         """Show the training losses of a log interval.
 
         Parameters
@@ -72,13 +81,12 @@ class RunProgress:
             The line that goes to the metrics.
         done : float
             Share of the run.
-        seconds_left : float or None
+        seconds_left : float
         """
-        left = "" if seconds_left is None else f"  {_clock(seconds_left)} left"
         line = (
             f"step {record['step']:>6,}  {self._losses(record)}  "
             f"{record['pairs_per_second']:,.0f} pairs/s  "
-            f"{record['tokens_per_second']:,.0f} tokens/s{left}"
+            f"{record['tokens_per_second']:,.0f} tokens/s  {_clock(seconds_left)} left"
         )
         if self._bar is None:
             self.say(line)

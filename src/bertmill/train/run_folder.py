@@ -7,6 +7,7 @@
     metrics.jsonl     a line a log interval and a line a validation
     decisions.jsonl   lengths fixed by a time budget
     checkpoints/      step-N folders
+    lock              held by the process that writes
     model             link to the newest checkpoint's model folder
     loss.png          both losses, train and held-out, and the yardsticks
 """
@@ -51,23 +52,19 @@ class RunFolder:
                 "already holds a run",
                 f"choose another --out, or go on with: bertmill pretrain --resume {self.path}",
             )
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and (
+            not self.path.is_dir() or any(f.name != "lock" for f in self.path.iterdir())
+        ):
             raise RunError(self.path, "already exists and is not empty", "choose another --out")
         above = next(folder for folder in self.path.absolute().parents if folder.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
             raise RunError(self.path, f"cannot be made in {above}", "choose another --out")
 
     def create(self, recipe: Recipe, facts: dict[str, Any]) -> None:
-        """Start a run here."""
+        """Start a run here; the folder is locked by the caller."""
         self.refuse_if_taken()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.write_recipe(recipe)
-            self._write("run.json", json.dumps(facts, indent=1) + "\n")
-        except OSError as error:
-            raise RunError(
-                self.path, f"cannot be written ({error.strerror})", "choose another --out"
-            ) from None
+        self.write_recipe(recipe)
+        self._write("run.json", json.dumps(facts, indent=1) + "\n")
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write the resolved recipe."""
@@ -92,31 +89,32 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes from writing this run; the lock goes with the process."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("a") as stream:
+        with self._writing():
+            stream = (self.path / "lock").open("a")
+        with stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise RunError(
-                    self.path,
-                    "is in use by another process",
-                    "wait until it has ended",
+                    self.path, "is in use by another process", "wait until it has ended"
                 ) from None
             yield
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to the metrics."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+        with self._writing(), (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """Read all metrics."""
         return self._read_lines("metrics.jsonl", ("step", "split"))
 
-    def cut_metrics(self, step: int) -> None:
-        """Drop the lines after a step: the resumed run writes them again."""
+    def cut(self, step: int) -> None:
+        """Drop the metrics after a step, which the resumed run writes again, and torn lines."""
         kept = [record for record in self.metrics() if record["step"] <= step]
-        self._write("metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+        decisions = [asdict(decision) for decision in self.decisions()]
+        for name, records in (("metrics.jsonl", kept), ("decisions.jsonl", decisions)):
+            self._write(name, "".join(json.dumps(record) + "\n" for record in records))
 
     def decisions(self) -> list[Decision]:
         """Read the lengths that were fixed so far."""
@@ -128,7 +126,8 @@ class RunFolder:
 
     def record_decision(self, decision: Decision) -> None:
         """Keep a decision safe before it is used."""
-        with (self.path / "decisions.jsonl").open("a", encoding="utf-8") as stream:
+        path = self.path / "decisions.jsonl"
+        with self._writing(), path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(asdict(decision)) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
@@ -143,7 +142,9 @@ class RunFolder:
                 break
             try:
                 record = json.loads(line)
-                records.append({**record, **{key: record[key] for key in keys}})
+                if missing := [key for key in keys if key not in record]:
+                    raise KeyError(missing[0])
+                records.append(record)
             except (ValueError, KeyError, TypeError):
                 raise RunError(f"{path}, line {number}", "is damaged", "delete the line") from None
         return records
@@ -151,8 +152,22 @@ class RunFolder:
     def _write(self, name: str, text: str) -> None:
         """Replace a small file in one step."""
         whole = self.path / f".{name}.part"
-        with whole.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        whole.replace(self.path / name)
+        with self._writing():
+            with whole.open("w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            whole.replace(self.path / name)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turn what the disk says into our one line."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            yield
+        except OSError as error:
+            raise RunError(
+                error.filename or self.path,
+                f"cannot be written ({error.strerror or error})",
+                "make room or choose another --out; a run that has begun goes on with --resume",
+            ) from None

@@ -1,9 +1,10 @@
 """Learning rate and length of a run: by steps, or by a time budget.
 
 A run by steps is a pure function of the step. A run by budget holds the peak until 70 % of the
-time, then fixes the remaining steps from the speed it measured, and fixes them again every 5 %, so
-that it ends with the budget even when the machine's speed changes. Each fixing is a `Decision`,
-written to the run before it is used: a resumed run reads it and computes the same rates.
+time, then fixes the remaining steps from the speed it measured, and fixes them again every 5 % and
+whenever half of them are made, so that it ends with the budget even when the machine's speed
+changes. Each fixing is a `Decision`, written to the run before it is used: a resumed run reads it
+and computes the same rates.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Protocol
 from bertmill.config import ScheduleSection
 
 _DECISION_POINTS = (0.70, 0.75, 0.80, 0.85, 0.90, 0.95, 0.975)
+_FEW_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class StepSchedule:
     ----------
     section : ScheduleSection
     num_steps : int
-        When it grows on resume, hold and decay are those of the new length from there on.
+        `Deviation:` BERT counts the decay from step 0, we from where it begins. When this grows on
+        resume, hold and decay are those of the new length from there on.
     """
 
     def __init__(self, section: ScheduleSection, num_steps: int) -> None:
@@ -92,7 +95,7 @@ class BudgetSchedule:
     ) -> None:
         self._section, self._budget, self._record = section, budget_seconds, record
         self._decisions = list(decisions)
-        self._mark: tuple[int, float] | None = None
+        self._steps, self._stepping = 0, 0.0
 
     @property
     def end_step(self) -> int | None:
@@ -107,7 +110,7 @@ class BudgetSchedule:
             return last.scale * (last.end_step - step) / max(1, last.end_step - last.step)
         return min(1.0, (step + 1) / max(1, self._section.warmup_steps))
 
-    def decide(self, step: int, seconds: float) -> None:
+    def decide(self, step: int, seconds: float, step_seconds: float) -> None:
         """Fix the remaining steps where a decision is due; called after every step.
 
         Parameters
@@ -115,19 +118,33 @@ class BudgetSchedule:
         step : int
             Updates made so far.
         seconds : float
-            Training time so far, validation and checkpoints included. The speed is that since the
-            decision before.
+            Training time so far, validation and checkpoints included.
+        step_seconds : float
+            Time of this step alone. The speed is that of the steps since the decision before.
         """
-        if self._mark is None:
-            self._mark = (step, seconds)
-        number = len(self._decisions)
-        if number == len(_DECISION_POINTS) or seconds < _DECISION_POINTS[number] * self._budget:
-            return
-        if self._decisions and step <= self._decisions[-1].step:
+        self._steps, self._stepping = self._steps + 1, self._stepping + step_seconds
+        last = self._decisions[-1] if self._decisions else None
+        if last is not None and step <= last.step:
             return  # a resumed run is on its way to a decision that was made before
-        steps, span = step - self._mark[0], seconds - self._mark[1]
-        left = round((self._budget - seconds) * steps / span) if span > 0 else 0
-        decision = Decision(step, seconds, self.scale(step), step + max(0, left))
+        if not self._is_due(step, seconds, last):
+            return
+        left = max(0, round((self._budget - seconds) * self._steps / self._stepping))
+        decision = Decision(step, seconds, self.scale(step), step + left)
         self._record(decision)
         self._decisions.append(decision)
-        self._mark = (step, seconds)
+        self._steps, self._stepping = 0, 0.0
+
+    def _is_due(self, step: int, seconds: float, last: Decision | None) -> bool:
+        """Whether a point of the budget has gone by, or half of what was left to do.
+
+        The second catches a speed that was measured in a bad moment: without it, 22 steps that
+        were thought to last for the remaining 15 seconds would end the run after two.
+        """
+        before = -1.0 if last is None else last.seconds
+        points = (point * self._budget for point in _DECISION_POINTS)
+        if any(before < point <= seconds for point in points):
+            return True
+        if last is None:
+            return False
+        planned = last.end_step - last.step
+        return planned >= _FEW_STEPS and step >= last.step + planned // 2

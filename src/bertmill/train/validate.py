@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from bertmill.config import Recipe
-from bertmill.data.batch import Batch, Batches
+from bertmill.data.batch import Batches
 from bertmill.data.store import Store
 from bertmill.data.yardsticks import measure_yardsticks
-from bertmill.model.encoder import PackedTokens
 from bertmill.model.heads import PretrainingModel
-from bertmill.model.losses import PretrainingInput, score_batch
+from bertmill.model.losses import score_batch
+from bertmill.train.device import to_device
 
 # Held-out draws are keyed by this, never by the run's seed.
 _SEED = 0
@@ -53,7 +53,7 @@ class HeldOut:
     """
 
     def __init__(self, store: Store, recipe: Recipe) -> None:
-        self._batches = Batches(
+        batches = Batches(
             store.held_out,
             store.tokenizer,
             recipe.pairs,
@@ -62,16 +62,19 @@ class HeldOut:
             _SEED,
             ", ".join(store.manifest["held_out"]) or "the held-out share of the corpus",
         )
-        self._size = min(recipe.train.validation_pairs, self._batches.num_examples)
-        made = [self._batch(i) for i in range(self._num_batches)]
+        size = min(recipe.train.validation_pairs, batches.num_examples)
+        self._batches = [
+            batches.batch_of(np.arange(start, min(start + _SEQUENCES_AT_ONCE, size)))
+            for start in range(0, size, _SEQUENCES_AT_ONCE)
+        ]
         self.yardsticks = measure_yardsticks(
             store.token_counts,
-            np.concatenate([batch.token_ids[batch.masked_at] for batch in made]),
-            np.concatenate([batch.masked_labels for batch in made]),
+            np.concatenate([batch.token_ids[batch.masked_at] for batch in self._batches]),
+            np.concatenate([batch.masked_labels for batch in self._batches]),
             recipe.masking,
             store.tokenizer,
         )
-        labels = np.concatenate([batch.next_sentence_labels for batch in made])
+        labels = np.concatenate([batch.next_sentence_labels for batch in self._batches])
         self.nsp_chance_nats = _entropy(float(labels.mean())) if len(labels) else None
 
     def score(self, model: PretrainingModel, device: torch.device) -> HeldOutScores:
@@ -80,8 +83,7 @@ class HeldOut:
         model.eval()
         totals = torch.zeros(4, dtype=torch.float64)
         num_predictions = num_pairs = 0
-        for i in range(self._num_batches):
-            batch = self._batch(i)
+        for batch in self._batches:
             scores = score_batch(model, to_device(batch, device))
             totals += torch.stack([s.double().cpu() for s in scores])
             num_predictions += len(batch.masked_labels)
@@ -100,34 +102,7 @@ class HeldOut:
             nsp_chance_nats=self.nsp_chance_nats,
         )
 
-    @property
-    def _num_batches(self) -> int:
-        return -(-self._size // _SEQUENCES_AT_ONCE)
-
-    def _batch(self, i: int) -> Batch:
-        start = i * _SEQUENCES_AT_ONCE
-        return self._batches.batch_of(np.arange(start, min(start + _SEQUENCES_AT_ONCE, self._size)))
-
 
 def _entropy(share: float) -> float:
     """Nats of a coin that comes up with this share: 0.5 gives ln 2."""
     return -sum(p * math.log(p) for p in (share, 1.0 - share) if p > 0.0)
-
-
-def to_device(batch: Batch, device: torch.device) -> PretrainingInput:
-    """Copy a batch to the device."""
-
-    def tensor(array: np.ndarray[tuple[int], np.dtype[np.int64]]) -> torch.Tensor:
-        return torch.from_numpy(array).to(device, non_blocking=True)
-
-    return PretrainingInput(
-        PackedTokens(
-            tensor(batch.token_ids),
-            tensor(batch.segment_ids),
-            tensor(batch.position_ids),
-            batch.lengths,
-        ),
-        tensor(batch.masked_at),
-        tensor(batch.masked_labels),
-        tensor(batch.next_sentence_labels),
-    )

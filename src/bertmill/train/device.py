@@ -1,0 +1,64 @@
+"""Where a run computes: the device, its name, and batches copied to it."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import torch
+
+from bertmill.data.batch import Batch
+from bertmill.errors import RecipeError
+from bertmill.model.encoder import PackedTokens
+from bertmill.model.losses import PretrainingInput
+
+
+def open_device(name: str) -> torch.device:
+    """Return the device of ``train.device``: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises
+    ------
+    RecipeError
+        Another name, or a device that this machine has not.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    where, fix = f"train.device={name}", "set auto, cpu, cuda or cuda:N"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise RecipeError(where, "is not a device that bertmill trains on", fix)
+    try:
+        return torch.zeros((), device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise RecipeError(where, f"cannot be used ({str(error).splitlines()[0]})", fix) from None
+
+
+def device_name(device: torch.device) -> str:
+    """Name the device for people."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({torch.get_num_threads()} threads)"
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all it was given, so that a clock may be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def to_device(batch: Batch, device: torch.device) -> PretrainingInput:
+    """Copy a batch to the device."""
+
+    def tensor(array: np.ndarray[tuple[int], np.dtype[np.int64]]) -> torch.Tensor:
+        return torch.from_numpy(array).to(device, non_blocking=True)
+
+    return PretrainingInput(
+        PackedTokens(
+            tensor(batch.token_ids),
+            tensor(batch.segment_ids),
+            tensor(batch.position_ids),
+            batch.lengths,
+        ),
+        tensor(batch.masked_at),
+        tensor(batch.masked_labels),
+        tensor(batch.next_sentence_labels),
+    )
