@@ -28,7 +28,7 @@ def bertmill(*arguments: str | Path, cwd: Path | None = None) -> dict:
 
 
 @pytest.mark.slow
-def test_the_teaching_programs_run(shared_data, tmp_path):
+def test_the_references_run(shared_data, tmp_path):
     wikitext = shared_data / "wikitext-2"
     result = bertmill(
         *("pretrain", "--recipe", "d2l", "--steps", "5", "--out", tmp_path / "d2l"),
