@@ -327,8 +327,8 @@ def test_a_budget_is_kept(corpus_file, tmp_path):
         str(corpus_file), "tiny", out=tmp_path / "run", budget="20s", settings=settings
     )
     assert run.outcome.finished
-    # How well it is kept is shown on made-up machines (test_schedule.py); this one may be busy. Here:
-    # the real clock is wired to it, decisions are on disk, the last step is the one decided.
+    # How well it is kept is shown on made-up machines (test_schedule.py); this one may be busy.
+    # Here: the real clock is wired to it, decisions are on disk, the last step is the decided one.
     assert 15 < run.outcome.seconds < 30
     decisions = RunFolder(run.folder).decisions()
     assert decisions[0].seconds >= 14
