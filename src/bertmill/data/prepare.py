@@ -189,7 +189,9 @@ def make_tokenizer(
 def _nothing_to_train_on(files: Sequence[CorpusFile], text: TextSection) -> CorpusError:
     fix = "give a corpus with text"
     if text.sentences == "spaced-period":
-        fix += " whose sentences end with ' . ', or set text.sentences=sentencex"
+        fix += " whose sentences end with ' . ' (or set text.sentences=sentencex)"
+    if text.held_out_fraction:
+        fix += ", or lower text.held_out_fraction"
     where = ", ".join(file.url for file in files[:3]) or "--corpus"
     return CorpusError(where, "is empty or all held out: no document to train on", fix)
 
