@@ -136,7 +136,7 @@ def test_bad_file(name, content, parts, refused, tmp_path):
     ("source", "parts"),
     [
         ("not-there.txt", ["not-there.txt: does not exist", "check the name"]),
-        ("no*match.txt", ["no*match.txt: does not exist", "check the name"]),
+        ("no*match.txt", ["no*match.txt: matches no file", "check the name"]),
         ("", ["--corpus", "; "]),  # an unset variable, not the folder one is in
         ("sample:other", ["sample:other: is not a known sample", "sample:sotu"]),
         ("nosuch://x/y.txt", ["nosuch://x/y.txt: is not an address", "check it"]),
@@ -417,12 +417,13 @@ def test_metrics_that_are_damaged(refused, copied_run):
     refused(["inspect", copied_run], f"{copied_run}/metrics.jsonl")
 
 
-def test_resume_without_a_checkpoint(refused, copied_run):
-    shutil.rmtree(copied_run / "checkpoints")
-    refused(
-        ["pretrain", "--resume", copied_run],
-        f"{copied_run}: holds no whole checkpoint; start the run again in another folder",
-    )
+def test_resume_with_damaged_checkpoints_alone(bertmill, copied_run):
+    for state in (copied_run / "checkpoints").glob("*/state.json"):
+        state.write_text("{}", "utf-8")
+    status, out, err = bertmill("pretrain", "--resume", copied_run)
+    assert status == 2
+    assert "is damaged" in out  # each checkpoint that was passed over
+    check_line(err, [f"{copied_run}: holds no whole checkpoint", "start again in another folder"])
 
 
 def test_resume_over_another_text(bertmill, copied_run, corpus_file, tmp_path):
@@ -520,7 +521,7 @@ def test_no_verb_prints_the_help(bertmill):
 def test_model_folder_that_is_none(verb, refused, tmp_path):
     (tmp_path / "empty").mkdir()
     refused([*verb, "not-there", "[MASK]"], "not-there: does not exist; give a run folder or a")
-    refused([*verb, "empty", "[MASK]"], "empty: is neither a run nor a model folder", "give ano")
+    refused([*verb, "empty", "[MASK]"], "empty: is no store, run or model folder", "give ano")
 
 
 @pytest.mark.parametrize(

@@ -199,15 +199,16 @@ def _resume(run: RunFolder, steps: int | None, stop_at: float, progress: RunProg
     limits = Limits(facts["budget_seconds"], stop_at)
     with run.locked():
         checkpoint = newest_checkpoint(run, progress.say)
+        made = checkpoint.state["step"] if checkpoint else 0
         if steps is not None:
             if facts["budget_seconds"] is not None:
                 raise InputError("--steps", "the run has a time budget", "leave --steps out")
-            if steps < checkpoint.state["step"]:
+            if steps < made:
                 raise InputError(
-                    f"--steps {steps}",
-                    f"is less than the {checkpoint.state['step']} steps already made",
-                    "give more",
+                    f"--steps {steps}", f"is less than the {made} steps already made", "give more"
                 )
+            if steps != recipe.train.steps:
+                progress.say(f"the run was to have {recipe.train.steps:,} steps, now {steps:,}")
             recipe = _with(recipe, "train", {"steps": steps})
         if is_store(facts["store"]):
             store = Store(facts["store"])
@@ -224,7 +225,7 @@ def _resume(run: RunFolder, steps: int | None, stop_at: float, progress: RunProg
             )
         data = RunData.open(store, recipe)
         run.write_recipe(recipe)
-        progress.say(f"going on from step {checkpoint.state['step']:,} of {run.path}")
+        progress.say(f"going on from step {made:,} of {run.path}")
         return _train(recipe, data, run, limits, progress, checkpoint)
 
 

@@ -213,9 +213,15 @@ def main() -> NoReturn:
         status = 2
     except typer.TyperException as error:
         message = " ".join(error.format_message().split()).rstrip(".")
-        typer.echo(f"bertmill: {message}; see: bertmill --help", err=True)
+        verb = " ".join(sys.argv[1:2])
+        verbs = [
+            c.callback.__name__.replace("_", "-") for c in app.registered_commands if c.callback
+        ]
+        see = f"bertmill {verb} --help" if verb in verbs else "bertmill --help"
+        typer.echo(f"bertmill: {message}; see: {see}", err=True)
         status = 2
     except (KeyboardInterrupt, typer.Abort):
+        typer.echo("bertmill: interrupted", err=True)
         status = 130
     sys.exit(status or 0)
 

@@ -41,7 +41,7 @@ class TextSection(Section):
     sentences: Literal["sentencex", "spaced-period"] = "sentencex"
     """``spaced-period``: the text is split already, sentences end with `` . `` and a document
     without one is dropped, as the reference program does with WikiText."""
-    language: str = Field("en", min_length=2)
+    language: str = Field("en", pattern=r"^[a-z]{2,3}(-[a-z]+)*$")
     """ISO 639 code whose rules ``sentencex`` applies."""
     held_out_fraction: Annotated[float, Field(ge=0.0, le=0.5)] = 0.02
     """Share of the documents, chosen by a hash of their text, that training never sees."""

@@ -1,6 +1,7 @@
 """The loop: what it promises of a run, seen from its folder."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -226,6 +227,18 @@ def test_a_changed_store_is_refused(corpus_file, tmp_path):
     bertmill.prepare(str(other), tmp_path / "store", "tiny", settings=SETTINGS)
     with pytest.raises(BertmillError, match="not the one that the run began with"):
         bertmill.pretrain(resume=run.folder, steps=4)
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_on_resume(
+    undisturbed, corpus_file, tmp_path
+):
+    shutil.copytree(undisturbed.folder, tmp_path / "run", symlinks=True)
+    for name in ("checkpoints", "model"):
+        path = tmp_path / "run" / name
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    run = bertmill.pretrain(resume=tmp_path / "run")
+    assert weights(run.folder) == weights(undisturbed.folder)
+    assert numbers(run.folder) == numbers(undisturbed.folder)
 
 
 def test_after_a_fallback_the_damaged_checkpoint_is_gone(corpus_file, tmp_path):

@@ -109,7 +109,7 @@ def model_folder(path: str | Path) -> Path:
     if not os.path.exists(path):
         raise ModelError(path, "does not exist", "give a run folder or a model folder")
     raise ModelError(
-        path, "is neither a run nor a model folder (no config.json)", "give another folder"
+        path, "is no store, run or model folder (no config.json)", "give another folder"
     )
 
 

@@ -158,7 +158,8 @@ def _find(source: str) -> list[CorpusFile]:
         else:
             paths = []
         if not paths:
-            raise CorpusError(source, "does not exist", "check the name")
+            what = "matches no file" if any(c in path for c in "*?[") else "does not exist"
+            raise CorpusError(source, what, "check the name")
         return [_corpus_file(fs, p) for p in paths]
     except BertmillError:
         raise

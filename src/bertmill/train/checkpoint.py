@@ -81,7 +81,7 @@ def save_checkpoint(
         ) from None
 
 
-def newest_checkpoint(run: RunFolder, say: Callable[[str], None]) -> Checkpoint:
+def newest_checkpoint(run: RunFolder, say: Callable[[str], None]) -> Checkpoint | None:
     """Find the newest checkpoint whose files are whole, and make it the run's newest of all.
 
     Newer ones, which are damaged, are named and deleted, and so is what an unfinished save left.
@@ -89,9 +89,10 @@ def newest_checkpoint(run: RunFolder, say: Callable[[str], None]) -> Checkpoint:
     Raises
     ------
     RunError
-        There is none.
+        All are damaged. A run that was stopped before its first one has None.
     """
-    for folder in reversed(_by_step(run)):
+    found = _by_step(run)
+    for folder in reversed(found):
         try:
             state = json.loads((folder / "state.json").read_text("utf-8"))
             digests = {name: _digest(folder / name) for name in state["sha256"]}
@@ -105,7 +106,9 @@ def newest_checkpoint(run: RunFolder, say: Callable[[str], None]) -> Checkpoint:
             _point(run.model, folder / "model")
             return Checkpoint(folder, state)
         say(f"{folder} is damaged ({bad[0]}); falling back to the one before it")
-    raise RunError(run.path, "holds no whole checkpoint", "start the run again in another folder")
+    if found:
+        raise RunError(run.path, "holds no whole checkpoint", "start again in another folder")
+    return None
 
 
 def restore(

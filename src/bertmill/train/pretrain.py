@@ -127,8 +127,13 @@ def pretrain_loop(
     if limits.budget_seconds is None and recipe.schedule.warmup_steps > knobs.steps:
         progress.say(
             f"the warm-up of {recipe.schedule.warmup_steps:,} steps is longer than the run: "
-            "lower schedule.warmup_steps"
+            "another run may lower it with --set schedule.warmup_steps=N"
         )
+    length = f"{knobs.steps:,} steps" if limits.budget_seconds is None else "for the time budget"
+    progress.say(
+        f"training {length}, {knobs.batch_size:,} sequences a step, "
+        f"{data.train.num_examples:,} in an epoch, on {device_name(device)}"
+    )
     model = PretrainingModel(recipe.model, tokenizer.size)
     initialise(model, recipe.model, torch.Generator().manual_seed(make_key(knobs.seed, "weights")))
     model.to(device).train()
@@ -169,6 +174,7 @@ def pretrain_loop(
         validated_at = step
 
     if checkpoint is None:
+        run.cut(0)
         save()
     else:
         restore(checkpoint, model, optimizer)
@@ -177,6 +183,8 @@ def pretrain_loop(
         run.cut(step)
         validations = [r["step"] for r in run.metrics() if r["split"] == "held_out"]
         saved_at, validated_at = step, max(validations, default=-1)
+        if step == schedule.end_step:
+            progress.say("the run is finished already; --steps makes it longer")
 
     progress.start(held_out.yardsticks if held_out else None)
     with stop_signals() as stop:

@@ -114,7 +114,8 @@ class RunFolder:
         kept = [record for record in self.metrics() if record["step"] <= step]
         decisions = [asdict(decision) for decision in self.decisions()]
         for name, records in (("metrics.jsonl", kept), ("decisions.jsonl", decisions)):
-            self._write(name, "".join(json.dumps(record) + "\n" for record in records))
+            if (self.path / name).exists():
+                self._write(name, "".join(json.dumps(record) + "\n" for record in records))
 
     def decisions(self) -> list[Decision]:
         """Read the lengths that were fixed so far."""
