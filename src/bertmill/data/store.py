@@ -305,11 +305,16 @@ def _offsets(lengths: npt.NDArray[np.int64]) -> pa.Array:
     return pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
 
 
+def file_sha256(path: Path) -> str:
+    """Hash a file's bytes, read in pieces; 64 hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def _describe_file(path: Path) -> dict[str, Any]:
     with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
         os.fsync(stream.fileno())
-    return {"file": path.name, "num_bytes": path.stat().st_size, "sha256": digest}
+    return {"file": path.name, "num_bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def _listed_files(manifest: dict[str, Any]) -> dict[str, tuple[int, str]]:
@@ -338,8 +343,7 @@ def _check_file(path: Path, size: int, digest: str) -> None:
         raise StoreError(path, "is missing from the store", _PREPARE_AGAIN)
     if path.stat().st_size != size:
         raise StoreError(path, f"has {path.stat().st_size} bytes instead of {size}", _PREPARE_AGAIN)
-    with path.open("rb") as stream:
-        if hashlib.file_digest(stream, "sha256").hexdigest() != digest:
-            raise StoreError(
-                path, "is damaged (its SHA-256 differs from the manifest's)", _PREPARE_AGAIN
-            )
+    if file_sha256(path) != digest:
+        raise StoreError(
+            path, "is damaged (its SHA-256 differs from the manifest's)", _PREPARE_AGAIN
+        )

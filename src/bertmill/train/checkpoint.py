@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from bertmill.data.store import file_sha256
 from bertmill.errors import RunError
 from bertmill.model.folder import load_model, save_model, save_tensors
 from bertmill.model.heads import PretrainingModel
@@ -62,7 +62,7 @@ def save_checkpoint(
         save_model(part / "model", model, tokenizer, about)
         moments = _flatten(model, optimizer)
         save_tensors(part / "optimizer.safetensors", moments)
-        digests = {str(f.relative_to(part)): _digest(f) for f in _files(part)}
+        digests = {str(f.relative_to(part)): file_sha256(f) for f in _files(part)}
         (part / "state.json").write_text(json.dumps({**state, "sha256": digests}), "utf-8")
         for path in [*_files(part), part / "model", part]:
             _sync(path)
@@ -92,20 +92,21 @@ def newest_checkpoint(run: RunFolder, say: Callable[[str], None]) -> Checkpoint 
         All are damaged. A run that was stopped before its first one has None.
     """
     found = _by_step(run)
+    damaged: list[Path] = []
     for folder in reversed(found):
         try:
             state = json.loads((folder / "state.json").read_text("utf-8"))
-            digests = {name: _digest(folder / name) for name in state["sha256"]}
+            digests = {name: file_sha256(folder / name) for name in state["sha256"]}
             bad = [name for name, digest in digests.items() if state["sha256"][name] != digest]
         except (OSError, ValueError, KeyError, TypeError) as error:
             bad = [str(error)]
         if not bad:
-            newer = [f for f in _by_step(run) if int(f.name[5:]) > int(folder.name[5:])]
-            for rest in [*newer, *run.checkpoints.glob(".*.part")]:
+            for rest in [*damaged, *run.checkpoints.glob(".*.part")]:
                 shutil.rmtree(rest, ignore_errors=True)
             _point(run.model, folder / "model")
             return Checkpoint(folder, state)
         say(f"{folder} is damaged ({bad[0]}); falling back to the one before it")
+        damaged.append(folder)
     if found:
         raise RunError(run.path, "holds no whole checkpoint", "start again in another folder")
     return None
@@ -150,11 +151,6 @@ def _point(link: Path, target: Path) -> None:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file())
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:
