@@ -18,6 +18,7 @@ OUTCOME_KEYS = {
     "tokens_per_second",
     "device",
     "held_out",
+    "diagnosis",
 }
 RUN_KEYS = {"run", "recipe", "vocab_size", "train_documents"} | OUTCOME_KEYS
 HELD_OUT_KEYS = {
@@ -30,6 +31,8 @@ HELD_OUT_KEYS = {
     "unigram_nats",
     "no_context_nats",
     "nsp_chance_nats",
+    "nsp_overlap_nats",
+    "nsp_overlap_accuracy",
 }
 COUNT_KEYS = {"vocab_size", "tokenizer_identity", "splits"}
 MODEL_KEYS = {

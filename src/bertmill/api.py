@@ -16,10 +16,21 @@ from typing import IO, Any
 import torch
 
 import bertmill
-from bertmill.config import Recipe, load_recipe, recipe_from_dict
+from bertmill.config import (
+    MaskingSection,
+    PairsSection,
+    Recipe,
+    adopt_model,
+    load_recipe,
+    recipe_from_dict,
+)
 from bertmill.data import prepare as preparing
 from bertmill.data.store import Store, is_store
+from bertmill.disk import file_sha256
 from bertmill.errors import InputError, RunError, StoreError
+from bertmill.judge.frozen_pairs import FrozenScores, judge_frozen_pairs
+from bertmill.judge.held_out import judge_held_out
+from bertmill.model.folder import WEIGHTS_FILE, LoadedModel, load_model
 from bertmill.show.contents import describe
 from bertmill.show.curves import draw_curves
 from bertmill.text.tokenizer import load_tokenizer
@@ -28,14 +39,20 @@ from bertmill.train.device import open_device
 from bertmill.train.pretrain import Limits, Outcome, RunData, pretrain_loop
 from bertmill.train.progress import RunProgress
 from bertmill.train.run_folder import RunFolder
+from bertmill.train.validate import HeldOutScores
+from bertmill.use.export import export_huggingface
 from bertmill.use.pretrained import Encoding, Filler, Pretrained, load
 
 __all__ = [
     "Encoding",
     "Filler",
+    "FrozenScores",
+    "HeldOutScores",
     "Pretrained",
     "Run",
     "Store",
+    "evaluate",
+    "export",
     "inspect",
     "load",
     "prepare",
@@ -43,6 +60,7 @@ __all__ = [
 ]
 
 DEFAULT_RECIPE = "quick"
+_CONTINUE_RECIPE = "continue"
 
 Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -70,10 +88,11 @@ class Run:
 
 def pretrain(
     corpus: Sources = (),
-    recipe: str | Path = DEFAULT_RECIPE,
+    recipe: str | Path | None = None,
     *,
     held_out: Sources = (),
     out: str | Path | None = None,
+    init_from: str | Path | None = None,
     steps: int | None = None,
     budget: str | float | None = None,
     settings: Sequence[str] = (),
@@ -91,11 +110,16 @@ def pretrain(
     corpus : str, path, or sequence of them
         Files, folders, globs, URLs, ``sample:sotu``, or one store that `prepare` made.
     recipe : str or Path
-        A name that ships with bertmill, or a TOML file.
+        A name that ships with bertmill, or a TOML file; by default ``quick``, or ``continue`` with
+        `init_from`.
     held_out : str, path, or sequence of them
         Text that training never sees; by default a share of the corpus.
     out : str or Path, optional
         The run's folder; by default ``runs/<recipe>-<n>``.
+    init_from : str or Path, optional
+        A run, model folder or Hugging Face BERT folder to go on from, with its weights and its
+        tokenizer. Another tokenizer (`tokenizer`, a ``tokenizer.`` setting, or that of a prepared
+        store) takes over the rows of the tokens that both know.
     steps : int, optional
         Parameter updates, instead of the recipe's. With `resume` it may grow: warm-up, hold and
         decay are from there on those of the new length.
@@ -136,8 +160,8 @@ def pretrain(
     started = time.monotonic()
     with RunProgress(stream) as progress:
         if resume is not None:
-            given = [held_out or None, settings or None, out, budget, seed, tokenizer]
-            changed = bool(corpus) or recipe != DEFAULT_RECIPE or workers != 1
+            given = [recipe, held_out or None, settings or None, out, init_from, budget, seed]
+            changed = bool(corpus) or tokenizer is not None or workers != 1
             if changed or any(value is not None for value in given):
                 raise InputError(
                     f"--resume {resume}",
@@ -156,7 +180,24 @@ def pretrain(
             *([] if steps is None else [f"train.steps={steps}"]),
             *([] if seed is None else [f"train.seed={seed}"]),
         ]
-        chosen = load_recipe(recipe, changes)
+        source = None if init_from is None else load_model(init_from)
+        chosen = load_recipe(recipe or (_CONTINUE_RECIPE if source else DEFAULT_RECIPE), changes)
+        if source is not None:
+            about = source.about
+            chosen = adopt_model(
+                chosen,
+                source.model.section,
+                about.pairs if about else PairsSection(),
+                about.masking if about else MaskingSection(),
+            )
+            if not any(setting.startswith("tokenizer.") for setting in settings):
+                chosen = _with(chosen, "tokenizer", {"path": str(source.folder)})
+        elif chosen.name == _CONTINUE_RECIPE:
+            raise InputError(
+                f"--recipe {_CONTINUE_RECIPE}",
+                "has no network of its own",
+                "give --init-from MODEL",
+            )
         if tokenizer is not None:
             chosen = _with(chosen, "tokenizer", {"path": str(tokenizer)})
         limits = Limits(
@@ -182,6 +223,7 @@ def pretrain(
             "store": str(store.folder.resolve()),
             "store_identity": store.identity,
             "budget_seconds": limits.budget_seconds,
+            "init_from": None if source is None else _weights_of(source),
             "versions": {
                 "bertmill": bertmill.__version__,
                 "torch": torch.__version__,
@@ -191,7 +233,7 @@ def pretrain(
         run = RunFolder(out if out is not None else _new_folder(chosen.name))
         with run.locked():
             run.create(chosen, facts)
-            return _train(chosen, data, run, limits, progress)
+            return _train(chosen, data, run, limits, progress, None, source)
 
 
 def _resume(run: RunFolder, steps: int | None, stop_at: float, progress: RunProgress) -> Run:
@@ -223,10 +265,19 @@ def _resume(run: RunFolder, steps: int | None, stop_at: float, progress: RunProg
                 f"the store {store.folder} is not the one that the run began with",
                 "bring the old text or store back, or start a new run",
             )
+        source = None
+        if checkpoint is None and (began_with := facts.get("init_from")) is not None:
+            source = load_model(began_with["folder"])
+            if _weights_of(source) != began_with:
+                raise RunError(
+                    run.path,
+                    f"the weights in {source.folder} are not those that the run was to begin with",
+                    "bring the old ones back, or start a new run",
+                )
         data = RunData.open(store, recipe)
         run.write_recipe(recipe)
         progress.say(f"going on from step {made:,} of {run.path}")
-        return _train(recipe, data, run, limits, progress, checkpoint)
+        return _train(recipe, data, run, limits, progress, checkpoint, source)
 
 
 def _train(
@@ -235,7 +286,8 @@ def _train(
     run: RunFolder,
     limits: Limits,
     progress: RunProgress,
-    checkpoint: Checkpoint | None = None,
+    checkpoint: Checkpoint | None,
+    source: LoadedModel | None,
 ) -> Run:
     def draw(run: RunFolder) -> None:
         if run.metrics():
@@ -244,7 +296,7 @@ def _train(
             except OSError as error:  # a picture is not worth a run
                 progress.say(f"loss.png cannot be written ({error.strerror})")
 
-    outcome = pretrain_loop(recipe, data, run, limits, checkpoint, progress, draw)
+    outcome = pretrain_loop(recipe, data, run, limits, checkpoint or source, progress, draw)
     draw(run)
     store = data.store
     return Run(run.path, recipe, store.tokenizer.size, store.train.num_documents, outcome)
@@ -294,6 +346,81 @@ def prepare(
             workers,
             progress.say,
         )
+
+
+def evaluate(
+    model: str | Path,
+    *,
+    held_out: Sources = (),
+    frozen_pairs: str | Path | None = None,
+    settings: Sequence[str] = (),
+    device: str = "auto",
+    stream: IO[str] | None = None,
+) -> HeldOutScores | FrozenScores:
+    """Judge a model on text that it has not seen; give one of `held_out` and `frozen_pairs`.
+
+    Parameters
+    ----------
+    model : str or Path
+        A run folder, a model folder or a Hugging Face BERT folder.
+    held_out : str, path, or sequence of them
+        Text, as a corpus. It is cut into pairs and masked as the model's own was; where a folder
+        does not say how that was, as the recipe's defaults are.
+    frozen_pairs : str or Path, optional
+        A file of pairs whose masks are drawn already; for word-level vocabularies.
+    settings : sequence of str
+        With `held_out`: changes to the sections ``text``, ``pairs`` and ``masking``.
+    device : str
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    stream : file, optional
+        Where progress goes; standard output by default.
+
+    Raises
+    ------
+    BertmillError
+        Anything that the caller can fix, in one line.
+    """
+    sources = _sources(held_out)
+    if bool(sources) == (frozen_pairs is not None):
+        raise InputError(
+            "evaluate", "takes one of --held-out and --frozen-pairs", "give one of the two"
+        )
+    loaded, where = load_model(model), open_device(device)
+    if frozen_pairs is not None:
+        if settings:
+            raise InputError(
+                f"--set {settings[0]}", "has no say in frozen pairs", "use it with --held-out"
+            )
+        return judge_frozen_pairs(loaded, str(frozen_pairs), where)
+    with RunProgress(stream) as progress:
+        return judge_held_out(loaded, sources, settings, where, progress.say)
+
+
+def export(model: str | Path, out: str | Path, to: str = "huggingface") -> Path:
+    """Write a model folder for other programs.
+
+    Parameters
+    ----------
+    model : str or Path
+        A run folder, a model folder or a Hugging Face BERT folder.
+    out : str or Path
+        The new folder, which must not exist yet.
+    to : str
+        ``huggingface``: opens in ``transformers`` and ``sentence-transformers``.
+
+    Returns
+    -------
+    Path
+        The new folder.
+
+    Raises
+    ------
+    BertmillError
+        Anything that the caller can fix, in one line.
+    """
+    if to != "huggingface":
+        raise InputError(f"--to {to}", "is not known", "the one there is: huggingface")
+    return export_huggingface(model, out)
 
 
 def inspect(target: str | Path, num_pairs: int = 3) -> dict[str, Any]:
@@ -360,6 +487,14 @@ def _open_store(
     for section in ("text", "tokenizer"):
         recipe = _with(recipe, section, store.manifest[section])
     return store, recipe
+
+
+def _weights_of(source: LoadedModel) -> dict[str, str]:
+    """Tell where a run's first weights are, and which they are."""
+    return {
+        "folder": str(source.folder.absolute()),
+        "sha256": file_sha256(source.folder / WEIGHTS_FILE),
+    }
 
 
 def _with(recipe: Recipe, section: str, values: dict[str, Any]) -> Recipe:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -16,7 +17,7 @@ import typer
 from bertmill.errors import BertmillError
 
 if TYPE_CHECKING:
-    from bertmill.api import Run
+    from bertmill.api import FrozenScores, HeldOutScores, Run
 
 app = typer.Typer(
     name="bertmill",
@@ -38,12 +39,8 @@ _Corpus = Annotated[
 _HeldOut = Annotated[
     list[str], typer.Option("--held-out", help="Text that training never sees. May be repeated.")
 ]
-_Recipe = Annotated[
-    str,
-    typer.Option(
-        "--recipe", help="quick, tiny, mini, small, medium, base, large, d2l, or a TOML file."
-    ),
-]
+_RECIPES = "quick, tiny, mini, small, medium, base, large, d2l, or a TOML file"
+_Recipe = Annotated[str, typer.Option("--recipe", help=f"{_RECIPES}.")]
 _Settings = Annotated[
     list[str], typer.Option("--set", help="Change the recipe: section.key=value. May be repeated.")
 ]
@@ -60,10 +57,17 @@ _Model = Annotated[
 @app.command()
 def pretrain(
     corpus: _Corpus = [],  # noqa: B006 - typer copies it
-    recipe: _Recipe = "quick",
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", help=f"{_RECIPES}. Default: quick, with --init-from continue."),
+    ] = None,
     held_out: _HeldOut = [],  # noqa: B006
     out: Annotated[
         str | None, typer.Option("--out", help="The run's folder. Default: runs/<recipe>-<n>.")
+    ] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option("--init-from", help="Begin with this model's weights and tokenizer."),
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Parameter updates.")] = None,
     budget: Annotated[
@@ -87,6 +91,7 @@ def pretrain(
         recipe,
         held_out=held_out,
         out=out,
+        init_from=init_from,
         steps=steps,
         budget=budget,
         settings=settings,
@@ -204,6 +209,53 @@ def fill_mask(
             _print(f"{filler.probability:8.2%}  {filler.token}")
 
 
+@app.command()
+def evaluate(
+    model: _Model,
+    held_out: Annotated[
+        list[str],
+        typer.Option("--held-out", help="Text, as a corpus, cut into pairs and masked here."),
+    ] = [],  # noqa: B006
+    frozen_pairs: Annotated[
+        str | None,
+        typer.Option("--frozen-pairs", help="A .jsonl file of word pairs with their masks drawn."),
+    ] = None,
+    settings: _Settings = [],  # noqa: B006
+    as_json: _Json = False,
+) -> None:
+    """Judge a model on text that it has not seen: both losses beside their yardsticks."""
+    from bertmill import api
+
+    scores = api.evaluate(
+        model,
+        held_out=held_out,
+        frozen_pairs=frozen_pairs,
+        settings=settings,
+        stream=sys.stderr if as_json else None,
+    )
+    if as_json:
+        _print_json(asdict(scores))
+    else:
+        _print_scores(scores)
+
+
+@app.command()
+def export(
+    model: _Model,
+    out: Annotated[str, typer.Option("--out", help="The new folder, not there yet.")],
+    to: Annotated[str, typer.Option("--to", help="huggingface.")] = "huggingface",
+    as_json: _Json = False,
+) -> None:
+    """Write a model folder for transformers and sentence-transformers."""
+    from bertmill import api
+
+    folder = str(api.export(model, out, to))
+    if as_json:
+        _print_json({"folder": folder, "to": to})
+    else:
+        _print(f"{to}: {folder}")
+
+
 def main() -> NoReturn:
     """Run the command line and exit with its status."""
     try:
@@ -233,21 +285,34 @@ def _print_run(run: Run) -> None:
         _print(f"MLM loss {outcome.mlm_loss:.3f}{nsp}")
     if outcome.pairs_per_second is not None:
         _print(f"{outcome.pairs_per_second:.1f} sentence pairs/s on {outcome.device}")
-    if (scores := outcome.held_out) is not None:
-        _print(
-            f"held-out: MLM loss {scores.mlm_loss:.3f} (no context {scores.no_context_nats:.3f}), "
-            f"accuracy {scores.mlm_accuracy:.1%}"
-        )
-        if scores.nsp_loss is not None and scores.nsp_accuracy is not None:
-            _print(
-                f"held-out: NSP loss {scores.nsp_loss:.3f} "
-                f"(label frequencies {scores.nsp_chance_nats:.3f}), "
-                f"accuracy {scores.nsp_accuracy:.1%}"
-            )
+    if outcome.held_out is not None:
+        _print_scores(outcome.held_out)
     state = "finished" if outcome.finished else "saved, not finished"
     _print(f"{state} at step {outcome.steps:,}: {run.folder}")
     if not outcome.finished:
         _print(f"go on with: bertmill pretrain --resume {run.folder}")
+
+
+def _print_scores(scores: HeldOutScores | FrozenScores) -> None:
+    level = "" if scores.no_context_nats is None else f" (no context {scores.no_context_nats:.3f})"
+    _print(
+        f"held-out: MLM loss {scores.mlm_loss:.3f}{level}, {scores.mlm_accuracy:.1%} of "
+        f"{scores.num_predictions:,} masks right"
+    )
+    if (at_mask := getattr(scores, "mlm_loss_at_mask", None)) is not None:
+        known = getattr(scores, "mlm_loss_at_mask_known", None)
+        without = "" if known is None else f", {known:.3f} without unknown words"
+        _print(f"held-out: MLM loss {at_mask:.3f} at the mask token{without}")
+    if scores.nsp_loss is not None:
+        levels = [f"label frequencies {scores.nsp_chance_nats:.3f}"]
+        if scores.nsp_overlap_nats is not None:
+            levels.append(
+                f"shared words {scores.nsp_overlap_nats:.3f}, {scores.nsp_overlap_accuracy:.1%}"
+            )
+        _print(
+            f"held-out: NSP loss {scores.nsp_loss:.3f} ({'; '.join(levels)}), "
+            f"{scores.nsp_accuracy:.1%} of {scores.num_pairs:,} pairs right"
+        )
 
 
 def _print_tree(values: dict[str, Any], indent: int = 0) -> None:

@@ -158,6 +158,15 @@ class ModelSection(Section):
         return self
 
 
+# What may differ between a pretrained model and the recipe that goes on from it.
+_FREE_TO_CHANGE = {
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "initializer_range",
+    "init",
+}
+
+
 class OptimizerSection(Section):
     """AdamW (Loshchilov and Hutter 2019) with BERT's values; weight decay 0 makes it Adam.
 
@@ -273,6 +282,51 @@ def recipe_from_dict(values: Mapping[str, Any], source: str) -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise _recipe_error(error, source) from None
+
+
+def change_recipe(recipe: Recipe, settings: Iterable[str]) -> Recipe:
+    """Apply ``section.key=value`` settings to a recipe, and check the whole again."""
+    values = recipe.model_dump()
+    for setting in settings:
+        _apply_setting(values, setting)
+    return recipe_from_dict(values, recipe.name)
+
+
+def adopt_model(
+    recipe: Recipe, model: ModelSection, pairs: PairsSection, masking: MaskingSection
+) -> Recipe:
+    """Complete a recipe for going on from a model: what it leaves open is the model's own.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        As it was read, so that it knows which of its knobs were set.
+    model : ModelSection
+        The network, whose shape the recipe may repeat but not change; dropout it may change.
+    pairs, masking : PairsSection, MaskingSection
+        How the model was trained; the defaults where that is not known.
+
+    Raises
+    ------
+    RecipeError
+        The recipe asks for another shape, or for sequences longer than the model's positions.
+    """
+    for key in sorted(recipe.model.model_fields_set - _FREE_TO_CHANGE):
+        asked, has = getattr(recipe.model, key), getattr(model, key)
+        if asked != has:
+            raise RecipeError(
+                f"recipe {recipe.name}: model.{key}",
+                f"is {asked!r}, but the model to go on from has {has!r}",
+                "leave it out (the recipe `continue` does): the network is the model's own",
+            )
+    whole = recipe.model_dump()
+    for name, section in (("model", model), ("pairs", pairs), ("masking", masking)):
+        asked = getattr(recipe, name).model_dump(exclude_unset=True)
+        whole[name] = section.model_dump() | asked
+    if "max_length" not in recipe.pairs.model_fields_set:
+        longest = min(pairs.max_length, model.max_position_embeddings)
+        whole["pairs"]["max_length"] = longest
+    return recipe_from_dict(whole, recipe.name)
 
 
 def recipe_to_toml(recipe: Recipe) -> str:

@@ -13,10 +13,17 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from bertmill.config import ModelSection, TokenizerSection, load_recipe
+from bertmill.config import (
+    MaskingSection,
+    ModelSection,
+    PairsSection,
+    TextSection,
+    TokenizerSection,
+    load_recipe,
+)
 from bertmill.errors import ModelError
 from bertmill.model.encoder import initialise
-from bertmill.model.folder import load_model, save_model
+from bertmill.model.folder import About, load_model, save_model
 from bertmill.model.heads import PretrainingModel
 from bertmill.text.tokenizer import train_tokenizer
 
@@ -38,11 +45,20 @@ SECTIONS = {
 }
 
 
+ABOUT = About(
+    text=TextSection(),
+    pairs=PairsSection(),
+    masking=MaskingSection(),
+    token_counts=tuple(range(TOKENIZER.size)),
+    overlap_weights=(0.5,) * 8,
+)
+
+
 def make_folder(folder, section=SECTION):
     model = PretrainingModel(section, TOKENIZER.size)
     initialise(model, section, torch.Generator().manual_seed(2))
     folder.mkdir(exist_ok=True)
-    save_model(folder, model, TOKENIZER, {"text": {}})
+    save_model(folder, model, TOKENIZER, ABOUT)
     return model
 
 
@@ -50,7 +66,7 @@ def make_folder(folder, section=SECTION):
 def test_a_saved_model_comes_back_bit_by_bit(tmp_path, section):
     model = make_folder(tmp_path, section)
     loaded = load_model(tmp_path)
-    assert loaded.new_weights == () and loaded.about == {"text": {}}
+    assert loaded.new_weights == () and loaded.about == ABOUT
     assert loaded.model.section == section.model_copy(
         update={} if section is SECTIONS["quick"] else {"init": "normal"}
     )

@@ -25,6 +25,7 @@ from bertmill.data.store import (
     Store,
     StoreWriter,
 )
+from bertmill.disk import folder_that_appears_whole
 from bertmill.errors import BertmillError, CorpusError, StoreError, TokenizerError
 from bertmill.text.corpus import CorpusFile, Document, find_files, fingerprint, read_documents
 from bertmill.text.sentences import split_sentences
@@ -73,7 +74,7 @@ def prepare(
         raise StoreError(out, "already exists", "choose another --out, or delete it first")
     text = resolve_text(text, held_out)
     files = _find_both(corpus, held_out)
-    with _folder_that_appears_whole(out) as folder:
+    with folder_that_appears_whole(out, StoreError) as folder:
         made = make_tokenizer(files["train"], text, tokenizer, say)
         writer = StoreWriter(folder, made)
         with _encoder(made, text, workers) as encode:
@@ -110,8 +111,13 @@ def open_or_prepare(
     """
     text = resolve_text(text, held_out)
     states = [fingerprint(found) for found in _find_both(corpus, held_out).values()]
-    known = load_tokenizer(tokenizer.path, tokenizer).identity if tokenizer.path else ""
-    parts = [FORMAT, states, text.model_dump(), tokenizer.model_dump(), known]
+    # A tokenizer that is given is known by what it does, wherever it lies.
+    vocabulary = (
+        load_tokenizer(tokenizer.path, tokenizer).identity
+        if tokenizer.path
+        else tokenizer.model_dump()
+    )
+    parts = [FORMAT, states, text.model_dump(), vocabulary]
     name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
     folder = cache_folder() / "stores" / name
     if folder.exists():
@@ -309,29 +315,3 @@ def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
             chunk, characters = [], 0
     if chunk:
         yield chunk
-
-
-@contextmanager
-def _folder_that_appears_whole(out: Path) -> Iterator[Path]:
-    """Give a hidden folder that takes the name `out` when the block ends well, else vanishes."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise StoreError(
-            out, f"cannot be written ({error.strerror})", "choose another place"
-        ) from None
-    try:
-        yield folder
-        folder.chmod(0o755)
-        # Another process may have made the same store meanwhile: equal settings, equal bytes.
-        if not out.exists():
-            folder.rename(out)
-    except BertmillError:
-        raise
-    except OSError as error:
-        raise StoreError(
-            out, f"cannot be written ({error.strerror or error})", "free some space, or move it"
-        ) from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

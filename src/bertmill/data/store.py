@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from bertmill.disk import file_sha256
 from bertmill.errors import StoreError
 from bertmill.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -303,12 +304,6 @@ class _SplitWriter:
 
 def _offsets(lengths: npt.NDArray[np.int64]) -> pa.Array:
     return pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-
-
-def file_sha256(path: Path) -> str:
-    """Hash a file's bytes, read in pieces; 64 hexadecimal digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _describe_file(path: Path) -> dict[str, Any]:

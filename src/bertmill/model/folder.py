@@ -4,13 +4,14 @@
 
     config.json  model.safetensors            the network
     tokenizer.json  tokenizer_config.json  vocab.txt
-    bertmill.json                             how the text was read and masked, and token counts
+    bertmill.json                             how it was trained, so that others can judge it
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+from pydantic import ValidationError
 
-from bertmill.config import ModelSection
+from bertmill.config import MaskingSection, ModelSection, PairsSection, Section, TextSection
 from bertmill.errors import ModelError
 from bertmill.model.encoder import initialise
 from bertmill.model.heads import PretrainingModel
@@ -27,29 +29,58 @@ from bertmill.model.huggingface import from_config, from_huggingface, to_config,
 from bertmill.text.tokenizer import Tokenizer, load_tokenizer
 
 WEIGHTS_FILE = "model.safetensors"
+_ABOUT_FILE = "bertmill.json"
+
+
+class About(Section):
+    """How a model was trained: what a judge needs for the same pairs, masks and yardsticks."""
+
+    text: TextSection
+    pairs: PairsSection
+    masking: MaskingSection
+    token_counts: tuple[int, ...]
+    """Occurrences of each id in the training text."""
+    overlap_weights: tuple[float, ...] | None
+    """The word-overlap yardstick of the training pairs; None without pairs."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
     """What a model folder holds."""
 
+    folder: Path
     model: PretrainingModel
     tokenizer: Tokenizer
-    about: dict[str, Any]
-    """``bertmill.json``, empty for folders of other programs."""
+    about: About | None
+    """None in folders of other programs."""
     new_weights: tuple[str, ...]
     """Names of tensors that the folder lacks (a head); they are freshly drawn."""
 
 
 def save_model(
-    folder: Path, model: PretrainingModel, tokenizer: Tokenizer, about: dict[str, Any]
+    folder: Path,
+    model: PretrainingModel,
+    tokenizer: Tokenizer,
+    about: About | None,
+    leave_out: Collection[str] = (),
 ) -> None:
-    """Write a model folder; the caller makes it appear whole."""
+    """Write a model folder; the caller makes it appear whole.
+
+    Parameters
+    ----------
+    folder : Path
+    model : PretrainingModel
+    tokenizer : Tokenizer
+    about : About or None
+    leave_out : collection of str
+        Tensors that were never trained: those of heads that the model was loaded without.
+    """
     tokenizer.save(folder)
-    config = to_config(model.section, model.vocab_size, tokenizer.pad_id)
+    state = {n: t.detach().cpu() for n, t in model.state_dict().items() if n not in leave_out}
+    config = to_config(model.section, model.vocab_size, tokenizer.pad_id, state)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    (folder / "bertmill.json").write_text(json.dumps(about) + "\n", "utf-8")
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    if about is not None:
+        (folder / _ABOUT_FILE).write_text(about.model_dump_json() + "\n", "utf-8")
     save_tensors(folder / WEIGHTS_FILE, to_huggingface(state))
 
 
@@ -91,11 +122,11 @@ def load_model(path: str | Path) -> LoadedModel:
             f"the tokenizer has {tokenizer.size:,} entries, the model {vocab_size:,}",
             "put the tokenizer that the model was trained with into the folder",
         )
-    about = folder / "bertmill.json"
     return LoadedModel(
+        folder,
         model.eval(),
         tokenizer,
-        _read_json(about) if about.is_file() else {},
+        _read_about(folder / _ABOUT_FILE, tokenizer),
         tuple(name for name in wanted if name not in found),
     )
 
@@ -116,6 +147,25 @@ def model_folder(path: str | Path) -> Path:
 def read_config(folder: Path) -> tuple[ModelSection, int]:
     """Read the model section and the vocabulary size from a model's own folder."""
     return from_config(_read_json(folder / "config.json"), folder / "config.json")
+
+
+def _read_about(path: Path, tokenizer: Tokenizer) -> About | None:
+    if not path.is_file():
+        return None
+    try:
+        about = About.model_validate_json(path.read_bytes())
+        if len(about.token_counts) != tokenizer.size:
+            raise ValueError(
+                f"it counts {len(about.token_counts):,} tokens, not {tokenizer.size:,}"
+            )
+    except (ValueError, OSError) as error:
+        if isinstance(error, ValidationError):
+            problem = error.errors()[0]
+            error = ValueError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}")
+        raise ModelError(
+            path, f"cannot be used ({error})", "fetch the folder again, or delete this file"
+        ) from None
+    return about
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -113,15 +113,22 @@ def from_huggingface(
     return found
 
 
-def to_config(section: ModelSection, vocab_size: int, pad_id: int) -> dict[str, Any]:
-    """Write ``config.json``: BERT as published is ``BertForPreTraining`` to transformers."""
+def to_config(
+    section: ModelSection, vocab_size: int, pad_id: int, state: Iterable[str]
+) -> dict[str, Any]:
+    """Write ``config.json``: BERT as published is a class of transformers, by the heads it has."""
     values = section.model_dump()
+    parts = {name.partition(".")[0] for name in state}
+    if "next_sentence_head" in parts:
+        kind = "ForPreTraining"
+    else:
+        kind = "ForMaskedLM" if "masked_token_head" in parts else "Model"
     if is_bert(section):
         values = {key: value for key, value in values.items() if key not in _OURS_ONLY}
-        kind: dict[str, Any] = {"architectures": ["BertForPreTraining"], "model_type": "bert"}
+        names = {"architectures": [f"Bert{kind}"], "model_type": "bert"}
     else:
-        kind = {"architectures": ["BertmillForPreTraining"], "model_type": _OUR_MODEL_TYPE}
-    return {**kind, **values, "vocab_size": vocab_size, "pad_token_id": pad_id}
+        names = {"architectures": [f"Bertmill{kind}"], "model_type": _OUR_MODEL_TYPE}
+    return {**names, **values, "vocab_size": vocab_size, "pad_token_id": pad_id}
 
 
 def from_config(config: Mapping[str, Any], where: object) -> tuple[ModelSection, int]:

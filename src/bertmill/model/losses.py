@@ -39,12 +39,16 @@ class LossSums(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """What validation counts, each []: summed losses and numbers of right answers."""
+    """What validation reads: the loss of every answer, in nats, and whether it was right."""
 
-    mlm_sum: Tensor
+    mlm: Tensor
+    """[P]."""
     mlm_right: Tensor
-    nsp_sum: Tensor
+    """[P], bool."""
+    nsp: Tensor
+    """[B]; [0] without pairs."""
     nsp_right: Tensor
+    """[B], bool; [0] without pairs."""
 
 
 def pretraining_losses(model: PretrainingModel, batch: PretrainingInput) -> LossSums:
@@ -73,21 +77,21 @@ def pretraining_losses(model: PretrainingModel, batch: PretrainingInput) -> Loss
 
 @torch.no_grad()
 def score_batch(model: PretrainingModel, batch: PretrainingInput) -> Scores:
-    """Sum losses and count right answers; the model should be in evaluation mode."""
+    """Score every answer of a batch; the model should be in evaluation mode."""
     hidden = model(batch.packed)
-    predicted = hidden.index_select(0, batch.masked_at)
-    zero = hidden.new_zeros((), dtype=torch.float64)
-    mlm_sum, mlm_right, nsp_sum, nsp_right = zero, zero, zero, zero
-    for start in range(0, len(predicted), _CHUNK_ROWS):
+    mlm, mlm_right = [], []
+    for start in range(0, len(batch.masked_at), _CHUNK_ROWS):
+        rows = batch.masked_at[start : start + _CHUNK_ROWS]
         labels = batch.masked_labels[start : start + _CHUNK_ROWS]
-        logits = model.masked_token_logits(predicted[start : start + _CHUNK_ROWS])
-        mlm_sum = mlm_sum + F.cross_entropy(logits, labels, reduction="sum")
-        mlm_right = mlm_right + (logits.argmax(-1) == labels).sum()
+        logits = model.masked_token_logits(hidden.index_select(0, rows))
+        mlm.append(F.cross_entropy(logits, labels, reduction="none"))
+        mlm_right.append(logits.argmax(-1) == labels)
+    nsp, nsp_right = hidden.new_zeros(0), hidden.new_zeros(0, dtype=torch.bool)
     if len(batch.next_sentence_labels):
         logits = model.next_sentence_logits(model.pool(hidden, batch.packed.lengths))
-        nsp_sum = nsp_sum + F.cross_entropy(logits, _rows(batch), reduction="sum")
-        nsp_right = nsp_right + (logits.argmax(-1) == _rows(batch)).sum()
-    return Scores(mlm_sum, mlm_right, nsp_sum, nsp_right)
+        nsp = F.cross_entropy(logits, _rows(batch), reduction="none")
+        nsp_right = logits.argmax(-1) == _rows(batch)
+    return Scores(torch.cat(mlm), torch.cat(mlm_right), nsp, nsp_right)
 
 
 def _rows(batch: PretrainingInput) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -31,7 +32,12 @@ def draw_curves(run: RunFolder) -> Path:
         }
     _panel(axes[0], "masked language modelling", "mlm_loss", train, held_out, mlm_levels)
     if has_pairs:
-        nsp_levels = {"label frequencies": held_out[-1]["nsp_chance_nats"]} if held_out else {}
+        nsp_levels = {}
+        if held_out:
+            nsp_levels = {
+                "shared words": held_out[-1]["nsp_overlap_nats"],
+                "label frequencies": held_out[-1]["nsp_chance_nats"],
+            }
         _panel(axes[1], "next sentence prediction", "nsp_loss", train, held_out, nsp_levels)
     whole = run.path / ".loss.part.png"
     figure.savefig(whole)
@@ -52,8 +58,16 @@ def _panel(
         (held_out, "held-out", _HELD_OUT, "o"),
     ):
         if records:
-            steps, losses = zip(*((r["step"], r[key]) for r in records), strict=True)
-            axes.plot(steps, losses, label=label, color=color, marker=marker, markersize=3.5)
+            # A loss is None where every update of the interval was skipped.
+            steps, losses = [r["step"] for r in records], [r[key] for r in records]
+            axes.plot(
+                steps,
+                np.array(losses, float),
+                label=label,
+                color=color,
+                marker=marker,
+                markersize=3.5,
+            )
     for (label, level), style in zip(levels.items(), ("--", ":"), strict=False):
         axes.axhline(
             level, label=f"{label} {level:.2f}", color=_LEVEL, linestyle=style, linewidth=1

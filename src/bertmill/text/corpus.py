@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 import fsspec
 import pyarrow as pa
@@ -33,6 +33,9 @@ SAMPLE_SOTU = "sample:sotu"
 
 _WIKITEXT_HEADING = re.compile(r"\s*(=(?: =)*) .* \1\s*")
 _PARQUET_ROWS_AT_ONCE = 1024
+
+
+_Item = TypeVar("_Item")
 
 
 class Document(NamedTuple):
@@ -100,28 +103,41 @@ def read_documents(files: Iterable[CorpusFile], section: TextSection) -> Iterato
         A file that is damaged, not UTF-8, or does not hold what its name says.
     """
     for file in files:
-        texts = _READERS[file.suffix](file, section)
-        ordinal = 0
-        while True:
-            try:
-                text = next(texts, None)
-            except BertmillError:
-                raise
-            except _reading_errors(file) as error:
-                raise CorpusError(
-                    file.url, f"cannot be read to its end ({_one_line(error)})", "fetch it again"
-                ) from None
-            if text is None:
-                break
-            if text.strip():
-                yield Document(file.url, ordinal, text)
-                ordinal += 1
+        texts = _told_in_one_line(file, _READERS[file.suffix](file, section))
+        for ordinal, text in enumerate(text for text in texts if text.strip()):
+            yield Document(file.url, ordinal, text)
+
+
+def read_records(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Stream the objects of ``.jsonl`` files, each with its place for an error.
+
+    Raises
+    ------
+    CorpusError
+        Another kind of file, damaged, or a line that is no JSON object.
+    """
+    for file in find_files([source]):
+        if file.suffix != ".jsonl":
+            raise CorpusError(file.url, "is no .jsonl file", "give one with a JSON object a line")
+        yield from _told_in_one_line(file, _records(file))
 
 
 def fingerprint(files: Iterable[CorpusFile]) -> str:
     """Hash of the files' names and states: equal only where the same text would be read."""
     listing = [(file.url, file.fingerprint) for file in files]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+
+def _told_in_one_line(file: CorpusFile, items: Iterator[_Item]) -> Iterator[_Item]:
+    """Pass on what a reader yields; what a damaged file raises becomes a `CorpusError`."""
+    try:
+        yield from items
+    except BertmillError:
+        raise
+    except _reading_errors(file) as error:
+        raise CorpusError(
+            file.url, f"cannot be read to its end ({_one_line(error)})", "fetch it again"
+        ) from None
 
 
 # --- finding -------------------------------------------------------------------------------------
@@ -293,7 +309,7 @@ def _read_wikitext(file: CorpusFile, section: TextSection) -> Iterator[str]:
     yield "\n".join(article)
 
 
-def _read_jsonl(file: CorpusFile, section: TextSection) -> Iterator[str]:
+def _records(file: CorpusFile) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(_lines(file), 1):
         if not line.strip():
             continue
@@ -304,13 +320,17 @@ def _read_jsonl(file: CorpusFile, section: TextSection) -> Iterator[str]:
             raise CorpusError(
                 where, f"is not JSON ({_one_line(error)})", "mend or delete it"
             ) from None
-        if not isinstance(record, dict) or section.field not in record:
-            has = (
-                f"has {', '.join(list(record)[:8])}" if isinstance(record, dict) else "is no object"
-            )
+        if not isinstance(record, dict):
+            raise CorpusError(where, "is no JSON object", "mend or delete it")
+        yield where, record
+
+
+def _read_jsonl(file: CorpusFile, section: TextSection) -> Iterator[str]:
+    for where, record in _records(file):
+        if section.field not in record:
             raise CorpusError(
                 where,
-                f"has no field {section.field!r} ({has})",
+                f"has no field {section.field!r} (has {', '.join(list(record)[:8])})",
                 "name the field with --set text.field=NAME",
             )
         text = record[section.field]

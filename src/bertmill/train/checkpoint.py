@@ -21,9 +21,9 @@ import safetensors
 import safetensors.torch
 import torch
 
-from bertmill.data.store import file_sha256
+from bertmill.disk import file_sha256, flush_to_disk
 from bertmill.errors import RunError
-from bertmill.model.folder import load_model, save_model, save_tensors
+from bertmill.model.folder import About, load_model, save_model, save_tensors
 from bertmill.model.heads import PretrainingModel
 from bertmill.text.tokenizer import Tokenizer
 from bertmill.train.run_folder import RunFolder
@@ -43,7 +43,7 @@ def save_checkpoint(
     state: dict[str, Any],
     model: PretrainingModel,
     tokenizer: Tokenizer,
-    about: dict[str, Any],
+    about: About,
     optimizer: torch.optim.Optimizer,
     keep: int,
 ) -> None:
@@ -65,10 +65,10 @@ def save_checkpoint(
         digests = {str(f.relative_to(part)): file_sha256(f) for f in _files(part)}
         (part / "state.json").write_text(json.dumps({**state, "sha256": digests}), "utf-8")
         for path in [*_files(part), part / "model", part]:
-            _sync(path)
+            flush_to_disk(path)
         shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
-        _sync(run.checkpoints)
+        flush_to_disk(run.checkpoints)
         _point(run.model, final / "model")
         for old in _by_step(run)[:-keep]:
             shutil.rmtree(old)
@@ -151,11 +151,3 @@ def _point(link: Path, target: Path) -> None:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file())
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""What the loop counts: losses, predictions, tokens and time."""
+"""What the loop counts: losses, predictions, skipped updates, tokens and time."""
 
 from __future__ import annotations
 
@@ -11,46 +11,76 @@ from torch import Tensor
 from bertmill.model.losses import LossSums, PretrainingInput
 
 
-class Sums:
-    """Losses, counts and time summed over steps; the losses stay on the device until read."""
+class LossMeter:
+    """Losses and their counts summed over steps; everything stays on the device until it is read.
+
+    An update whose loss or gradient is not finite is skipped: its losses count for nothing.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self.mlm = torch.zeros((), dtype=torch.float64, device=device)
-        self.nsp = torch.zeros((), dtype=torch.float64, device=device)
-        self.predictions = self.pairs = self.sequences = self.tokens = 0
-        self.seconds = 0.0
+        names = ("mlm", "nsp", "predictions", "pairs", "skipped", "skipped_in_a_row")
+        self._sums = {n: torch.zeros((), dtype=torch.float64, device=device) for n in names}
 
-    def add(self, sums: LossSums, batch: PretrainingInput, seconds: float) -> None:
-        """Count a step."""
-        self.mlm += sums.mlm.detach()
-        self.nsp += sums.nsp.detach()
-        self.predictions += len(batch.masked_labels)
-        self.pairs += len(batch.next_sentence_labels)
-        self.sequences += len(batch.packed.lengths)
-        self.tokens += len(batch.packed.token_ids)
-        self.seconds += seconds
+    def reset(self) -> None:
+        """Begin a new interval; how many steps were skipped in a row goes on."""
+        for name, value in self._sums.items():
+            if name != "skipped_in_a_row":
+                value.zero_()
+
+    def add(self, sums: LossSums, batch: PretrainingInput, is_skipped: Tensor) -> None:
+        """Count a step; `is_skipped` is a bool on the device."""
+        taken = ~is_skipped
+        own = self._sums
+        own["mlm"] += torch.where(taken, sums.mlm.detach(), 0.0)
+        own["nsp"] += torch.where(taken, sums.nsp.detach(), 0.0)
+        own["predictions"] += taken * len(batch.masked_labels)
+        own["pairs"] += taken * len(batch.next_sentence_labels)
+        own["skipped"] += is_skipped
+        own["skipped_in_a_row"].add_(1.0).mul_(is_skipped)
+
+    @property
+    def skipped_in_a_row(self) -> int:
+        """Steps skipped up to the last one; this waits for the device."""
+        return int(self._sums["skipped_in_a_row"])
 
     def means(self) -> dict[str, Any]:
-        """Divide, once: losses in nats, speeds a second; this waits for the device."""
+        """Divide, once: losses in nats, None where there is no answer to divide by."""
+        own = self.state()
         return {
-            "mlm_loss": float(self.mlm) / self.predictions,
-            "nsp_loss": float(self.nsp) / self.pairs if self.pairs else None,
-            "pairs_per_second": self.sequences / self.seconds,
-            "tokens_per_second": self.tokens / self.seconds,
+            "mlm_loss": own["mlm"] / own["predictions"] if own["predictions"] else None,
+            "nsp_loss": own["nsp"] / own["pairs"] if own["pairs"] else None,
+            "skipped_steps": int(own["skipped"]),
         }
 
-    def to_dict(self) -> dict[str, float]:
-        """Write the sums as numbers that `load_dict` reads back exactly."""
-        return {
-            key: value.item() if isinstance(value, Tensor) else value
-            for key, value in vars(self).items()
-        }
+    def state(self) -> dict[str, float]:
+        """Read the sums as numbers that `load_state` takes back exactly."""
+        return {name: value.item() for name, value in self._sums.items()}
 
-    def load_dict(self, values: dict[str, float]) -> None:
+    def load_state(self, state: dict[str, float]) -> None:
         """Go on from saved sums."""
-        for key, value in values.items():
-            own = getattr(self, key)
-            setattr(self, key, torch.full_like(own, value) if isinstance(own, Tensor) else value)
+        for name, value in state.items():
+            self._sums[name].fill_(value)
+
+
+class SpeedMeter:
+    """Sequences, tokens and time summed over steps."""
+
+    def __init__(self) -> None:
+        self._sequences = self._tokens = 0
+        self._seconds = 0.0
+
+    def add(self, batch: PretrainingInput, seconds: float) -> None:
+        """Count a step."""
+        self._sequences += len(batch.packed.lengths)
+        self._tokens += len(batch.packed.token_ids)
+        self._seconds += seconds
+
+    def rates(self) -> dict[str, float | None]:
+        """Sequences and tokens a second; None before the first step."""
+        return {
+            "pairs_per_second": self._sequences / self._seconds if self._sequences else None,
+            "tokens_per_second": self._tokens / self._seconds if self._sequences else None,
+        }
 
 
 class Clock:
@@ -60,11 +90,6 @@ class Clock:
         self._before, self._started = seconds_before, time.monotonic()
 
     @property
-    def session_seconds(self) -> float:
-        """Of this session."""
-        return time.monotonic() - self._started
-
-    @property
     def seconds(self) -> float:
         """Of all sessions."""
-        return self._before + self.session_seconds
+        return self._before + time.monotonic() - self._started

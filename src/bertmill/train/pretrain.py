@@ -7,25 +7,37 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 
+import numpy as np
 import torch
 
 from bertmill.config import Recipe
 from bertmill.data.batch import Batches
+from bertmill.data.overlap import OverlapRule
 from bertmill.data.randomness import make_key
 from bertmill.data.store import Store
+from bertmill.data.yardsticks import TrainingStatistics
 from bertmill.errors import RunError
 from bertmill.model.encoder import initialise
+from bertmill.model.folder import About, LoadedModel
 from bertmill.model.heads import PretrainingModel
 from bertmill.model.losses import pretraining_losses
+from bertmill.model.transfer import Transferred, transfer_weights
 from bertmill.train.checkpoint import Checkpoint, restore, save_checkpoint
 from bertmill.train.device import device_name, open_device, synchronise, to_device
-from bertmill.train.meters import Clock, Sums
-from bertmill.train.optimizer import make_optimizer
+from bertmill.train.doctor import diagnose_masked_tokens, diagnose_pairs
+from bertmill.train.meters import Clock, LossMeter, SpeedMeter
+from bertmill.train.optimizer import make_optimizer, update
 from bertmill.train.progress import RunProgress
 from bertmill.train.run_folder import RunFolder
 from bertmill.train.schedule import BudgetSchedule, StepSchedule
 from bertmill.train.signals import stop_signals
 from bertmill.train.validate import HeldOut, HeldOutScores
+
+# Of the run; until then a loss at the no-context level is nothing to worry about.
+_FAIR_SHARE = 0.5
+_SKIPPED_IN_A_ROW = 5
+# Training pairs that the word-overlap yardstick is fitted to.
+_OVERLAP_PAIRS = 16_384
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,8 @@ class Outcome:
     tokens_per_second: float | None
     device: str
     held_out: HeldOutScores | None
+    diagnosis: tuple[str, ...]
+    """What the loss doctor has to say at the end of the run; a line each."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,7 @@ class RunData:
 
     store: Store
     train: Batches
+    statistics: TrainingStatistics
     held_out: HeldOut | None
     """None where the store holds nothing out."""
     device: torch.device
@@ -85,10 +100,32 @@ class RunData:
             recipe.train.seed,
             ", ".join(store.manifest["corpus"]),
         )
+        statistics = TrainingStatistics(store.token_counts, _fit_overlap(train, store))
         # A share of a small corpus may be empty or one document; given text must be good.
-        has_held_out = store.manifest["held_out"] or store.held_out.num_documents > 1
-        held_out = HeldOut(store, recipe) if has_held_out else None
-        return cls(store, train, held_out, open_device(recipe.train.device))
+        held_out = None
+        if store.manifest["held_out"] or store.held_out.num_documents > 1:
+            held_out = HeldOut(
+                store.held_out,
+                store.tokenizer,
+                recipe.pairs,
+                recipe.masking,
+                statistics,
+                recipe.train.validation_pairs,
+                ", ".join(store.manifest["held_out"]) or "the held-out share of the corpus",
+            )
+        return cls(store, train, statistics, held_out, open_device(recipe.train.device))
+
+
+def _fit_overlap(train: Batches, store: Store) -> OverlapRule | None:
+    """Fit the word-overlap yardstick to the first training pairs, some at a time."""
+    num_pairs = min(_OVERLAP_PAIRS, train.num_examples)
+    batches = [
+        train.batch_of(np.arange(start, min(start + 512, num_pairs)))
+        for start in range(0, num_pairs, 512)
+    ]
+    if not len(batches[0].next_sentence_labels):
+        return None
+    return OverlapRule.fit(batches, store.token_counts, store.tokenizer)
 
 
 def pretrain_loop(
@@ -96,7 +133,7 @@ def pretrain_loop(
     data: RunData,
     run: RunFolder,
     limits: Limits,
-    checkpoint: Checkpoint | None,
+    start: Checkpoint | LoadedModel | None,
     progress: RunProgress,
     after_checkpoint: Callable[[RunFolder], None],
 ) -> Outcome:
@@ -109,8 +146,9 @@ def pretrain_loop(
     run : RunFolder
         Created and locked.
     limits : Limits
-    checkpoint : Checkpoint or None
-        Where to go on from; None: start anew.
+    start : Checkpoint, LoadedModel or None
+        Go on from this checkpoint of the run; begin with the weights of this model; or begin with
+        fresh ones.
     progress : RunProgress
     after_checkpoint : callable
         Called with the run whenever a checkpoint is whole.
@@ -136,14 +174,18 @@ def pretrain_loop(
     )
     model = PretrainingModel(recipe.model, tokenizer.size)
     initialise(model, recipe.model, torch.Generator().manual_seed(make_key(knobs.seed, "weights")))
+    if isinstance(start, LoadedModel):
+        _say_transferred(transfer_weights(model, tokenizer, start), tokenizer.size, start, progress)
     model.to(device).train()
     optimizer = make_optimizer(model, recipe.optimizer)
-    about = {
-        "text": recipe.text.model_dump(),
-        "pairs": recipe.pairs.model_dump(),
-        "masking": recipe.masking.model_dump(),
-        "token_counts": store.token_counts.tolist(),
-    }
+    overlap = data.statistics.overlap
+    about = About(
+        text=recipe.text,
+        pairs=recipe.pairs,
+        masking=recipe.masking,
+        token_counts=tuple(data.statistics.token_counts.tolist()),
+        overlap_weights=overlap.weights if overlap else None,
+    )
     schedule = (
         StepSchedule(recipe.schedule, knobs.steps)
         if limits.budget_seconds is None
@@ -153,33 +195,43 @@ def pretrain_loop(
     )
 
     step, clock = 0, Clock(0.0)
-    interval, session = Sums(device), Sums(device)
+    losses, speed, session_speed = LossMeter(device), SpeedMeter(), SpeedMeter()
     saved_at = validated_at = -1
+    is_diagnosed = False
 
     def save() -> None:
         nonlocal saved_at
         if not all(bool(p.isfinite().all()) for p in model.parameters()):
             raise _not_finite("a weight", step, run)
-        state = {"step": step, "seconds": clock.seconds, "interval": interval.to_dict()}
+        state = {"step": step, "seconds": clock.seconds, "losses": losses.state()}
         save_checkpoint(run, state, model, tokenizer, about, optimizer, knobs.keep_checkpoints)
         saved_at = step
         after_checkpoint(run)
 
     def validate() -> None:
-        nonlocal validated_at
-        if held_out is not None:
-            record = {"step": step, "split": "held_out", **asdict(held_out.score(model, device))}
-            run.log(record)
-            progress.held_out(record)
+        nonlocal validated_at, is_diagnosed
         validated_at = step
+        if held_out is None:
+            return
+        scores = held_out.score(model, device)
+        if not math.isfinite(scores.mlm_loss + (scores.nsp_loss or 0.0)):
+            raise _not_finite("the held-out loss", step, run)
+        record = {"step": step, "split": "held_out", **asdict(scores)}
+        run.log(record)
+        progress.held_out(record)
+        share, _ = _progress_of(step, schedule.end_step, clock, limits)
+        if not is_diagnosed and _FAIR_SHARE <= share < 1.0:
+            is_diagnosed = True
+            for line in diagnose_masked_tokens(scores, recipe, step):
+                progress.say(line)
 
-    if checkpoint is None:
+    if not isinstance(start, Checkpoint):
         run.cut(0)
         save()
     else:
-        restore(checkpoint, model, optimizer)
-        step, clock = checkpoint.state["step"], Clock(checkpoint.state["seconds"])
-        interval.load_dict(checkpoint.state["interval"])
+        restore(start, model, optimizer)
+        step, clock = start.state["step"], Clock(start.state["seconds"])
+        losses.load_state(start.state["losses"])
         run.cut(step)
         validations = [r["step"] for r in run.metrics() if r["split"] == "held_out"]
         saved_at, validated_at = step, max(validations, default=-1)
@@ -199,29 +251,28 @@ def pretrain_loop(
             sums = pretraining_losses(model, batch)
             loss = sums.mlm / num_predictions + knobs.nsp_weight * sums.nsp / max(1, num_pairs)
             loss.backward()  # type: ignore[no-untyped-call]
-            if recipe.optimizer.clip_norm:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            is_skipped = update(optimizer, loss, recipe.optimizer.clip_norm)
 
             step += 1
             is_logged = step % knobs.log_every_steps == 0 or step == schedule.end_step
             if is_logged:
                 synchronise(device)
             elapsed = time.perf_counter() - started
-            for totals in (interval, session):
-                totals.add(sums, batch, elapsed)
+            losses.add(sums, batch, is_skipped)
+            speed.add(batch, elapsed)
+            session_speed.add(batch, elapsed)
             if isinstance(schedule, BudgetSchedule):
                 schedule.decide(step, clock.seconds, elapsed)
 
             if is_logged or step == schedule.end_step:
-                record = {"step": step, "split": "train", **interval.means()}
+                record = {"step": step, "split": "train", **losses.means(), **speed.rates()}
                 record |= {"lr": optimizer.param_groups[0]["lr"], "seconds": clock.seconds}
-                if not math.isfinite(record["mlm_loss"] + (record["nsp_loss"] or 0.0)):
-                    raise _not_finite("the loss", step, run)
                 run.log(record)
                 progress.update(record, *_progress_of(step, schedule.end_step, clock, limits))
-                interval = Sums(device)
+                if losses.skipped_in_a_row >= _SKIPPED_IN_A_ROW:
+                    raise _not_finite("the loss or its gradient", step, run)
+                losses.reset()
+                speed = SpeedMeter()
             if step % knobs.validate_every_steps == 0:
                 validate()
             if step % knobs.checkpoint_every_steps == 0:
@@ -237,7 +288,14 @@ def pretrain_loop(
 
     last = {record["split"]: record for record in run.metrics()}
     trained, scored = last.get("train", {}), last.get("held_out", {})
-    speeds = session.means() if session.sequences else {}
+    scores = (
+        HeldOutScores(**{f.name: scored[f.name] for f in fields(HeldOutScores)}) if scored else None
+    )
+    diagnosis = []
+    if scores and finished:
+        diagnosis = [*diagnose_masked_tokens(scores, recipe, step), *diagnose_pairs(scores)]
+    for line in diagnosis:
+        progress.say(line)
     return Outcome(
         steps=step,
         finished=finished,
@@ -245,21 +303,32 @@ def pretrain_loop(
         seconds=clock.seconds,
         mlm_loss=trained.get("mlm_loss"),
         nsp_loss=trained.get("nsp_loss"),
-        pairs_per_second=speeds.get("pairs_per_second"),
-        tokens_per_second=speeds.get("tokens_per_second"),
+        **session_speed.rates(),
         device=device_name(device),
-        held_out=HeldOutScores(**{f.name: scored[f.name] for f in fields(HeldOutScores)})
-        if scored
-        else None,
+        held_out=scores,
+        diagnosis=tuple(diagnosis),
     )
+
+
+def _say_transferred(
+    transferred: Transferred, vocab_size: int, source: LoadedModel, progress: RunProgress
+) -> None:
+    new = sorted({name.partition(".")[0] for name in transferred.new_weights})
+    found = f"all found but {', '.join(new)}: drawn anew" if new else "all found"
+    progress.say(f"weights from {source.folder}: {found}")
+    if fresh := vocab_size - transferred.known_tokens:
+        progress.say(
+            f"another vocabulary: {transferred.known_tokens:,} of {vocab_size:,} rows are the "
+            f"model's, {fresh:,} drawn anew"
+        )
 
 
 def _not_finite(what: str, step: int, run: RunFolder) -> RunError:
     return RunError(
         run.path,
         f"{what} is not finite at step {step}",
-        "start a new run with a lower optimizer.lr or more schedule.warmup_steps; "
-        "this one's last checkpoint is whole",
+        "its last checkpoint is whole; start a new run with a lower optimizer.lr, more "
+        "schedule.warmup_steps, or gradients that are clipped (optimizer.clip_norm=1.0)",
     )
 
 

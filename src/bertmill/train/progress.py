@@ -102,11 +102,15 @@ class RunProgress:
         self.say(line + right)
 
     def _losses(self, record: dict[str, Any]) -> str:
+        if record["mlm_loss"] is None:
+            return f"all {record['skipped_steps']:,} updates skipped (not finite)"
         text = f"mlm {record['mlm_loss']:.3f}"
-        if self._yardsticks is not None:
+        if self._yardsticks is not None and self._yardsticks.no_context_nats is not None:
             text += f" (no context {self._yardsticks.no_context_nats:.3f})"
         if record["nsp_loss"] is not None:
             text += f"  nsp {record['nsp_loss']:.3f}"
+        if record.get("skipped_steps"):
+            text += f"  {record['skipped_steps']:,} updates skipped (not finite)"
         return text
 
 

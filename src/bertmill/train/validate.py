@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from bertmill.config import Recipe
-from bertmill.data.batch import Batches
-from bertmill.data.store import Store
-from bertmill.data.yardsticks import measure_yardsticks
+from bertmill.config import MaskingSection, PairsSection
+from bertmill.data.batch import Batch, Batches
+from bertmill.data.store import TokenStore
+from bertmill.data.yardsticks import TrainingStatistics, measure_yardsticks
 from bertmill.model.heads import PretrainingModel
-from bertmill.model.losses import score_batch
+from bertmill.model.losses import Scores, score_batch
+from bertmill.text.tokenizer import Tokenizer
 from bertmill.train.device import to_device
 
 # Held-out draws are keyed by this, never by the run's seed.
@@ -23,7 +24,7 @@ _SEQUENCES_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class HeldOutScores:
-    """Means over all held-out predictions and pairs, in nats or shares."""
+    """Means over all held-out answers, in nats or shares, and the `Yardsticks` of the same."""
 
     mlm_loss: float
     mlm_accuracy: float
@@ -32,77 +33,72 @@ class HeldOutScores:
     nsp_accuracy: float | None
     num_predictions: int
     num_pairs: int
-    unigram_nats: float
-    no_context_nats: float
+    unigram_nats: float | None
+    no_context_nats: float | None
     nsp_chance_nats: float | None
-    """Entropy of the held-out labels: the loss of always answering with their frequency."""
+    nsp_overlap_nats: float | None
+    nsp_overlap_accuracy: float | None
 
 
 class HeldOut:
-    """The held-out split of a store, ready to be scored.
+    """Held-out text as masked pairs, ready to be scored.
 
     Parameters
     ----------
-    store : Store
-    recipe : Recipe
+    store : TokenStore
+    tokenizer : Tokenizer
+    pairs, masking : PairsSection, MaskingSection
+    statistics : TrainingStatistics or None
+        For the yardsticks.
+    limit : int or None
+        Sequences scored at most.
+    name : str
+        What to call the text in an error.
 
     Raises
     ------
     CorpusError
-        The split gives no example.
+        The text gives no example.
     """
 
-    def __init__(self, store: Store, recipe: Recipe) -> None:
-        batches = Batches(
-            store.held_out,
-            store.tokenizer,
-            recipe.pairs,
-            recipe.masking,
-            _SEQUENCES_AT_ONCE,
-            _SEED,
-            ", ".join(store.manifest["held_out"]) or "the held-out share of the corpus",
-        )
-        size = min(recipe.train.validation_pairs, batches.num_examples)
+    def __init__(
+        self,
+        store: TokenStore,
+        tokenizer: Tokenizer,
+        pairs: PairsSection,
+        masking: MaskingSection,
+        statistics: TrainingStatistics | None,
+        limit: int | None,
+        name: str,
+    ) -> None:
+        batches = Batches(store, tokenizer, pairs, masking, _SEQUENCES_AT_ONCE, _SEED, name)
+        size = min(limit or batches.num_examples, batches.num_examples)
         self._batches = [
             batches.batch_of(np.arange(start, min(start + _SEQUENCES_AT_ONCE, size)))
             for start in range(0, size, _SEQUENCES_AT_ONCE)
         ]
-        self.yardsticks = measure_yardsticks(
-            store.token_counts,
-            np.concatenate([batch.token_ids[batch.masked_at] for batch in self._batches]),
-            np.concatenate([batch.masked_labels for batch in self._batches]),
-            recipe.masking,
-            store.tokenizer,
-        )
-        labels = np.concatenate([batch.next_sentence_labels for batch in self._batches])
-        self.nsp_chance_nats = _entropy(float(labels.mean())) if len(labels) else None
+        self.yardsticks = measure_yardsticks(self._batches, statistics, masking, tokenizer)
 
     def score(self, model: PretrainingModel, device: torch.device) -> HeldOutScores:
         """Score the model with dropout off; its mode is put back."""
-        was_training = model.training
-        model.eval()
-        totals = torch.zeros(4, dtype=torch.float64)
-        num_predictions = num_pairs = 0
-        for batch in self._batches:
-            scores = score_batch(model, to_device(batch, device))
-            totals += torch.stack([s.double().cpu() for s in scores])
-            num_predictions += len(batch.masked_labels)
-            num_pairs += len(batch.next_sentence_labels)
-        model.train(was_training)
-        mlm_sum, mlm_right, nsp_sum, nsp_right = totals.tolist()
+        scores = score_batches(model, self._batches, device)
         return HeldOutScores(
-            mlm_loss=mlm_sum / num_predictions,
-            mlm_accuracy=mlm_right / num_predictions,
-            nsp_loss=nsp_sum / num_pairs if num_pairs else None,
-            nsp_accuracy=nsp_right / num_pairs if num_pairs else None,
-            num_predictions=num_predictions,
-            num_pairs=num_pairs,
-            unigram_nats=self.yardsticks.unigram_nats,
-            no_context_nats=self.yardsticks.no_context_nats,
-            nsp_chance_nats=self.nsp_chance_nats,
+            mlm_loss=scores.mlm.mean().item(),
+            mlm_accuracy=scores.mlm_right.mean().item(),
+            nsp_loss=scores.nsp.mean().item() if len(scores.nsp) else None,
+            nsp_accuracy=scores.nsp_right.mean().item() if len(scores.nsp) else None,
+            num_predictions=len(scores.mlm),
+            num_pairs=len(scores.nsp),
+            **self.yardsticks._asdict(),
         )
 
 
-def _entropy(share: float) -> float:
-    """Nats of a coin that comes up with this share: 0.5 gives ln 2."""
-    return -sum(p * math.log(p) for p in (share, 1.0 - share) if p > 0.0)
+def score_batches(
+    model: PretrainingModel, batches: Sequence[Batch], device: torch.device
+) -> Scores:
+    """Score every answer of several batches, in float64 on the CPU, dropout off."""
+    was_training = model.training
+    model.eval()
+    parts = [score_batch(model, to_device(batch, device)) for batch in batches]
+    model.train(was_training)
+    return Scores(*(torch.cat(columns).double().cpu() for columns in zip(*parts, strict=True)))

@@ -1,0 +1,57 @@
+"""Files and folders that are whole or absent, and their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bertmill.errors import BertmillError
+
+
+@contextmanager
+def folder_that_appears_whole(out: Path, error: type[BertmillError]) -> Iterator[Path]:
+    """Give a hidden folder that takes the name `out` when the block ends well, else vanishes.
+
+    What the disk says in the block is told as `error`. Where another process has made `out`
+    meanwhile, that one stays.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as failure:
+        raise error(
+            out, f"cannot be written ({failure.strerror})", "choose another place"
+        ) from None
+    try:
+        yield folder
+        folder.chmod(0o755)
+        if not out.exists():
+            folder.rename(out)
+    except BertmillError:
+        raise
+    except OSError as failure:
+        raise error(
+            out, f"cannot be written ({failure.strerror or failure})", "free some space, or move it"
+        ) from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file's bytes, read in pieces; 64 hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file or a folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

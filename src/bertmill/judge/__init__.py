@@ -1,0 +1,1 @@
+"""How good a pretrained model is, measured on text that it never saw."""

@@ -1,0 +1,120 @@
+"""Held-out losses of any model folder, over text that is read and masked as the model's own was."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from bertmill.config import Recipe, TokenizerSection, adopt_model, change_recipe
+from bertmill.data.overlap import OverlapRule
+from bertmill.data.prepare import open_or_prepare
+from bertmill.data.yardsticks import TrainingStatistics
+from bertmill.errors import InputError, ModelError
+from bertmill.model.folder import LoadedModel
+from bertmill.train.validate import HeldOut, HeldOutScores
+
+
+def judge_held_out(
+    loaded: LoadedModel,
+    sources: Sequence[str],
+    settings: Sequence[str],
+    device: torch.device,
+    say: Callable[[str], None],
+) -> HeldOutScores:
+    """Score a model on text: all its pairs, with masks that are the same for every model.
+
+    The text is cut into pairs and masked as the folder's ``bertmill.json`` says; without one, as
+    the defaults of the recipe's sections say, and there are no yardsticks from the training text.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+    sources : sequence of str
+        As a corpus.
+    settings : sequence of str
+        Changes to the sections ``text``, ``pairs`` and ``masking``.
+    device : torch.device
+    say : callable
+        Takes a line about each stage.
+
+    Raises
+    ------
+    ModelError
+        The folder lacks the masked-token head.
+    BertmillError
+        The text cannot be read or gives no pairs; a setting is wrong.
+    """
+    refuse_without_masked_token_head(loaded)
+    recipe = _how_to_read(loaded, settings)
+    if loaded.about is None:
+        pairs, masking = recipe.pairs, recipe.masking
+        say(
+            f"{loaded.folder} does not say how it was trained: sentences by "
+            f"{recipe.text.sentences}, pairs of {pairs.kind} up to {pairs.max_length} tokens, "
+            f"{masking.mask_fraction:.0%} of them masked"
+        )
+    tokenizer = TokenizerSection(path=str(loaded.folder))
+    store = open_or_prepare(sources, recipe.text, tokenizer, say=say)
+    held_out = HeldOut(
+        store.train,
+        loaded.tokenizer,
+        recipe.pairs,
+        recipe.masking,
+        training_statistics(loaded),
+        None,
+        ", ".join(sources),
+    )
+    scores = held_out.score(loaded.model.to(device), device)
+    if has_next_sentence_head(loaded):
+        return scores
+    say(f"{loaded.folder} has no next-sentence head: no NSP loss")
+    return dataclasses.replace(scores, nsp_loss=None, nsp_accuracy=None)
+
+
+def refuse_without_masked_token_head(loaded: LoadedModel) -> None:
+    """Raise `ModelError` where the masked-token loss would be that of random weights."""
+    if any(name.startswith("masked_token_head") for name in loaded.new_weights):
+        raise ModelError(
+            loaded.folder,
+            "has no masked-token head to judge",
+            "give a folder that was saved with it, or train one with pretrain --init-from",
+        )
+
+
+def has_next_sentence_head(loaded: LoadedModel) -> bool:
+    """Whether the folder holds all that answers about pairs."""
+    parts = {name.partition(".")[0] for name in loaded.new_weights}
+    return not parts & {"pooler", "next_sentence_head"}
+
+
+def training_statistics(loaded: LoadedModel) -> TrainingStatistics | None:
+    """Read what the folder tells of its training text."""
+    about = loaded.about
+    if about is None:
+        return None
+    overlap = None if about.overlap_weights is None else OverlapRule(about.overlap_weights)
+    return TrainingStatistics(np.array(about.token_counts, np.int64), overlap)
+
+
+def _how_to_read(loaded: LoadedModel, settings: Sequence[str]) -> Recipe:
+    """Make a recipe of what the folder says and of the settings; all of the text is scored."""
+    for setting in settings:
+        if not setting.startswith(("text.", "pairs.", "masking.")):
+            raise InputError(
+                f"--set {setting}",
+                "does not say how text is read, cut into pairs or masked",
+                "set a knob of the sections text, pairs or masking",
+            )
+    recipe = Recipe(name="evaluate")
+    if about := loaded.about:
+        recipe = recipe.model_copy(update={"text": about.text})
+    recipe = adopt_model(
+        recipe,
+        loaded.model.section,
+        about.pairs if about else recipe.pairs,
+        about.masking if about else recipe.masking,
+    )
+    return change_recipe(recipe, [*settings, "text.held_out_fraction=0.0"])

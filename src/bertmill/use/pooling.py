@@ -1,0 +1,100 @@
+"""How token vectors become one sentence vector, in the files that ``sentence-transformers`` reads.
+
+::
+
+    modules.json                 the modules in order, each with its folder
+    sentence_bert_config.json    tokens of a sentence at most
+    1_Pooling/config.json        mean or cls
+    2_Normalize/                 where vectors are brought to length 1
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bertmill.errors import ModelError
+
+_MODES = ("mean", "cls")
+_MODULES_FILE, _LENGTH_FILE = "modules.json", "sentence_bert_config.json"
+_POOLING, _NORMALIZE = "1_Pooling", "2_Normalize"
+_MODULE_TYPE = "sentence_transformers.models."
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How a sentence vector is made of a sentence's token vectors."""
+
+    mode: str
+    """``mean`` of all token vectors, special tokens included, or that of ``cls``."""
+    normalize: bool
+    """Whether the vector is brought to length 1."""
+    max_length: int
+    """Tokens of a sentence at most; the rest is cut off."""
+
+
+def read_pooling(folder: Path) -> Pooling | None:
+    """Read how a model folder pools; None where it does not say.
+
+    Raises
+    ------
+    ModelError
+        Damaged, or made of modules that bertmill does not compute.
+    """
+    if not (folder / _MODULES_FILE).is_file():
+        return None
+    try:
+        modules = _read_json(folder / _MODULES_FILE)
+        kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
+        if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
+            raise ValueError(f"modules {', '.join(kinds)}")
+        # The folder's own files only: a name such as ../x is not followed.
+        config = _read_json(folder / Path(modules[1]["path"]).name / "config.json")
+        mode = config.get("pooling_mode") or ", ".join(
+            key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
+            for key, value in config.items()
+            if key.startswith("pooling_mode_") and value is True
+        )
+        if mode not in _MODES:
+            raise ValueError(f"pooling {mode!r}")
+        length = _read_json(folder / _LENGTH_FILE)["max_seq_length"]
+        if type(length) is not int or length < 1:
+            raise ValueError(f"max_seq_length {length!r}")
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError) as error:
+        raise ModelError(
+            folder / _MODULES_FILE,
+            f"asks for what bertmill does not compute ({error})",
+            "give a folder with mean or cls pooling, or delete this file",
+        ) from None
+    return Pooling(mode, len(kinds) == 3, length)
+
+
+def write_pooling(folder: Path, pooling: Pooling, hidden_size: int) -> None:
+    """Write the files of ``sentence-transformers`` into a model folder."""
+    names = ["Transformer", "Pooling", *(["Normalize"] if pooling.normalize else [])]
+    paths = ["", _POOLING, _NORMALIZE]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": _MODULE_TYPE + name}
+        for i, (name, path) in enumerate(zip(names, paths, strict=False))
+    ]
+    _write_json(folder / _MODULES_FILE, modules)
+    _write_json(
+        folder / _LENGTH_FILE, {"max_seq_length": pooling.max_length, "do_lower_case": False}
+    )
+    config = {"word_embedding_dimension": hidden_size}
+    config |= {
+        f"pooling_mode_{mode}_token{'s' * (mode == 'mean')}": mode == pooling.mode
+        for mode in _MODES
+    }
+    (folder / _POOLING).mkdir()
+    _write_json(folder / _POOLING / "config.json", config)
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
+
+
+def _write_json(path: Path, values: object) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
