@@ -4,11 +4,13 @@
 
 Trains the `d2l` recipe for 50 steps and then goes on to 500, logging every step. At both ends the
 losses of the next training batch, dropout off, are computed a second time: by `transformers`, over
-the padded rectangles, with the reference's formula. Prints tables and draws `losses.png`.
+the padded rectangles, with the reference's formula. Prints tables and draws `losses.png`. With
+`--frozen-pairs FILE` both ends are judged on these, too.
 """
 
 import argparse
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,8 @@ from transformers import BertForPreTraining
 from transformers.utils import logging
 
 import bertmill
-from bertmill.data.batch import Batches
+from bertmill.data.batch import Batch, Batches
+from bertmill.data.overlap import OverlapRule
 from bertmill.data.store import Store
 from bertmill.model.folder import load_model
 from bertmill.model.losses import pretraining_losses
@@ -31,48 +34,81 @@ LENGTH, PREDICTIONS = 64, 10
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser()
     parser.add_argument("train")
     parser.add_argument("held_out")
     parser.add_argument("--out", required=True)
     parser.add_argument("--steps", type=int, nargs=2, default=[50, 500])
+    parser.add_argument("--frozen-pairs", help="Judge both ends on these, too.")
     args = parser.parse_args()
     logging.set_verbosity_error()
-    first, last = args.steps
-    run = bertmill.pretrain(
-        args.train, "d2l", held_out=args.held_out, out=args.out, steps=first, settings=SETTINGS
-    )
-    checks = [check_formula(run.folder, first)]
-    run = bertmill.pretrain(resume=run.folder, steps=last)
-    checks.append(check_formula(run.folder, last))
-    metrics = RunFolder(run.folder).metrics()
-    print(table(metrics, [1, 10, 25, first, 100, 200, 300, 400, last]))
-    print(
-        "\n| step | MLM, ours | MLM, the formula | NSP, ours | NSP, the formula |\n"
-        "|---|---|---|---|---|"
-    )
-    for check in checks:
-        print(
-            "| {step} | {mlm:.6f} | {mlm_formula:.6f} | {nsp:.6f} | {nsp_formula:.6f} |".format(
-                **check
+    logging.disable_progress_bar()
+    checks, judged = [], {}
+    for step in args.steps:
+        run = (
+            bertmill.pretrain(resume=args.out, steps=step)
+            if checks
+            else bertmill.pretrain(
+                args.train,
+                "d2l",
+                held_out=args.held_out,
+                out=args.out,
+                steps=step,
+                settings=SETTINGS,
             )
         )
+        checks.append(check_formula(run.folder, step))
+        if args.frozen_pairs:
+            judged[step] = asdict(bertmill.evaluate(run.folder, frozen_pairs=args.frozen_pairs))
+    metrics = RunFolder(run.folder).metrics()
+    first, last = args.steps
+    print(table(metrics, [1, 10, 25, first, 100, 200, 300, 400, last]))
+    columns = [c for c in checks[0] if c != "step"]
+    print("\n| step | " + " | ".join(columns) + " |\n" + "|---" * (len(columns) + 1) + "|")
+    for check in checks:
+        print(f"| {check['step']} | " + " | ".join(f"{check[c]:.6f}" for c in columns) + " |")
+    for step, scores in judged.items():
+        print(f"\nfrozen pairs after {step} steps: {json.dumps(scores)}")
+    print(f"\nshared words alone: {json.dumps(overlap(run.folder))}")
     draw(metrics, run.folder / "losses.png")
-    (run.folder / "reference-run.json").write_text(
-        json.dumps({"machine": run.outcome.device, "formula": checks, "metrics": metrics}) + "\n"
-    )
+    report = {"machine": run.outcome.device, "formula": checks, "frozen": judged}
+    (run.folder / "reference-run.json").write_text(json.dumps(report | {"metrics": metrics}) + "\n")
+
+
+def open_batches(folder: Path) -> tuple[Store, Batches, Batches]:
+    """Open the run's training and held-out pairs."""
+    recipe, facts = RunFolder(folder).read()
+    store = Store(facts["store"])
+    knobs = (store.tokenizer, recipe.pairs, recipe.masking, recipe.train.batch_size)
+    train = Batches(store.train, *knobs, recipe.train.seed, "train")
+    return store, train, Batches(store.held_out, *knobs, 0, "held out")
+
+
+def overlap(folder: Path) -> dict[str, tuple[float, float]]:
+    """Nats and share of right answers of the word-overlap rule, with the masks in place and undone.
+
+    The reference's figure counts the words under the masks too, which no network sees.
+    """
+    store, train, held_out = open_batches(folder)
+    fitted = [train.batch_at(step) for step in range(32)]
+    scored = [held_out.batch_of(np.arange(held_out.num_examples))]
+    found = {}
+    for name, undo in (("as shown", False), ("masks undone", True)):
+        parts = [[unmask(b) if undo else b for b in batches] for batches in (fitted, scored)]
+        rule = OverlapRule.fit(parts[0], store.token_counts, store.tokenizer)
+        found[name] = rule.score(parts[1], store.token_counts, store.tokenizer)
+    return found
+
+
+def unmask(batch: Batch) -> Batch:
+    token_ids = batch.token_ids.copy()
+    token_ids[batch.masked_at] = batch.masked_labels
+    return replace(batch, token_ids=token_ids)
 
 
 def check_formula(folder: Path, step: int) -> dict[str, float]:
     """Both losses of the batch that follows `step` updates: ours packed, the formula padded."""
-    recipe, facts = RunFolder(folder).read()
-    store = Store(facts["store"])
-    train = Batches(
-        store.train, store.tokenizer, recipe.pairs, recipe.masking, recipe.train.batch_size,
-        recipe.train.seed, "train",
-    )  # fmt: skip
+    store, train, _ = open_batches(folder)
     batch = train.batch_at(step)
     model = load_model(folder).model
     theirs = BertForPreTraining.from_pretrained(folder / "model").eval()
@@ -91,10 +127,10 @@ def check_formula(folder: Path, step: int) -> dict[str, float]:
         nsp = F.cross_entropy(theirs.cls.seq_relationship(hidden.pooler_output), 1 - is_next)
     return {
         "step": step,
-        "mlm": float(sums.mlm) / len(batch.masked_labels),
-        "mlm_formula": float(mlm),
-        "nsp": float(sums.nsp) / len(is_next),
-        "nsp_formula": float(nsp),
+        "MLM, ours": float(sums.mlm) / len(batch.masked_labels),
+        "MLM, the formula": float(mlm),
+        "NSP, ours": float(sums.nsp) / len(is_next),
+        "NSP, the formula": float(nsp),
     }
 
 

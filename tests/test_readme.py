@@ -37,7 +37,7 @@ def test_make_targets_exist():
 def test_commands(folder):
     ran = [command for command in commands() if command[0] == "bertmill"]
     assert {command[1] for command in ran} == {
-        "pretrain", "prepare", "encode", "fill-mask", "inspect",
+        "pretrain", "prepare", "encode", "fill-mask", "inspect", "export",
     }  # fmt: skip
     for command in ran:
         if "--budget" in command:

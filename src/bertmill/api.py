@@ -36,8 +36,9 @@ from bertmill.show.curves import draw_curves
 from bertmill.text.tokenizer import load_tokenizer
 from bertmill.train.checkpoint import Checkpoint, newest_checkpoint
 from bertmill.train.device import open_device
-from bertmill.train.pretrain import Limits, Outcome, RunData, pretrain_loop
+from bertmill.train.pretrain import Limits, Outcome, pretrain_loop
 from bertmill.train.progress import RunProgress
+from bertmill.train.run_data import RunData
 from bertmill.train.run_folder import RunFolder
 from bertmill.train.validate import HeldOutScores
 from bertmill.use.export import export_huggingface

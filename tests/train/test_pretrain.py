@@ -1,6 +1,9 @@
 """The loop: what it promises of a run, seen from its folder."""
 
+import io
+import itertools
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -9,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import bertmill
@@ -187,15 +191,106 @@ def test_a_prepared_store_is_a_corpus(corpus_file, tmp_path):
     assert run.vocab_size == 200
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_checkpoint_whole(
-    corpus_file, tmp_path
+@pytest.fixture
+def spoil(monkeypatch):
+    """Make the masked-token loss of the given updates (counted from 0) infinite."""
+    from bertmill.train import pretrain
+
+    honest, calls = pretrain.pretraining_losses, itertools.count()
+
+    def set_up(*updates):
+        def losses(model, batch):
+            sums = honest(model, batch)
+            return sums._replace(mlm=sums.mlm * torch.inf) if next(calls) in updates else sums
+
+        monkeypatch.setattr(pretrain, "pretraining_losses", losses)
+
+    return set_up
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_counted(corpus_file, tmp_path, spoil, capsys):
+    spoil(4, 5, 9)
+    run = bertmill.pretrain(
+        str(corpus_file), "tiny", out=tmp_path / "run", steps=12, settings=SETTINGS
+    )
+    train = [r for r in RunFolder(run.folder).metrics() if r["split"] == "train"]
+    assert [r["skipped_steps"] for r in train] == [0, 0, 2, 0, 1, 0]
+    # Nothing is left to divide by at step 6; at step 10 the mean is over the step that was made.
+    assert [r["mlm_loss"] is None for r in train] == [False, False, True, False, False, False]
+    assert all(math.isfinite(r["mlm_loss"]) for r in train if r["mlm_loss"] is not None)
+    assert "all 2 updates skipped" in capsys.readouterr().out
+    steps = load_file((run.folder / "model").resolve().parent / "optimizer.safetensors")
+    assert {int(v) for k, v in steps.items() if k.endswith("/step")} == {12 - 3}
+    assert (run.folder / "loss.png").is_file()
+
+
+def test_skipping_an_update_equals_never_having_made_it(corpus_file, tmp_path, spoil):
+    """At a constant rate and without warm-up, only the skipped batch is missing."""
+    settings = [*SETTINGS, "schedule.decay=none", "schedule.warmup_steps=0"]
+    spoil(7)
+    skipped = bertmill.pretrain(
+        str(corpus_file), "tiny", out=tmp_path / "skipped", steps=8, settings=settings
+    )
+    spoil()
+    plain = bertmill.pretrain(
+        str(corpus_file), "tiny", out=tmp_path / "plain", steps=7, settings=settings
+    )
+    assert weights(skipped.folder) == weights(plain.folder)
+    assert moments(skipped.folder) == moments(plain.folder)
+
+
+def test_a_few_skipped_in_a_row_stop_the_run_with_the_last_checkpoint_whole(
+    corpus_file, tmp_path, spoil
 ):
+    spoil(*range(6, 30))
+    with pytest.raises(RunError, match=r"not finite at step 12; .* lower optimizer.lr"):
+        bertmill.pretrain(
+            str(corpus_file), "tiny", out=tmp_path / "run", steps=30, settings=SETTINGS
+        )
+    # Six were skipped up to step 12; the log before, at step 10, had seen four.
+    assert (tmp_path / "run" / "model").resolve().parent.name == "step-8"
+    spoil()
+    again = bertmill.pretrain(resume=tmp_path / "run")
+    assert again.outcome.finished and again.outcome.steps == 30
+
+
+def test_skips_in_a_row_are_counted_across_a_resume(corpus_file, tmp_path, spoil):
+    spoil(*range(1, 30))
+    run = bertmill.pretrain(
+        str(corpus_file),
+        "tiny",
+        out=tmp_path / "run",
+        steps=30,
+        settings=[*SETTINGS, "train.log_every_steps=30"],
+        stop_after=1e-6,
+    )
+    for made in range(2, 5):
+        run = bertmill.pretrain(resume=run.folder, stop_after=1e-6)
+        assert run.outcome.steps == made
+    state = json.loads((run.folder / "checkpoints" / "step-4" / "state.json").read_text())
+    assert (state["losses"]["skipped"], state["losses"]["skipped_in_a_row"]) == (3, 3)
+
+
+def test_weights_that_overflow_stop_the_run_with_the_last_checkpoint_whole(corpus_file, tmp_path):
     settings = [*SETTINGS, "optimizer.lr=1e38", "optimizer.clip_norm=0", "schedule.warmup_steps=0"]
     with pytest.raises(RunError, match=r"not finite at step \d+; .* lower optimizer.lr"):
         bertmill.pretrain(
             str(corpus_file), "tiny", out=tmp_path / "run", steps=30, settings=settings
         )
     assert bertmill.load(tmp_path / "run").encode("the river").vectors.shape[0] == 1
+
+
+def test_the_doctor_speaks_at_half_of_the_run_and_at_its_end(undisturbed, corpus_file, tmp_path):
+    """Thirty steps of a tiny network learn no context, and are told so."""
+    stream = io.StringIO()
+    run = bertmill.pretrain(
+        str(corpus_file), "tiny", out=tmp_path / "run", steps=30, settings=SETTINGS, stream=stream
+    )
+    lines = [line for line in stream.getvalue().splitlines() if "Likely causes" in line]
+    assert len(lines) == 2 and "16 so far" in lines[0] and "30 so far" in lines[1]
+    assert run.outcome.diagnosis == undisturbed.outcome.diagnosis
+    assert run.outcome.diagnosis[0] == lines[1]
+    assert "train.steps" in lines[1] and "optimizer.lr" in lines[1]
 
 
 def test_a_damaged_checkpoint_is_passed_over(corpus_file, tmp_path, capsys, undisturbed):

@@ -7,37 +7,31 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 
-import numpy as np
 import torch
 
 from bertmill.config import Recipe
-from bertmill.data.batch import Batches
-from bertmill.data.overlap import OverlapRule
 from bertmill.data.randomness import make_key
-from bertmill.data.store import Store
-from bertmill.data.yardsticks import TrainingStatistics
 from bertmill.errors import RunError
 from bertmill.model.encoder import initialise
-from bertmill.model.folder import About, LoadedModel
+from bertmill.model.folder import LoadedModel
 from bertmill.model.heads import PretrainingModel
 from bertmill.model.losses import pretraining_losses
 from bertmill.model.transfer import Transferred, transfer_weights
 from bertmill.train.checkpoint import Checkpoint, restore, save_checkpoint
-from bertmill.train.device import device_name, open_device, synchronise, to_device
+from bertmill.train.device import device_name, synchronise, to_device
 from bertmill.train.doctor import diagnose_masked_tokens, diagnose_pairs
 from bertmill.train.meters import Clock, LossMeter, SpeedMeter
 from bertmill.train.optimizer import make_optimizer, update
 from bertmill.train.progress import RunProgress
+from bertmill.train.run_data import RunData
 from bertmill.train.run_folder import RunFolder
 from bertmill.train.schedule import BudgetSchedule, StepSchedule
 from bertmill.train.signals import stop_signals
-from bertmill.train.validate import HeldOut, HeldOutScores
+from bertmill.train.validate import HeldOutScores
 
 # Of the run; until then a loss at the no-context level is nothing to worry about.
 _FAIR_SHARE = 0.5
 _SKIPPED_IN_A_ROW = 5
-# Training pairs that the word-overlap yardstick is fitted to.
-_OVERLAP_PAIRS = 16_384
 
 
 @dataclass(frozen=True)
@@ -69,63 +63,6 @@ class Outcome:
     held_out: HeldOutScores | None
     diagnosis: tuple[str, ...]
     """What the loss doctor has to say at the end of the run; a line each."""
-
-
-@dataclass(frozen=True)
-class RunData:
-    """What a run reads: made before its folder, because it may refuse."""
-
-    store: Store
-    train: Batches
-    statistics: TrainingStatistics
-    held_out: HeldOut | None
-    """None where the store holds nothing out."""
-    device: torch.device
-
-    @classmethod
-    def open(cls, store: Store, recipe: Recipe) -> RunData:
-        """Open both splits for the recipe's pairs.
-
-        Raises
-        ------
-        CorpusError
-            A split gives no example, or is a single document where random seconds are needed.
-        """
-        train = Batches(
-            store.train,
-            store.tokenizer,
-            recipe.pairs,
-            recipe.masking,
-            recipe.train.batch_size,
-            recipe.train.seed,
-            ", ".join(store.manifest["corpus"]),
-        )
-        statistics = TrainingStatistics(store.token_counts, _fit_overlap(train, store))
-        # A share of a small corpus may be empty or one document; given text must be good.
-        held_out = None
-        if store.manifest["held_out"] or store.held_out.num_documents > 1:
-            held_out = HeldOut(
-                store.held_out,
-                store.tokenizer,
-                recipe.pairs,
-                recipe.masking,
-                statistics,
-                recipe.train.validation_pairs,
-                ", ".join(store.manifest["held_out"]) or "the held-out share of the corpus",
-            )
-        return cls(store, train, statistics, held_out, open_device(recipe.train.device))
-
-
-def _fit_overlap(train: Batches, store: Store) -> OverlapRule | None:
-    """Fit the word-overlap yardstick to the first training pairs, some at a time."""
-    num_pairs = min(_OVERLAP_PAIRS, train.num_examples)
-    batches = [
-        train.batch_of(np.arange(start, min(start + 512, num_pairs)))
-        for start in range(0, num_pairs, 512)
-    ]
-    if not len(batches[0].next_sentence_labels):
-        return None
-    return OverlapRule.fit(batches, store.token_counts, store.tokenizer)
 
 
 def pretrain_loop(
@@ -178,14 +115,6 @@ def pretrain_loop(
         _say_transferred(transfer_weights(model, tokenizer, start), tokenizer.size, start, progress)
     model.to(device).train()
     optimizer = make_optimizer(model, recipe.optimizer)
-    overlap = data.statistics.overlap
-    about = About(
-        text=recipe.text,
-        pairs=recipe.pairs,
-        masking=recipe.masking,
-        token_counts=tuple(data.statistics.token_counts.tolist()),
-        overlap_weights=overlap.weights if overlap else None,
-    )
     schedule = (
         StepSchedule(recipe.schedule, knobs.steps)
         if limits.budget_seconds is None
@@ -204,7 +133,9 @@ def pretrain_loop(
         if not all(bool(p.isfinite().all()) for p in model.parameters()):
             raise _not_finite("a weight", step, run)
         state = {"step": step, "seconds": clock.seconds, "losses": losses.state()}
-        save_checkpoint(run, state, model, tokenizer, about, optimizer, knobs.keep_checkpoints)
+        save_checkpoint(
+            run, state, model, tokenizer, data.about(recipe), optimizer, knobs.keep_checkpoints
+        )
         saved_at = step
         after_checkpoint(run)
 

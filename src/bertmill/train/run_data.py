@@ -1,0 +1,88 @@
+"""What a run reads: both splits of its store as batches, and what the yardsticks need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bertmill.config import Recipe
+from bertmill.data.batch import Batches
+from bertmill.data.overlap import OverlapRule
+from bertmill.data.store import Store
+from bertmill.data.yardsticks import TrainingStatistics
+from bertmill.model.folder import About
+from bertmill.train.device import open_device
+from bertmill.train.validate import HeldOut
+
+# Training pairs that the word-overlap yardstick is fitted to, and how many are drawn at a time.
+_OVERLAP_PAIRS, _OVERLAP_PAIRS_AT_ONCE = 16_384, 512
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run reads: made before its folder, because it may refuse."""
+
+    store: Store
+    train: Batches
+    statistics: TrainingStatistics
+    held_out: HeldOut | None
+    """None where the store holds nothing out."""
+    device: torch.device
+
+    @classmethod
+    def open(cls, store: Store, recipe: Recipe) -> RunData:
+        """Open both splits for the recipe's pairs.
+
+        Raises
+        ------
+        CorpusError
+            A split gives no example, or is a single document where random seconds are needed.
+        """
+        train = Batches(
+            store.train,
+            store.tokenizer,
+            recipe.pairs,
+            recipe.masking,
+            recipe.train.batch_size,
+            recipe.train.seed,
+            ", ".join(store.manifest["corpus"]),
+        )
+        statistics = TrainingStatistics(store.token_counts, _fit_overlap(train, store))
+        # A share of a small corpus may be empty or one document; given text must be good.
+        held_out = None
+        if store.manifest["held_out"] or store.held_out.num_documents > 1:
+            held_out = HeldOut(
+                store.held_out,
+                store.tokenizer,
+                recipe.pairs,
+                recipe.masking,
+                statistics,
+                recipe.train.validation_pairs,
+                ", ".join(store.manifest["held_out"]) or "the held-out share of the corpus",
+            )
+        return cls(store, train, statistics, held_out, open_device(recipe.train.device))
+
+    def about(self, recipe: Recipe) -> About:
+        """Describe the training for whoever judges the model."""
+        counts, overlap = self.statistics.token_counts, self.statistics.overlap
+        return About(
+            text=recipe.text,
+            pairs=recipe.pairs,
+            masking=recipe.masking,
+            token_counts=tuple(counts.tolist()),
+            overlap_weights=overlap.weights if overlap else None,
+        )
+
+
+def _fit_overlap(train: Batches, store: Store) -> OverlapRule | None:
+    """Fit the word-overlap yardstick to the first training pairs, some at a time."""
+    num_pairs = min(_OVERLAP_PAIRS, train.num_examples)
+    batches = [
+        train.batch_of(np.arange(start, min(start + _OVERLAP_PAIRS_AT_ONCE, num_pairs)))
+        for start in range(0, num_pairs, _OVERLAP_PAIRS_AT_ONCE)
+    ]
+    if not len(batches[0].next_sentence_labels):
+        return None
+    return OverlapRule.fit(batches, store.token_counts, store.tokenizer)
