@@ -94,7 +94,7 @@ GOOD_LINE = b'{"text": "The river crosses the valley."}\n'
         (
             "list.jsonl",
             b"[1, 2]\n",
-            ["list.jsonl, line 1: has no field 'text' (is no object)", "--set text.field=NAME"],
+            ["list.jsonl, line 1: is no JSON object"],
         ),
         (
             "number.jsonl",
@@ -245,7 +245,7 @@ def test_unknown_recipe(refused, corpus_file):
     refused(
         pretrain(corpus_file, recipe="tinny"),
         "recipe 'tinny': is neither a known name nor a file (did you mean 'tiny'?)",
-        "known names are base, d2l, large",
+        "known names are base, continue, d2l, large",
     )
 
 
@@ -485,7 +485,7 @@ def test_resume_of_a_run_that_another_process_writes(refused, copied_run):
         (["prepare", "--out", "store"], ["Missing option", "--corpus"]),
         (["prepare", "--corpus", "x"], ["Missing option", "--out"]),
         (["inspect"], ["Missing argument"]),
-        (["inspect", "not-there"], ["not-there: is not there; give a recipe (base, d2l"]),
+        (["inspect", "not-there"], ["not-there: is not there; give a recipe (base, continue, d2l"]),
         (["encode"], ["Missing argument"]),
         (["encode", "not-there"], ["Missing argument"]),
         (["encode", "a", "b", "c", "d"], ["unexpected extra argument"]),

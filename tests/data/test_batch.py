@@ -1,8 +1,17 @@
+import hashlib
+import inspect
+import random
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
-from bertmill.config import MaskingSection, PairsSection
+from bertmill.config import MaskingSection, PairsSection, TextSection, TokenizerSection
 from bertmill.data.batch import Batch, Batches
+from bertmill.data.prepare import prepare
+from bertmill.data.store import EncodedDocuments, Store, StoreWriter
+from bertmill.text.tokenizer import load_tokenizer
 
 KINDS = ["sentences", "segments", "none"]
 
@@ -134,3 +143,142 @@ def test_a_batch_touches_only_the_blocks_of_its_window(make_batches, small_store
     finally:
         del small_store.train.block
     assert touched == {0}
+
+
+# --- the same batches whoever makes them, and when -----------------------------------------------
+
+CHOICES = [(kind, whole_word) for kind in KINDS for whole_word in (False, True)]
+# Steps of the first epoch and of later ones.
+STEPS = (0, 1, 2, 60, 200)
+
+
+def digest(batches: Batches) -> str:
+    """SHA-256 of every array of some batches."""
+    sha = hashlib.sha256()
+    for step in STEPS:
+        for name, values in vars(batches.batch_at(step)).items():
+            sha.update(f"{name} {values.dtype} {values.shape}".encode())
+            sha.update(np.ascontiguousarray(values).tobytes())
+    return sha.hexdigest()
+
+
+def open_batches(store: Store, kind: str, whole_word: bool) -> Batches:
+    section = PairsSection(kind=kind, max_length=32)
+    masking = MaskingSection(whole_word=whole_word)
+    return Batches(store.train, store.tokenizer, section, masking, 8, 1, "text")
+
+
+VOCABULARY = """[PAD] [UNK] [CLS] [SEP] [MASK] . the a river farm ##er old bridge my sister market
+grey crane cross ##es remember ##s follow watch feed ##ch valley two horse long road winter rain
+its own shadow in year 1 2 3 4 5 6 7 8 9 0 ##1 ##2 ##3 ##4 ##5 ##6 ##7 ##8 ##9 ##0 wat f ##eed"""
+
+
+@pytest.fixture(scope="module")
+def fixed_store(corpus_file, tmp_path_factory) -> Store:
+    """A store that no tokenizer training and no sentence splitter has a part in."""
+    folder = tmp_path_factory.mktemp("fixed")
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("\n".join(VOCABULARY.split()), "utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bertmill.data.store.BLOCK_TOKENS", 150)  # two windows
+        (folder / "store").mkdir()
+        writer = StoreWriter(folder / "store", load_tokenizer(vocabulary))
+        for document in corpus_file.read_text("utf-8").split("\n\n"):
+            sentences = [f"{s.rstrip('.')}." for s in document.split(". ")]
+            tokens, lengths = load_tokenizer(vocabulary).encode_batch(sentences)
+            writer.add("train", EncodedDocuments(tokens, lengths, np.array([len(sentences)])))
+        writer.close({"text": {}, "tokenizer": {}})
+    return Store(folder / "store")
+
+
+def test_golden_tokens_of_the_fixed_store(fixed_store):
+    """Where this fails, the golden batches fail too, and no draw is to blame."""
+    train, sha = fixed_store.train, hashlib.sha256()
+    for number in range(train.num_blocks):
+        block = train.block(number)
+        for values in (block.tokens, block.sentence_starts, block.document_starts):
+            sha.update(np.asarray(values, np.int64).tobytes())
+    assert sha.hexdigest() == "cfe3e26b5ee97361006f65e569a9c7f1d1110f848129a3c91c5c0bf9851acef0"
+
+
+GOLDEN = {
+    ("sentences", False): "dbeaa1bb445e93a45ea8e68b301c2dcf3adf2459e53b26ae31a0821096e5646c",
+    ("sentences", True): "637b686b0a581e39391dfaaaf14422e3adf860d3b2cbbfb1e6bff42bd3b0c541",
+    ("segments", False): "a9be3756912e0777c873881a11cad47f7d5d86bece82fbc4569626ce2233e9e5",
+    ("segments", True): "d2015f870b35b563e32d332e2344a40bc5f4a13d5a35153df31ecec2d6595076",
+    ("none", False): "4da8ab0e4df15eee5084231231663cfd866e096468055cc1cec69613186f4427",
+    ("none", True): "6a20cb44a778e5720a8bbba78bce7edacfef470461ec4b68c36dd1daaa87b843",
+}
+
+
+@pytest.mark.parametrize(("kind", "whole_word"), CHOICES)
+def test_golden_batches(fixed_store, kind, whole_word):
+    """A change of any draw, of its order or of the layout is seen here.
+
+    It changes every run that people have: old checkpoints would not resume exactly. If that is on
+    purpose, print `digest` for each row of GOLDEN, put the new ones in, and say in the CHANGELOG
+    that runs of earlier versions cannot be repeated or resumed bit by bit.
+    """
+    assert digest(open_batches(fixed_store, kind, whole_word)) == GOLDEN[kind, whole_word]
+
+
+# What a fresh process runs: the same functions, taken from this file.
+PROGRAM = """
+import hashlib, sys
+import numpy as np
+from bertmill.config import MaskingSection, PairsSection
+from bertmill.data.batch import Batches
+from bertmill.data.store import Store
+{definitions}
+for choice in sys.argv[2:]:
+    kind, whole_word = choice.split(",")
+    print(digest(open_batches(Store(sys.argv[1]), kind, whole_word == "True")))
+"""
+
+
+def test_another_process_makes_the_same_batches(fixed_store):
+    """Nothing depends on this process: not on its hash seed, nor on what it made before."""
+    sources = [f"STEPS = {STEPS}", *map(inspect.getsource, (digest, open_batches))]
+    program = PROGRAM.format(definitions="\n".join(sources))
+    arguments = [f"{kind},{whole_word}" for kind, whole_word in CHOICES]
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(fixed_store.folder), *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    here = [digest(open_batches(fixed_store, *choice)) for choice in CHOICES]
+    assert done.stdout.split() == here
+    assert len(set(here)) == len(CHOICES)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_in_any_order_and_twice_are_the_same(fixed_store, kind):
+    steps = list(range(80))
+    batches = open_batches(fixed_store, kind, True)
+    assert batches.num_examples < 8 * 80  # several epochs
+    wanted = [batches.batch_at(step) for step in steps]
+    again = open_batches(fixed_store, kind, True)
+    asked = steps * 2
+    random.Random(0).shuffle(asked)
+    assert all(equal(again.batch_at(step), wanted[step]) for step in asked)
+
+
+@pytest.mark.slow
+def test_workers_that_prepare_leave_the_batches_as_they_are(tmp_path, corpus_file, monkeypatch):
+    monkeypatch.setattr("bertmill.data.prepare._CHUNK_CHARACTERS", 1000)
+    monkeypatch.setattr("bertmill.data.store.BLOCK_TOKENS", 500)
+    one, two = (
+        prepare(
+            [str(corpus_file)],
+            tmp_path / str(workers),
+            TextSection(held_out_fraction=0.2),
+            TokenizerSection(vocab_size=200),
+            workers=workers,
+        )
+        for workers in (1, 2)
+    )
+    assert one.identity == two.identity
+    assert one.train.num_blocks > 1
+    for choice in CHOICES:
+        assert digest(open_batches(one, *choice)) == digest(open_batches(two, *choice))

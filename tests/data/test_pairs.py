@@ -1,4 +1,5 @@
 import itertools
+import random
 
 import numpy as np
 import pytest
@@ -6,10 +7,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertmill.config import MaskingSection, PairsSection, TokenizerSection
+from bertmill.data import batch as batch_module
 from bertmill.data.batch import Batches
 from bertmill.data.order import EpochOrder, Located
-from bertmill.data.pairs import PairMaker, Pairs
-from bertmill.data.randomness import make_key, random_bits
+from bertmill.data.pairs import (
+    _DOCUMENT,
+    _FRONT_A,
+    _FRONT_B,
+    _IS_NEXT,
+    _IS_SHORT,
+    _SENTENCE,
+    _SPLIT,
+    _TARGET,
+    PairMaker,
+    Pairs,
+    _truncate,
+)
+from bertmill.data.randomness import below, heads_of, make_key, random_bits, uniform
 from bertmill.data.store import EncodedDocuments, Store, StoreWriter
 from bertmill.errors import CorpusError
 from bertmill.text.tokenizer import train_tokenizer
@@ -184,9 +198,6 @@ def test_segments_follow_the_rule(tmp_path_factory, corpus, max_length, next_, s
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(2, 50), st.integers(0, 2**32))
 def test_truncation_is_the_published_routine_token_by_token(a_length, b_length, room, seed):
-    from bertmill.data.pairs import _FRONT_A, _FRONT_B, _truncate
-    from bertmill.data.randomness import heads_of
-
     keys = random_bits(seed, 0)
     a, b = (100, 100 + a_length), (500, 500 + b_length)
     got = _truncate(*(np.array([x]) for x in (*a, *b)), room, keys)
@@ -216,6 +227,180 @@ def test_a_unit_of_one_sentence_has_a_random_second(tmp_path):
     corpus = [[40], [40], [40]]
     pairs = draw_epoch(make_store(tmp_path, corpus), PairsSection(next_fraction=1.0, max_length=50))
     assert not pairs.is_next.any()
+
+
+# --- segments: the same pairs as the slow oracle, draw by draw -----------------------------------
+
+
+def documents_of(store) -> list[list[list[tuple[int, int]]]]:
+    """Of each block its documents, of each of these the token ranges of its sentences."""
+    blocks = []
+    for number, first in enumerate(store.block_token_starts[:-1].tolist()):
+        block = store.block(number)
+        bounds = [first + int(at) for at in block.sentence_starts]
+        ranges = list(itertools.pairwise(bounds))
+        blocks.append([ranges[a:b] for a, b in itertools.pairwise(block.document_starts.tolist())])
+    return blocks
+
+
+class KeyedDraws:
+    """The draws of one example of one epoch, as the package makes them."""
+
+    def __init__(self, key):
+        self.key = key
+
+    def uniform(self, purpose):
+        return float(uniform(self.key, purpose)[0])
+
+    def below(self, limit, *purpose):
+        return int(below(limit, self.key, *purpose)[0])
+
+    def heads(self, tosses, purpose):
+        return int(heads_of(np.array([tosses]), self.key, purpose)[0])
+
+
+class OtherDraws:
+    """Draws that have nothing to do with keys."""
+
+    def __init__(self, seed):
+        self.random = random.Random(seed)
+
+    def uniform(self, _purpose):
+        return self.random.random()
+
+    def below(self, limit, *_purpose):
+        return self.random.randrange(limit)
+
+    def heads(self, tosses, _purpose):
+        return sum(self.random.random() < 0.5 for _ in range(tosses))
+
+
+def until(sentences, num_tokens):
+    """The first sentences, up to the one that reaches so many tokens."""
+    taken = []
+    for sentence in sentences:
+        taken.append(sentence)
+        if sentence[1] - taken[0][0] >= num_tokens:
+            break
+    return taken
+
+
+def slow_segments(documents, own, unit, section, draws):
+    """One pair by docs/explanation/pairs.md: a unit of `documents[own]`, and what is drawn."""
+    room = section.max_length - 3
+    target = room
+    if draws.uniform(_IS_SHORT) < section.short_fraction:
+        target = 2 + draws.below(room - 1, _TARGET)
+    unit = until(unit, target)
+    if len(unit) > 1:
+        split = 1 + draws.below(len(unit) - 1, _SPLIT)
+        is_next = draws.uniform(_IS_NEXT) < section.next_fraction
+    else:
+        split, is_next = 1, False
+    first, second = unit[:split], unit[split:]
+    a = first[0][0], first[-1][1]
+    if not is_next:
+        others = documents[:own] + documents[own + 1 :]
+        other = others[draws.below(len(others), _DOCUMENT, 0)]
+        at = draws.below(len(other), _SENTENCE, 0)
+        second = until(other[at:], target - (a[1] - a[0]))
+    b = second[0][0], second[-1][1]
+    kept_a, kept_b = slow_truncate(a, b, room, itertools.repeat(False), itertools.repeat(False))
+    front_a = draws.heads(a[1] - kept_a[1], _FRONT_A)
+    front_b = draws.heads(b[1] - kept_b[1], _FRONT_B)
+    return (
+        kept_a[0] + front_a,
+        kept_a[1] + front_a,
+        kept_b[0] + front_b,
+        kept_b[1] + front_b,
+        is_next,
+    )
+
+
+def assert_segments_are_the_oracles(store, section, epoch, seed, every=1):
+    """Compare an epoch, or every so many places of it, with the oracle."""
+    batches = Batches(store, TOKENIZER, section, MaskingSection(), 1, seed, "text")
+    blocks = documents_of(store)
+    units = [
+        [(d, unit) for d, document in enumerate(block) for unit in cut(document, section)]
+        for block in blocks
+    ]
+    num_examples = np.array([len(block) for block in units])
+    assert batches.num_examples == num_examples.sum()
+    places = np.arange(0, batches.num_examples, every)
+    pairs, _ = batches.pairs_at(epoch * batches.num_examples + places)
+    got = list(zip(*map(np.ndarray.tolist, pairs), strict=True))
+    documents = np.array([len(block) for block in blocks])
+    order = batch_module.EpochOrder(num_examples, documents, make_key(seed, "order", epoch))
+    for located in order.locate(places):
+        numbers = located.window.blocks.tolist()
+        window = [document for number in numbers for document in blocks[number]]
+        for row, index, example in zip(
+            *map(np.ndarray.tolist, located[:1] + located[2:]), strict=True
+        ):
+            d, unit = units[numbers[index]][example]
+            own = sum(len(blocks[number]) for number in numbers[:index]) + d
+            key = random_bits(make_key(seed, "pairs", epoch), numbers[index], example)
+            assert got[row] == slow_segments(window, own, unit, section, KeyedDraws(key))
+
+
+def cut(document, section):
+    """Runs of whole sentences that just reach the room."""
+    units = []
+    while document:
+        units.append(until(document, section.max_length - 3))
+        document = document[len(units[-1]) :]
+    return units
+
+
+@settings(max_examples=40)
+@given(
+    CORPORA,
+    st.integers(8, 40),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.integers(1, 300),
+    st.integers(0, 2**62),
+)
+def test_segments_equal_the_slow_oracle(
+    tmp_path_factory, corpus, max_length, next_, short, block_tokens, seed
+):
+    section = PairsSection(max_length=max_length, next_fraction=next_, short_fraction=short)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bertmill.data.batch.EpochOrder", _SmallWindows)
+        store = make_store(tmp_path_factory.mktemp("store"), corpus, patch, block_tokens)
+        assert_segments_are_the_oracles(store, section, seed % 3, seed)
+
+
+@pytest.mark.parametrize("max_length", [64, 128])
+def test_segments_of_real_text_equal_the_slow_oracle(real_store, max_length):
+    section = PairsSection(max_length=max_length)
+    assert_segments_are_the_oracles(real_store.train, section, epoch=1, seed=7, every=4)
+
+
+def test_segments_of_real_text_have_the_oracles_lengths_and_shares(real_store):
+    """Other draws, none of them keyed: draws that hang together would be seen here."""
+    store, section = real_store.train, PairsSection(max_length=64)
+    documents = [document for block in documents_of(store) for document in block]
+    draws = OtherDraws(0)
+    slow, num_epochs = [], 3
+    for own, document in enumerate(documents):
+        for unit in cut(document, section):
+            slow += [slow_segments(documents, own, unit, section, draws) for _ in range(num_epochs)]
+    epochs = [draw_epoch(store, section, epoch) for epoch in range(num_epochs)]
+    pairs = [tuple(row) for epoch in epochs for row in np.stack(epoch, 1)]
+    assert len(pairs) == len(slow)
+    ours, theirs = (summary(np.array(rows)) for rows in (pairs, slow))
+    for name, (mean, variance) in ours.items():
+        error = (2 * variance / len(pairs)) ** 0.5
+        assert abs(mean - theirs[name][0]) < 4 * error, (name, mean, theirs[name][0])
+
+
+def summary(rows):
+    """Mean and variance of what describes a pair."""
+    a, b, is_next = rows[:, 1] - rows[:, 0], rows[:, 3] - rows[:, 2], rows[:, 4]
+    values = {"a": a, "b": b, "next": is_next, "short": a + b < 55, "next a": a * is_next}
+    return {name: (value.mean(), value.var()) for name, value in values.items()}
 
 
 # --- none ----------------------------------------------------------------------------------------
@@ -298,3 +483,94 @@ def test_a_second_that_never_fits_is_cut_to_fit(tmp_path):
     pairs = draw_epoch(make_store(tmp_path, corpus), section)
     assert (pairs.a_stops - pairs.a_starts + pairs.b_stops - pairs.b_starts).tolist() == [25]
     assert not pairs.is_next.any()
+
+
+# --- all, on real text ---------------------------------------------------------------------------
+
+
+def documents_that_yield(store, section) -> set[int]:
+    """Numbers of the documents that give an example, counted over the split."""
+    documents = [document for block in documents_of(store) for document in block]
+    if section.kind != "sentences":
+        return set(range(len(documents)))
+    return {
+        d
+        for d, sentences in enumerate(documents)
+        for a, b in itertools.pairwise(sentences)
+        if b[1] - a[0] + 3 <= section.max_length
+    }
+
+
+def documents_at(store, positions) -> np.ndarray:
+    """Number of the document that holds each token, counted over the split."""
+    ends = [document[-1][1] for block in documents_of(store) for document in block]
+    return np.searchsorted(ends, positions, "right")
+
+
+def assert_every_document_is_used(store, section, epoch):
+    pairs = draw_epoch(store, section, epoch)
+    used = [np.arange(a, b) for a, b in zip(pairs.a_starts, pairs.a_stops, strict=True)]
+    assert set(documents_at(store, np.concatenate(used)).tolist()) == documents_that_yield(
+        store, section
+    )
+
+
+@settings(max_examples=30)
+@given(CORPORA, st.sampled_from(SECTIONS), st.integers(1, 300))
+def test_every_document_that_yields_an_example_is_used(tmp_path_factory, corpus, section, tokens):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bertmill.data.batch.EpochOrder", _SmallWindows)
+        store = make_store(tmp_path_factory.mktemp("store"), corpus, patch, tokens)
+        if documents_that_yield(store, section):
+            assert_every_document_is_used(store, section, epoch=2)
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda s: s.kind)
+def test_every_document_of_real_text_is_used(real_store, section):
+    assert_every_document_is_used(real_store.train, section, epoch=1)
+
+
+@pytest.mark.parametrize("kind", ["sentences", "segments"])
+def test_no_random_second_of_real_text_is_from_the_same_document(real_store, kind):
+    store = real_store.train
+    for epoch in range(3):
+        pairs = draw_epoch(store, PairsSection(kind=kind, max_length=64), epoch)
+        own, others, ends = (
+            documents_at(store, at) for at in (pairs.a_starts, pairs.b_starts, pairs.b_stops - 1)
+        )
+        assert ((own == others) == pairs.is_next).all()
+        assert (others == ends).all()
+
+
+def test_sentence_pairs_of_real_text(real_store):
+    store, section = real_store.train, PairsSection(kind="sentences", max_length=64)
+    pairs = draw_epoch(store, section)
+    fitting = {
+        a: b
+        for block in documents_of(store)
+        for document in block
+        for a, b in itertools.pairwise(document)
+        if b[1] - a[0] + 3 <= 64
+    }
+    sentences = {s for block in documents_of(store) for document in block for s in document}
+    assert sorted(zip(pairs.a_starts, pairs.a_stops, strict=True)) == sorted(fitting)
+    cut = 0
+    for a0, a1, b0, b1, is_next in zip(*map(np.ndarray.tolist, pairs), strict=True):
+        if is_next:
+            assert (b0, b1) == fitting[a0, a1]
+        elif (b0, b1) not in sentences:
+            assert a1 - a0 + b1 - b0 + 3 == 64  # never fitted in 32 draws
+            cut += 1
+    assert cut < 0.01 * len(pairs.is_next)
+    assert abs(pairs.is_next.mean() - 0.5) < 4 * (0.25 / len(pairs.is_next)) ** 0.5
+
+
+def test_the_coins_of_two_epochs_agree_as_often_as_coins_do(real_store):
+    section = PairsSection(kind="sentences", max_length=64)
+    one, two = (
+        dict(zip(pairs.a_starts.tolist(), pairs.is_next.tolist(), strict=True))
+        for pairs in (draw_epoch(real_store.train, section, epoch) for epoch in (0, 1))
+    )
+    assert list(one) != list(two)  # another order
+    agree = np.mean([one[example] == two[example] for example in one])
+    assert abs(agree - 0.5) < 4 * (0.25 / len(one)) ** 0.5
