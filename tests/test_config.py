@@ -19,7 +19,7 @@ PUBLISHED = {
 
 
 def test_shipped_recipes():
-    assert recipe_names() == sorted([*PUBLISHED, "quick", "d2l"])
+    assert recipe_names() == sorted([*PUBLISHED, "quick", "continue", "d2l"])
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -194,7 +194,7 @@ def test_a_broken_file_is_refused(content, message, tmp_path):
 
 
 def test_an_unknown_recipe_names_the_nearest():
-    with pytest.raises(RecipeError, match=r"did you mean 'tiny'.*known names are base, d2l"):
+    with pytest.raises(RecipeError, match=r"did you mean 'tiny'.*known names are base, continue, d2l"):
         load_recipe("tinny")
 
 
