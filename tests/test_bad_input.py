@@ -521,7 +521,7 @@ def test_no_verb_prints_the_help(bertmill):
 def test_model_folder_that_is_none(verb, refused, tmp_path):
     (tmp_path / "empty").mkdir()
     refused([*verb, "not-there", "[MASK]"], "not-there: does not exist; give a run folder or a")
-    refused([*verb, "empty", "[MASK]"], "empty: is no store, run or model folder", "give ano")
+    refused([*verb, "empty", "[MASK]"], "empty: is no run or model folder", "give ano")
 
 
 @pytest.mark.parametrize(

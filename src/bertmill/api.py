@@ -22,6 +22,7 @@ from bertmill.config import (
     Recipe,
     adopt_model,
     load_recipe,
+    read_recipe,
     recipe_from_dict,
 )
 from bertmill.data import prepare as preparing
@@ -119,8 +120,9 @@ def pretrain(
         The run's folder; by default ``runs/<recipe>-<n>``.
     init_from : str or Path, optional
         A run, model folder or Hugging Face BERT folder to go on from, with its weights and its
-        tokenizer. Another tokenizer (`tokenizer`, a ``tokenizer.`` setting, or that of a prepared
-        store) takes over the rows of the tokens that both know.
+        tokenizer, whatever the recipe's ``[tokenizer]`` says. Another tokenizer (`tokenizer`, a
+        ``tokenizer.`` setting, or that of a prepared store) takes over the rows of the tokens that
+        both know.
     steps : int, optional
         Parameter updates, instead of the recipe's. With `resume` it may grow: warm-up, hold and
         decay are from there on those of the new length.
@@ -181,23 +183,21 @@ def pretrain(
             *([] if steps is None else [f"train.steps={steps}"]),
             *([] if seed is None else [f"train.seed={seed}"]),
         ]
+        _refuse_no_name("--init-from", init_from)
         source = None if init_from is None else load_model(init_from)
-        chosen = load_recipe(recipe or (_CONTINUE_RECIPE if source else DEFAULT_RECIPE), changes)
-        if source is not None:
-            about = source.about
-            chosen = adopt_model(
-                chosen,
-                source.model.section,
-                about.pairs if about else PairsSection(),
-                about.masking if about else MaskingSection(),
-            )
-            if not any(setting.startswith("tokenizer.") for setting in settings):
-                chosen = _with(chosen, "tokenizer", {"path": str(source.folder)})
-        elif chosen.name == _CONTINUE_RECIPE:
-            raise InputError(
-                f"--recipe {_CONTINUE_RECIPE}",
-                "has no network of its own",
-                "give --init-from MODEL",
+        sources, held_out_sources = _sources(corpus), _sources(held_out)
+        from_store = any(is_store(found) for found in sources)
+        if source is None:
+            chosen = load_recipe(recipe or DEFAULT_RECIPE, changes)
+            if chosen.name == _CONTINUE_RECIPE:
+                raise InputError(
+                    f"--recipe {_CONTINUE_RECIPE}",
+                    "has no network of its own",
+                    "give --init-from MODEL",
+                )
+        else:
+            chosen = _recipe_to_continue(
+                source, recipe or _CONTINUE_RECIPE, changes, from_store, progress
             )
         if tokenizer is not None:
             chosen = _with(chosen, "tokenizer", {"path": str(tokenizer)})
@@ -209,8 +209,7 @@ def pretrain(
         open_device(chosen.train.device)
         if out is not None:
             RunFolder(out).refuse_if_taken()
-        sources, held_out_sources = _sources(corpus), _sources(held_out)
-        if any(is_store(source) for source in sources):
+        if from_store:
             store, chosen = _open_store(sources, held_out_sources, chosen, settings)
         else:
             store = preparing.open_or_prepare(
@@ -267,7 +266,7 @@ def _resume(run: RunFolder, steps: int | None, stop_at: float, progress: RunProg
                 "bring the old text or store back, or start a new run",
             )
         source = None
-        if checkpoint is None and (began_with := facts.get("init_from")) is not None:
+        if checkpoint is None and (began_with := facts["init_from"]) is not None:
             source = load_model(began_with["folder"])
             if _weights_of(source) != began_with:
                 raise RunError(
@@ -381,6 +380,7 @@ def evaluate(
     BertmillError
         Anything that the caller can fix, in one line.
     """
+    _refuse_no_name("--frozen-pairs", frozen_pairs)
     sources = _sources(held_out)
     if bool(sources) == (frozen_pairs is not None):
         raise InputError(
@@ -490,6 +490,32 @@ def _open_store(
     return store, recipe
 
 
+def _recipe_to_continue(
+    source: LoadedModel,
+    recipe: str | Path,
+    settings: Sequence[str],
+    from_store: bool,
+    progress: RunProgress,
+) -> Recipe:
+    """Read a recipe for a pretrained model, whose tokenizer is kept unless a setting says else."""
+    values, about = read_recipe(recipe, settings), source.about
+    chosen = adopt_model(
+        values,
+        str(recipe),
+        source.model.section,
+        about.pairs if about else PairsSection(),
+        about.masking if about else MaskingSection(),
+    )
+    if from_store or any(setting.startswith("tokenizer.") for setting in settings):
+        return chosen
+    if "tokenizer" in values:
+        progress.say(
+            "the tokenizer is the model's own, not the recipe's; "
+            "--tokenizer or --set tokenizer.KEY=VALUE takes another"
+        )
+    return _with(chosen, "tokenizer", {"path": str(source.folder)})
+
+
 def _weights_of(source: LoadedModel) -> dict[str, str]:
     """Tell where a run's first weights are, and which they are."""
     return {
@@ -503,6 +529,12 @@ def _with(recipe: Recipe, section: str, values: dict[str, Any]) -> Recipe:
     whole = recipe.model_dump()
     whole[section] |= values
     return recipe_from_dict(whole, recipe.name)
+
+
+def _refuse_no_name(option: str, value: str | Path | None) -> None:
+    """Raise `InputError` for an empty name, which would be the current folder."""
+    if value is not None and not str(value):
+        raise InputError(option, "has no name", "give the name of a file or folder")
 
 
 def _sources(sources: Sources) -> list[str]:

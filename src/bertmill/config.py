@@ -269,11 +269,32 @@ def load_recipe(name_or_file: str | Path, settings: Iterable[str] = ()) -> Recip
     >>> load_recipe("tiny", ["train.batch_size=8"]).train.batch_size
     8
     """
-    source = str(name_or_file)
-    values = _read_recipe_file(source)
+    return recipe_from_dict(read_recipe(name_or_file, settings), str(name_or_file))
+
+
+def read_recipe(name_or_file: str | Path, settings: Iterable[str] = ()) -> dict[str, Any]:
+    """Read what a recipe and the settings say, and no more: nested values, not checked yet.
+
+    Raises
+    ------
+    RecipeError
+        Unknown name, broken file, or a setting that is none.
+    """
+    values = _read_recipe_file(str(name_or_file))
+    apply_settings(values, settings)
+    return values
+
+
+def apply_settings(values: dict[str, Any], settings: Iterable[str]) -> None:
+    """Write ``section.key=value`` settings into nested values, which are checked later.
+
+    Raises
+    ------
+    RecipeError
+        A setting that is none.
+    """
     for setting in settings:
         _apply_setting(values, setting)
-    return recipe_from_dict(values, source)
 
 
 def recipe_from_dict(values: Mapping[str, Any], source: str) -> Recipe:
@@ -284,49 +305,51 @@ def recipe_from_dict(values: Mapping[str, Any], source: str) -> Recipe:
         raise _recipe_error(error, source) from None
 
 
-def change_recipe(recipe: Recipe, settings: Iterable[str]) -> Recipe:
-    """Apply ``section.key=value`` settings to a recipe, and check the whole again."""
-    values = recipe.model_dump()
-    for setting in settings:
-        _apply_setting(values, setting)
-    return recipe_from_dict(values, recipe.name)
-
-
 def adopt_model(
-    recipe: Recipe, model: ModelSection, pairs: PairsSection, masking: MaskingSection
+    values: Mapping[str, Any],
+    source: str,
+    model: ModelSection,
+    pairs: PairsSection,
+    masking: MaskingSection,
 ) -> Recipe:
-    """Complete a recipe for going on from a model: what it leaves open is the model's own.
+    """Make a recipe for a pretrained model: what the values leave open is the model's own.
 
     Parameters
     ----------
-    recipe : Recipe
-        As it was read, so that it knows which of its knobs were set.
+    values : mapping
+        Of `read_recipe`.
+    source : str
+        What to call them in an error.
     model : ModelSection
-        The network, whose shape the recipe may repeat but not change; dropout it may change.
+        The network, whose shape the values may repeat but not change; dropout they may change.
     pairs, masking : PairsSection, MaskingSection
         How the model was trained; the defaults where that is not known.
 
     Raises
     ------
     RecipeError
-        The recipe asks for another shape, or for sequences longer than the model's positions.
+        Another shape is asked for, or sequences longer than the model's positions.
     """
-    for key in sorted(recipe.model.model_fields_set - _FREE_TO_CHANGE):
-        asked, has = getattr(recipe.model, key), getattr(model, key)
-        if asked != has:
-            raise RecipeError(
-                f"recipe {recipe.name}: model.{key}",
-                f"is {asked!r}, but the model to go on from has {has!r}",
-                "leave it out (the recipe `continue` does): the network is the model's own",
-            )
-    whole = recipe.model_dump()
-    for name, section in (("model", model), ("pairs", pairs), ("masking", masking)):
-        asked = getattr(recipe, name).model_dump(exclude_unset=True)
-        whole[name] = section.model_dump() | asked
-    if "max_length" not in recipe.pairs.model_fields_set:
-        longest = min(pairs.max_length, model.max_position_embeddings)
-        whole["pairs"]["max_length"] = longest
-    return recipe_from_dict(whole, recipe.name)
+    whole = dict(values)
+    fitting = min(pairs.max_length, model.max_position_embeddings)
+    own = {
+        "model": model.model_dump(),
+        "pairs": pairs.model_dump() | {"max_length": fitting},
+        "masking": masking.model_dump(),
+    }
+    for name, section in own.items():
+        asked = whole.get(name, {})
+        if not isinstance(asked, Mapping):
+            continue  # told below
+        for key in asked if name == "model" else ():
+            if key in section.keys() - _FREE_TO_CHANGE and asked[key] != section[key]:
+                raise RecipeError(
+                    f"recipe {source}: model.{key}",
+                    f"is {asked[key]!r}, but the pretrained model has {section[key]!r}",
+                    "leave it out (the recipe `continue` does): the network is the model's own",
+                )
+        whole[name] = section | dict(asked)
+    return recipe_from_dict(whole, source)
 
 
 def recipe_to_toml(recipe: Recipe) -> str:

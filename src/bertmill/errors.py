@@ -17,6 +17,8 @@ Any other exception is a bug of ours and keeps its traceback.
 
 from __future__ import annotations
 
+_LONGEST, _HEAD = 1_000, 600
+
 
 class BertmillError(Exception):
     """A failure that the user can fix, told in one line: where, what, and how to fix it.
@@ -41,7 +43,9 @@ class BertmillError(Exception):
         super().__init__(self.where, what, fix)
 
     def __str__(self) -> str:
-        return " ".join(f"{self.where}: {self.what}; {self.fix}".split())
+        line = " ".join(f"{self.where}: {self.what}; {self.fix}".split())
+        # What a file holds may be quoted, and be long.
+        return line if len(line) <= _LONGEST else f"{line[:_HEAD]} ... {line[_HEAD - _LONGEST :]}"
 
 
 class RecipeError(BertmillError):

@@ -14,6 +14,8 @@ from bertmill.text.tokenizer import Tokenizer
 
 Floats = npt.NDArray[np.float64]
 
+NUM_WEIGHTS = 8
+"""Of an `OverlapRule`: the constant and the seven features."""
 _NEWTON_STEPS = 25
 # Keeps the weights finite where a feature tells the answer always, or there is one answer only.
 _RIDGE = 1.0

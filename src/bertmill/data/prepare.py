@@ -24,6 +24,7 @@ from bertmill.data.store import (
     EncodedDocuments,
     Store,
     StoreWriter,
+    is_store,
 )
 from bertmill.disk import folder_that_appears_whole
 from bertmill.errors import BertmillError, CorpusError, StoreError, TokenizerError
@@ -70,7 +71,7 @@ def prepare(
     CorpusError, TokenizerError, StoreError
     """
     out = Path(out)
-    if out.exists():
+    if os.path.exists(out):
         raise StoreError(out, "already exists", "choose another --out, or delete it first")
     text = resolve_text(text, held_out)
     files = _find_both(corpus, held_out)
@@ -134,6 +135,11 @@ def open_or_prepare(
 
 def _find_both(corpus: Sequence[str], held_out: Sequence[str]) -> dict[str, list[CorpusFile]]:
     """Find the files of both splits; held-out text inside the corpus's folder is not trained on."""
+    for source in (*corpus, *held_out):
+        if is_store(source):
+            raise StoreError(
+                source, "is a prepared store, not text", "give it alone with --corpus of pretrain"
+            )
     withheld = find_files(held_out)
     return {
         "train": [file for file in find_files(corpus) if file not in withheld],

@@ -326,7 +326,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text("utf-8"))
         version = manifest["format"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreError(path, f"is damaged ({error!r})", _PREPARE_AGAIN) from None
     if version == FORMAT:
         return dict(manifest)

@@ -105,7 +105,8 @@ def measure_no_context(
     kept = max(kept, 0.0)
     numerator = kept * p[shown] * (shown == labels) + random * p[labels]
     denominator = kept * p[shown] + random
-    visible = shown != tokenizer.mask_id
+    # What the rule calls impossible (masks that another program drew) is scored as if masked.
+    visible = (shown != tokenizer.mask_id) & (numerator > 0.0)
     no_context = unigram.copy()
     no_context[visible] = -np.log(numerator[visible] / denominator[visible])
     return float(unigram.mean()), float(no_context.mean())

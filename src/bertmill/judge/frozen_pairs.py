@@ -125,7 +125,9 @@ def _checked(record: dict[str, Any], where: str, longest: int) -> dict[str, Any]
     try:
         tokens, second, masked_at = record["tokens"], record["second_starts"], record["masked_at"]
         fits = (
-            all(isinstance(word, str) for word in [*tokens, *record["labels"]])
+            isinstance(record["labels"], list)
+            and isinstance(record["kinds"], list)
+            and "".join([*tokens, *record["labels"]]).encode()
             and all(type(place) is int for place in [second, *masked_at])
             and len(masked_at) == len(record["labels"]) == len(record["kinds"]) > 0
             and masked_at == sorted(set(masked_at))
@@ -135,8 +137,15 @@ def _checked(record: dict[str, Any], where: str, longest: int) -> dict[str, Any]
             and set(record["kinds"]) <= {"mask", "keep", "random"}
             and record["is_next"] in (0, 1)
             and (tokens[0], tokens[second - 1], tokens[-1]) == ("<cls>", "<sep>", "<sep>")
+            and second - 1 not in masked_at
+            and all(
+                kind == "random" or tokens[at] == ("<mask>" if kind == "mask" else label)
+                for at, kind, label in zip(
+                    masked_at, record["kinds"], record["labels"], strict=True
+                )
+            )
         )
-    except (KeyError, TypeError, IndexError):
+    except (KeyError, TypeError, ValueError, IndexError):
         fits = False
     if not fits:
         raise InputError(
@@ -155,8 +164,13 @@ def _to_batch(records: list[dict[str, Any]], tokenizer: Tokenizer) -> Batch:
     specials = dict(zip(_SPECIAL_NAMES, tokenizer.special_tokens, strict=True))
 
     def ids(words: list[str]) -> list[int]:
-        found = (tokenizer.backend.token_to_id(specials.get(word, word)) for word in words)
-        return [tokenizer.unk_id if i is None else i for i in found]
+        found = []
+        for word in words:
+            i = tokenizer.backend.token_to_id(specials.get(word, word))
+            if i is None or (word not in specials and tokenizer.is_special[i]):
+                i = tokenizer.unk_id  # a special token's name in a text is plain text
+            found.append(i)
+        return found
 
     lengths = [len(record["tokens"]) for record in records]
     starts = np.concatenate([[0], np.cumsum(lengths)])

@@ -8,8 +8,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from bertmill.config import Recipe, TokenizerSection, adopt_model, change_recipe
-from bertmill.data.overlap import OverlapRule
+from bertmill.config import (
+    MaskingSection,
+    PairsSection,
+    Recipe,
+    TokenizerSection,
+    adopt_model,
+    apply_settings,
+)
+from bertmill.data.overlap import NUM_WEIGHTS, OverlapRule
 from bertmill.data.prepare import open_or_prepare
 from bertmill.data.yardsticks import TrainingStatistics
 from bertmill.errors import InputError, ModelError
@@ -48,7 +55,7 @@ def judge_held_out(
         The text cannot be read or gives no pairs; a setting is wrong.
     """
     refuse_without_masked_token_head(loaded)
-    recipe = _how_to_read(loaded, settings)
+    recipe, statistics = _how_to_read(loaded, settings), training_statistics(loaded)
     if loaded.about is None:
         pairs, masking = recipe.pairs, recipe.masking
         say(
@@ -63,7 +70,7 @@ def judge_held_out(
         loaded.tokenizer,
         recipe.pairs,
         recipe.masking,
-        training_statistics(loaded),
+        statistics,
         None,
         ", ".join(sources),
     )
@@ -95,26 +102,33 @@ def training_statistics(loaded: LoadedModel) -> TrainingStatistics | None:
     about = loaded.about
     if about is None:
         return None
-    overlap = None if about.overlap_weights is None else OverlapRule(about.overlap_weights)
+    weights = about.overlap_weights
+    if weights is not None and len(weights) != NUM_WEIGHTS:
+        raise ModelError(
+            loaded.folder / "bertmill.json",
+            f"has {len(weights)} overlap_weights, not {NUM_WEIGHTS}",
+            "fetch the folder again, or delete this file",
+        )
+    overlap = None if weights is None else OverlapRule(weights)
     return TrainingStatistics(np.array(about.token_counts, np.int64), overlap)
 
 
 def _how_to_read(loaded: LoadedModel, settings: Sequence[str]) -> Recipe:
     """Make a recipe of what the folder says and of the settings; all of the text is scored."""
     for setting in settings:
-        if not setting.startswith(("text.", "pairs.", "masking.")):
+        if not setting.startswith(("text.", "pairs.", "masking.")) or "held_out" in setting:
             raise InputError(
                 f"--set {setting}",
                 "does not say how text is read, cut into pairs or masked",
                 "set a knob of the sections text, pairs or masking",
             )
-    recipe = Recipe(name="evaluate")
-    if about := loaded.about:
-        recipe = recipe.model_copy(update={"text": about.text})
-    recipe = adopt_model(
-        recipe,
+    about = loaded.about
+    values = {"name": "evaluate", "text": about.text.model_dump() if about else {}}
+    apply_settings(values, [*settings, "text.held_out_fraction=0.0"])
+    return adopt_model(
+        values,
+        "evaluate",
         loaded.model.section,
-        about.pairs if about else recipe.pairs,
-        about.masking if about else recipe.masking,
+        about.pairs if about else PairsSection(),
+        about.masking if about else MaskingSection(),
     )
-    return change_recipe(recipe, [*settings, "text.held_out_fraction=0.0"])

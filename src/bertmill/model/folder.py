@@ -14,12 +14,12 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from bertmill.config import MaskingSection, ModelSection, PairsSection, Section, TextSection
 from bertmill.errors import ModelError
@@ -38,9 +38,9 @@ class About(Section):
     text: TextSection
     pairs: PairsSection
     masking: MaskingSection
-    token_counts: tuple[int, ...]
+    token_counts: tuple[Annotated[int, Field(ge=0, le=2**53)], ...]
     """Occurrences of each id in the training text."""
-    overlap_weights: tuple[float, ...] | None
+    overlap_weights: tuple[Annotated[float, Field(ge=-1e9, le=1e9)], ...] | None
     """The word-overlap yardstick of the training pairs; None without pairs."""
 
 
@@ -133,15 +133,15 @@ def load_model(path: str | Path) -> LoadedModel:
 
 def model_folder(path: str | Path) -> Path:
     """Return the model's own folder: a run keeps it under ``model``."""
+    if not str(path):
+        raise ModelError("MODEL", "has no name", "give a run folder or a model folder")
     path = Path(path)
     for folder in (path / "model", path):
         if os.path.isfile(folder / "config.json"):
             return folder
     if not os.path.exists(path):
         raise ModelError(path, "does not exist", "give a run folder or a model folder")
-    raise ModelError(
-        path, "is no store, run or model folder (no config.json)", "give another folder"
-    )
+    raise ModelError(path, "is no run or model folder (no config.json)", "give another folder")
 
 
 def read_config(folder: Path) -> tuple[ModelSection, int]:
@@ -171,7 +171,7 @@ def _read_about(path: Path, tokenizer: Tokenizer) -> About | None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text("utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise ModelError(path, f"cannot be read ({error})", "fetch the folder again") from None
     if not isinstance(values, dict):
         raise ModelError(path, "is not a JSON object", "fetch the folder again")

@@ -47,7 +47,9 @@ def describe(target: str | Path, num_pairs: int = 3) -> dict[str, Any]:
     if os.path.isfile(path / "recipe.toml"):
         return _describe_run(RunFolder(path), num_pairs)
     if os.path.isdir(path):
-        return _describe_model(path)
+        if os.path.isfile(path / "config.json") or os.path.isdir(path / "model"):
+            return _describe_model(path)
+        raise InputError(path, "is no store, run or model folder", "give another folder")
     raise InputError(
         target,
         "is not there",

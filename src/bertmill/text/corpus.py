@@ -145,7 +145,7 @@ def _told_in_one_line(file: CorpusFile, items: Iterator[_Item]) -> Iterator[_Ite
 
 def _find(source: str) -> list[CorpusFile]:
     if not source:
-        raise CorpusError("--corpus", "has no name", "give a file or folder with text")
+        raise CorpusError("a source of text", "has no name", "give a file or folder")
     if source.startswith("sample:"):
         return [_sample(source)]
     try:

@@ -342,7 +342,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if (folder / name).is_file():
             try:
                 values = json.loads((folder / name).read_text("utf-8"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise TokenizerError(
                     folder / name, f"is not JSON ({error})", "fetch the folder again"
                 ) from None

@@ -80,7 +80,9 @@ class RunFolder:
             known = {key: facts[key] for key in (*wanted, "store_identity", "budget_seconds")}
             if bad := [key for key, kind in wanted.items() if not isinstance(known[key], kind)]:
                 raise ValueError(f"{bad[0]} is {known[bad[0]]!r}")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if facts.setdefault("init_from", None) is not None:
+                _ = facts["init_from"]["folder"] + facts["init_from"]["sha256"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunError(
                 path, f"is damaged ({error!r})", "put it back, or start a new run"
             ) from None
@@ -146,7 +148,7 @@ class RunFolder:
                 if missing := [key for key in keys if key not in record]:
                     raise KeyError(missing[0])
                 records.append(record)
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise RunError(f"{path}, line {number}", "is damaged", "delete the line") from None
         return records
 

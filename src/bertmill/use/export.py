@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from bertmill.disk import folder_that_appears_whole
@@ -37,7 +38,7 @@ def export_huggingface(model: str | Path, out: str | Path) -> Path:
         `out` exists or cannot be written.
     """
     out = Path(out)
-    if out.exists():
+    if os.path.exists(out):
         raise InputError(out, "already exists", "choose another --out")
     loaded = load_model(model)
     section = loaded.model.section
@@ -51,7 +52,9 @@ def export_huggingface(model: str | Path, out: str | Path) -> Path:
     longest = section.max_position_embeddings
     if loaded.about is not None:
         longest = min(longest, loaded.about.pairs.max_length)
-    pooling = read_pooling(loaded.folder) or Pooling("mean", False, longest)
+    pooling = read_pooling(loaded.folder, section.max_position_embeddings) or Pooling(
+        "mean", False, longest
+    )
     with folder_that_appears_whole(out, InputError) as folder:
         save_model(folder, loaded.model, loaded.tokenizer, loaded.about, loaded.new_weights)
         write_pooling(folder, pooling, section.hidden_size)

@@ -19,6 +19,7 @@ from bertmill.errors import ModelError
 
 _MODES = ("mean", "cls")
 _MODULES_FILE, _LENGTH_FILE = "modules.json", "sentence_bert_config.json"
+_TOKENIZER_FILE = "tokenizer_config.json"
 _POOLING, _NORMALIZE = "1_Pooling", "2_Normalize"
 _MODULE_TYPE = "sentence_transformers.models."
 
@@ -35,8 +36,14 @@ class Pooling:
     """Tokens of a sentence at most; the rest is cut off."""
 
 
-def read_pooling(folder: Path) -> Pooling | None:
+def read_pooling(folder: Path, longest: int) -> Pooling | None:
     """Read how a model folder pools; None where it does not say.
+
+    Parameters
+    ----------
+    folder : Path
+    longest : int
+        Positions of the model.
 
     Raises
     ------
@@ -50,8 +57,11 @@ def read_pooling(folder: Path) -> Pooling | None:
         kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
         if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
             raise ValueError(f"modules {', '.join(kinds)}")
-        # The folder's own files only: a name such as ../x is not followed.
-        config = _read_json(folder / Path(modules[1]["path"]).name / "config.json")
+        own, pooling = (str(module["path"]) for module in modules[:2])
+        # The folder's own files only: a path out of it is not followed.
+        if own or Path(pooling).name != pooling or pooling in ("", "..") or len(pooling) > 255:
+            raise ValueError(f"a module in {(own or pooling)[:80]!r}")
+        config = _read_json(folder / pooling / "config.json")
         mode = config.get("pooling_mode") or ", ".join(
             key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
             for key, value in config.items()
@@ -59,16 +69,28 @@ def read_pooling(folder: Path) -> Pooling | None:
         )
         if mode not in _MODES:
             raise ValueError(f"pooling {mode!r}")
-        length = _read_json(folder / _LENGTH_FILE)["max_seq_length"]
-        if type(length) is not int or length < 1:
-            raise ValueError(f"max_seq_length {length!r}")
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError) as error:
+        length = _max_length(folder)
+    except (
+        ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OSError
+    ) as error:  # fmt: skip
         raise ModelError(
             folder / _MODULES_FILE,
-            f"asks for what bertmill does not compute ({error})",
+            f"cannot be followed ({error})",
             "give a folder with mean or cls pooling, or delete this file",
         ) from None
-    return Pooling(mode, len(kinds) == 3, length)
+    return Pooling(mode, len(kinds) == 3, min(length or longest, longest))
+
+
+def _max_length(folder: Path) -> int | None:
+    """Read how many tokens a sentence has at most, where it is told: older files, and newer."""
+    for name, key in ((_LENGTH_FILE, "max_seq_length"), (_TOKENIZER_FILE, "model_max_length")):
+        if (folder / name).is_file():
+            length = _read_json(folder / name).get(key)
+            if length is not None and (type(length) is not int or length < 1):
+                raise ValueError(f"{key} {length!r}")
+            if length is not None:
+                return int(length)
+    return None
 
 
 def write_pooling(folder: Path, pooling: Pooling, hidden_size: int) -> None:
