@@ -185,7 +185,7 @@ def pretrain(
         ]
         _refuse_no_name("--init-from", init_from)
         source = None if init_from is None else load_model(init_from)
-        sources, held_out_sources = _sources(corpus), _sources(held_out)
+        sources, held_out_sources = _sources(corpus, "--corpus"), _sources(held_out, "--held-out")
         from_store = any(is_store(found) for found in sources)
         if source is None:
             chosen = load_recipe(recipe or DEFAULT_RECIPE, changes)
@@ -338,11 +338,11 @@ def prepare(
         chosen = _with(chosen, "tokenizer", {"path": str(tokenizer)})
     with RunProgress(stream) as progress:
         return preparing.prepare(
-            _sources(corpus),
+            _sources(corpus, "--corpus"),
             out,
             chosen.text,
             chosen.tokenizer,
-            _sources(held_out),
+            _sources(held_out, "--held-out"),
             workers,
             progress.say,
         )
@@ -381,7 +381,7 @@ def evaluate(
         Anything that the caller can fix, in one line.
     """
     _refuse_no_name("--frozen-pairs", frozen_pairs)
-    sources = _sources(held_out)
+    sources = _sources(held_out, "--held-out")
     if bool(sources) == (frozen_pairs is not None):
         raise InputError(
             "evaluate", "takes one of --held-out and --frozen-pairs", "give one of the two"
@@ -531,16 +531,17 @@ def _with(recipe: Recipe, section: str, values: dict[str, Any]) -> Recipe:
     return recipe_from_dict(whole, recipe.name)
 
 
-def _refuse_no_name(option: str, value: str | Path | None) -> None:
+def _refuse_no_name(option: str, value: str | os.PathLike[str] | None) -> None:
     """Raise `InputError` for an empty name, which would be the current folder."""
     if value is not None and not str(value):
         raise InputError(option, "has no name", "give the name of a file or folder")
 
 
-def _sources(sources: Sources) -> list[str]:
-    if isinstance(sources, str | os.PathLike):
-        return [str(sources)]
-    return [str(source) for source in sources]
+def _sources(sources: Sources, option: str) -> list[str]:
+    listed = [sources] if isinstance(sources, str | os.PathLike) else sources
+    for source in listed:
+        _refuse_no_name(option, source)
+    return [str(source) for source in listed]
 
 
 def _deadline(started: float, stop_after: str | float | None) -> float:

@@ -49,7 +49,7 @@ def describe(target: str | Path, num_pairs: int = 3) -> dict[str, Any]:
     if os.path.isdir(path):
         if os.path.isfile(path / "config.json") or os.path.isdir(path / "model"):
             return _describe_model(path)
-        raise InputError(path, "is no store, run or model folder", "give another folder")
+        raise InputError(path, "is no store, run or model folder (no config.json)", "give another")
     raise InputError(
         target,
         "is not there",

@@ -144,7 +144,7 @@ def _told_in_one_line(file: CorpusFile, items: Iterator[_Item]) -> Iterator[_Ite
 
 
 def _find(source: str) -> list[CorpusFile]:
-    if not source:
+    if not source:  # not the present folder
         raise CorpusError("a source of text", "has no name", "give a file or folder")
     if source.startswith("sample:"):
         return [_sample(source)]
