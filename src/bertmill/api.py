@@ -178,27 +178,16 @@ def pretrain(
             )
         if steps is not None and budget is not None:
             raise InputError("--budget", "was given beside --steps", "give one of the two")
+        _refuse_no_name("--init-from", init_from)
+        source = None if init_from is None else load_model(init_from)
+        sources, held_out_sources = _sources(corpus, "--corpus"), _sources(held_out, "--held-out")
+        from_store = any(is_store(found) for found in sources)
         changes = [
             *settings,
             *([] if steps is None else [f"train.steps={steps}"]),
             *([] if seed is None else [f"train.seed={seed}"]),
         ]
-        _refuse_no_name("--init-from", init_from)
-        source = None if init_from is None else load_model(init_from)
-        sources, held_out_sources = _sources(corpus, "--corpus"), _sources(held_out, "--held-out")
-        from_store = any(is_store(found) for found in sources)
-        if source is None:
-            chosen = load_recipe(recipe or DEFAULT_RECIPE, changes)
-            if chosen.name == _CONTINUE_RECIPE:
-                raise InputError(
-                    f"--recipe {_CONTINUE_RECIPE}",
-                    "has no network of its own",
-                    "give --init-from MODEL",
-                )
-        else:
-            chosen = _recipe_to_continue(
-                source, recipe or _CONTINUE_RECIPE, changes, from_store, progress
-            )
+        chosen = _choose_recipe(recipe, changes, source, from_store, progress)
         if tokenizer is not None:
             chosen = _with(chosen, "tokenizer", {"path": str(tokenizer)})
         limits = Limits(
@@ -490,14 +479,24 @@ def _open_store(
     return store, recipe
 
 
-def _recipe_to_continue(
-    source: LoadedModel,
-    recipe: str | Path,
+def _choose_recipe(
+    recipe: str | Path | None,
     settings: Sequence[str],
+    source: LoadedModel | None,
     from_store: bool,
     progress: RunProgress,
 ) -> Recipe:
-    """Read a recipe for a pretrained model, whose tokenizer is kept unless a setting says else."""
+    """Read the recipe; a pretrained model brings its network and, unless told else, tokenizer."""
+    if source is None:
+        chosen = load_recipe(recipe or DEFAULT_RECIPE, settings)
+        if chosen.name == _CONTINUE_RECIPE:
+            raise InputError(
+                f"--recipe {_CONTINUE_RECIPE}",
+                "has no network of its own",
+                "give --init-from MODEL",
+            )
+        return chosen
+    recipe = recipe or _CONTINUE_RECIPE
     values, about = read_recipe(recipe, settings), source.about
     chosen = adopt_model(
         values,
