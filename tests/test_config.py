@@ -194,7 +194,8 @@ def test_a_broken_file_is_refused(content, message, tmp_path):
 
 
 def test_an_unknown_recipe_names_the_nearest():
-    with pytest.raises(RecipeError, match=r"did you mean 'tiny'.*known names are base, continue, d2l"):
+    nearest = r"did you mean 'tiny'.*known names are base, continue, d2l"
+    with pytest.raises(RecipeError, match=nearest):
         load_recipe("tinny")
 
 
