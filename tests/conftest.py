@@ -1,7 +1,9 @@
 """Fixtures that several tests share: small text, a small store, a small finished run."""
 
 import os
+import re
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from hypothesis import settings
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
 
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+ROOT = Path(__file__).parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
 
 SUBJECTS = ["the river", "a farmer", "the old bridge", "my sister", "the market", "a grey crane"]
 VERBS = ["crosses", "remembers", "follows", "watches", "feeds"]
@@ -29,6 +32,67 @@ def make_documents(count: int, sentences: int = 6) -> list[str]:
             parts.append(f"{words.capitalize()} in year {n % 97}.")
         texts.append(" ".join(parts))
     return texts
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--every-error",
+        action="store_true",
+        help="fail where the tests together do not raise every error of the package",
+    )
+
+
+RAISED: set[tuple[str, int, str]] = set()
+"""File, line and fault of every error that the package made in these tests."""
+
+
+def pytest_configure() -> None:
+    from bertmill.errors import BertmillError
+
+    make = BertmillError.__init__
+
+    def make_and_note(self, where, what, fix):
+        caller = sys._getframe(1)
+        RAISED.add((caller.f_code.co_filename, caller.f_lineno, what))
+        make(self, where, what, fix)
+
+    BertmillError.__init__ = make_and_note
+
+
+def never_raised() -> list:
+    return [site for site in load_errors_page().find_sites() if not was_raised(site)]
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    if config.getoption("--every-error"):
+        for site in never_raised():
+            terminalreporter.write_line(
+                f"never raised: src/bertmill/{site.file}:{site.first_line}: {site.what}", red=True
+            )
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.getoption("--every-error") and session.exitstatus == 0 and never_raised():
+        session.exitstatus = 1
+
+
+def was_raised(site) -> bool:
+    """Whether a test came by; what the recipe's sections find is told elsewhere, in their words."""
+    words = re.compile(re.sub(r"\\{.*?\\}", ".*", re.escape(site.what)))
+    return any(
+        words.fullmatch(what)
+        if site.where == "recipe {name}"
+        else file.endswith(f"bertmill/{site.file}") and site.first_line <= line <= site.last_line
+        for file, line, what in RAISED
+    )
+
+
+def load_errors_page():
+    """The program that makes docs/errors.md, as a module."""
+    spec = spec_from_file_location("make_errors", ROOT / "docs" / "make_errors.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session", autouse=True)

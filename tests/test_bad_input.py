@@ -346,9 +346,8 @@ def test_bad_vocabulary(content, parts, refused, corpus_file, tmp_path):
 @pytest.mark.parametrize(
     "more",
     [
-        ["--corpus", "x.txt"],
-        ["--held-out", "x.txt"],
         ["--out", "other"],
+        ["--init-from", "model"],
         ["--budget", "10m"],
         ["--set", "train.seed=2"],
         ["--seed", "2"],
@@ -357,11 +356,11 @@ def test_bad_vocabulary(content, parts, refused, corpus_file, tmp_path):
         ["--recipe", "tiny"],
     ],
 )
-def test_resume_takes_nothing_but_steps(more, refused, copied_run):
+def test_resume_takes_no_other_recipe(more, refused, copied_run):
     refused(
         ["pretrain", "--resume", copied_run, *more],
-        f"--resume {copied_run}: goes on with the run's own recipe and corpus",
-        "give nothing else but --steps and --stop-after",
+        f"--resume {copied_run}: goes on with the run's own recipe",
+        "give nothing else but --steps, --stop-after, and a --corpus that has moved",
     )
 
 

@@ -20,6 +20,7 @@ from bertmill.config import (
     MaskingSection,
     PairsSection,
     Recipe,
+    TokenizerSection,
     adopt_model,
     load_recipe,
     read_recipe,
@@ -28,7 +29,7 @@ from bertmill.config import (
 from bertmill.data import prepare as preparing
 from bertmill.data.store import Store, is_store
 from bertmill.disk import file_sha256
-from bertmill.errors import InputError, RunError, StoreError
+from bertmill.errors import BertmillError, InputError, RunError, StoreError
 from bertmill.judge.frozen_pairs import FrozenScores, judge_frozen_pairs
 from bertmill.judge.held_out import judge_held_out
 from bertmill.model.folder import WEIGHTS_FILE, LoadedModel, load_model
@@ -137,8 +138,8 @@ def pretrain(
     workers : int
         Processes that prepare text; more than one needs a script with a ``__main__`` guard.
     resume : str or Path, optional
-        A run's folder: go on from its newest whole checkpoint; only `steps` and `stop_after` may
-        be given with it.
+        A run's folder: go on from its newest whole checkpoint. Only `steps` and `stop_after` may be
+        given with it, and `corpus` and `held_out` where the text or the store has moved.
     stop_after : str or float, optional
         Save and stop this session after so long, counted from the call.
     stream : file, optional
@@ -163,22 +164,27 @@ def pretrain(
     started = time.monotonic()
     with RunProgress(stream) as progress:
         if resume is not None:
-            given = [recipe, held_out or None, settings or None, out, init_from, budget, seed]
-            changed = bool(corpus) or tokenizer is not None or workers != 1
-            if changed or any(value is not None for value in given):
+            _refuse_no_name("--resume", resume)
+            given = [recipe, settings or None, out, init_from, budget, seed, tokenizer]
+            if workers != 1 or any(value is not None for value in given):
                 raise InputError(
                     f"--resume {resume}",
-                    "goes on with the run's own recipe and corpus",
-                    "give nothing else but --steps and --stop-after",
+                    "goes on with the run's own recipe",
+                    "give only --steps, --stop-after, and --corpus and --held-out that have moved",
                 )
-            return _resume(RunFolder(resume), steps, _deadline(started, stop_after), progress)
+            moved = (_sources(corpus, "--corpus"), _sources(held_out, "--held-out"))
+            return _resume(
+                RunFolder(resume), moved, steps, _deadline(started, stop_after), progress
+            )
         if not corpus:
             raise InputError(
                 "--corpus", "is missing", "give a file or folder with text, or sample:sotu"
             )
         if steps is not None and budget is not None:
             raise InputError("--budget", "was given beside --steps", "give one of the two")
-        _refuse_no_name("--init-from", init_from)
+        names = {"--init-from": init_from, "--tokenizer": tokenizer, "--out": out}
+        for option, value in names.items():
+            _refuse_no_name(option, value)
         source = None if init_from is None else load_model(init_from)
         sources, held_out_sources = _sources(corpus, "--corpus"), _sources(held_out, "--held-out")
         from_store = any(is_store(found) for found in sources)
@@ -187,9 +193,7 @@ def pretrain(
             *([] if steps is None else [f"train.steps={steps}"]),
             *([] if seed is None else [f"train.seed={seed}"]),
         ]
-        chosen = _choose_recipe(recipe, changes, source, from_store, progress)
-        if tokenizer is not None:
-            chosen = _with(chosen, "tokenizer", {"path": str(tokenizer)})
+        chosen = _choose_recipe(recipe, changes, source, tokenizer, from_store, progress)
         limits = Limits(
             None if budget is None else parse_duration(budget, "--budget"),
             _deadline(started, stop_after),
@@ -207,8 +211,8 @@ def pretrain(
             chosen = _with(chosen, "text", store.manifest["text"])
         data = RunData.open(store, chosen)
         facts = {
-            "corpus": sources,
-            "held_out": held_out_sources,
+            "corpus": [_wherever_called_from(source) for source in sources],
+            "held_out": [_wherever_called_from(source) for source in held_out_sources],
             "store": str(store.folder.resolve()),
             "store_identity": store.identity,
             "budget_seconds": limits.budget_seconds,
@@ -225,12 +229,21 @@ def pretrain(
             return _train(chosen, data, run, limits, progress, None, source)
 
 
-def _resume(run: RunFolder, steps: int | None, stop_at: float, progress: RunProgress) -> Run:
+def _resume(
+    run: RunFolder,
+    moved: tuple[list[str], list[str]],
+    steps: int | None,
+    stop_at: float,
+    progress: RunProgress,
+) -> Run:
     recipe, facts = run.read()
     limits = Limits(facts["budget_seconds"], stop_at)
     with run.locked():
         checkpoint = newest_checkpoint(run, progress.say)
-        made = checkpoint.state["step"] if checkpoint else 0
+        made = 0
+        if checkpoint is not None:
+            made = checkpoint.state.step
+            _refuse_another_recipe(run, recipe, checkpoint)
         if steps is not None:
             if facts["budget_seconds"] is not None:
                 raise InputError("--steps", "the run has a time budget", "leave --steps out")
@@ -241,18 +254,22 @@ def _resume(run: RunFolder, steps: int | None, stop_at: float, progress: RunProg
             if steps != recipe.train.steps:
                 progress.say(f"the run was to have {recipe.train.steps:,} steps, now {steps:,}")
             recipe = _with(recipe, "train", {"steps": steps})
-        if is_store(facts["store"]):
-            store = Store(facts["store"])
-        else:
-            progress.say(f"{facts['store']} is gone; preparing the corpus again")
-            store = preparing.open_or_prepare(
-                facts["corpus"], recipe.text, recipe.tokenizer, facts["held_out"], say=progress.say
-            )
+        store = _store_of_the_run(facts, recipe, moved, progress)
         if store.identity != facts["store_identity"]:
             raise RunError(
                 run.path,
                 f"the store {store.folder} is not the one that the run began with",
                 "bring the old text or store back, or start a new run",
+            )
+        if any(moved):
+            corpus, held_out = (moved[i] or facts[k] for i, k in enumerate(("corpus", "held_out")))
+            run.write_facts(
+                facts
+                | {
+                    "corpus": [_wherever_called_from(source) for source in corpus],
+                    "held_out": [_wherever_called_from(source) for source in held_out],
+                    "store": str(store.folder.resolve()),
+                }
             )
         source = None
         if checkpoint is None and (began_with := facts["init_from"]) is not None:
@@ -267,6 +284,45 @@ def _resume(run: RunFolder, steps: int | None, stop_at: float, progress: RunProg
         run.write_recipe(recipe)
         progress.say(f"going on from step {made:,} of {run.path}")
         return _train(recipe, data, run, limits, progress, checkpoint, source)
+
+
+def _store_of_the_run(
+    facts: dict[str, Any], recipe: Recipe, moved: tuple[list[str], list[str]], progress: RunProgress
+) -> Store:
+    """Open the run's store where it was or where it moved to, or prepare its text again."""
+    corpus, held_out = moved[0] or facts["corpus"], moved[1] or facts["held_out"]
+    if is_store(corpus[0]):
+        return Store(corpus[0])
+    if not any(moved) and is_store(facts["store"]):
+        try:
+            store = Store(facts["store"])
+            _ = store.tokenizer  # opening it checks it
+            return store
+        except BertmillError as error:
+            progress.say(str(error))
+    progress.say("preparing the corpus again")
+    return preparing.open_or_prepare(
+        corpus, recipe.text, recipe.tokenizer, held_out, say=progress.say
+    )
+
+
+def _refuse_another_recipe(run: RunFolder, recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Raise `RunError` where the run's recipe is not what it began with; only steps may differ."""
+    now, then = recipe.model_dump(), checkpoint.state.recipe
+    knobs = {
+        f"{section}.{key}": (value, then.get(section, {}).get(key))
+        for section, values in now.items()
+        if isinstance(values, dict)
+        for key, value in values.items()
+    }
+    changed = [k for k, (new, old) in knobs.items() if new != old and k != "train.steps"]
+    if changed:
+        new, old = knobs[changed[0]]
+        raise RunError(
+            run.path / "recipe.toml",
+            f"{changed[0]} is {new!r}, the run began with {old!r}",
+            "put it back, or start a new run with --init-from",
+        )
 
 
 def _train(
@@ -324,7 +380,9 @@ def prepare(
     """
     chosen = load_recipe(recipe, settings)
     if tokenizer is not None:
-        chosen = _with(chosen, "tokenizer", {"path": str(tokenizer)})
+        _refuse_no_name("--tokenizer", tokenizer)
+        chosen = _with(chosen, "tokenizer", {"path": str(Path(tokenizer).absolute())})
+    _refuse_no_name("--out", out)
     with RunProgress(stream) as progress:
         return preparing.prepare(
             _sources(corpus, "--corpus"),
@@ -483,19 +541,21 @@ def _choose_recipe(
     recipe: str | Path | None,
     settings: Sequence[str],
     source: LoadedModel | None,
+    tokenizer: str | Path | None,
     from_store: bool,
     progress: RunProgress,
 ) -> Recipe:
     """Read the recipe; a pretrained model brings its network and, unless told else, tokenizer."""
+    given = None if tokenizer is None else {"path": str(Path(tokenizer).absolute())}
     if source is None:
-        chosen = load_recipe(recipe or DEFAULT_RECIPE, settings)
-        if chosen.name == _CONTINUE_RECIPE:
+        if str(recipe) == _CONTINUE_RECIPE:
             raise InputError(
                 f"--recipe {_CONTINUE_RECIPE}",
                 "has no network of its own",
                 "give --init-from MODEL",
             )
-        return chosen
+        chosen = load_recipe(recipe or DEFAULT_RECIPE, settings)
+        return chosen if given is None else _with(chosen, "tokenizer", given)
     recipe = recipe or _CONTINUE_RECIPE
     values, about = read_recipe(recipe, settings), source.about
     chosen = adopt_model(
@@ -505,6 +565,8 @@ def _choose_recipe(
         about.pairs if about else PairsSection(),
         about.masking if about else MaskingSection(),
     )
+    if given is not None:
+        return _with(chosen, "tokenizer", given)
     if from_store or any(setting.startswith("tokenizer.") for setting in settings):
         return chosen
     if "tokenizer" in values:
@@ -512,7 +574,8 @@ def _choose_recipe(
             "the tokenizer is the model's own, not the recipe's; "
             "--tokenizer or --set tokenizer.KEY=VALUE takes another"
         )
-    return _with(chosen, "tokenizer", {"path": str(source.folder)})
+    own = TokenizerSection(path=str(source.folder.absolute()))
+    return _with(chosen, "tokenizer", own.model_dump())
 
 
 def _weights_of(source: LoadedModel) -> dict[str, str]:
@@ -541,6 +604,12 @@ def _sources(sources: Sources, option: str) -> list[str]:
     for source in listed:
         _refuse_no_name(option, source)
     return [str(source) for source in listed]
+
+
+def _wherever_called_from(source: str) -> str:
+    """Make a local path absolute, so that the run goes on from any working folder."""
+    is_local = "://" not in source and "::" not in source and not source.startswith("sample:")
+    return os.path.abspath(source) if is_local else source  # noqa: PTH100 - globs keep their stars
 
 
 def _deadline(started: float, stop_after: str | float | None) -> float:

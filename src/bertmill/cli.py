@@ -6,6 +6,7 @@ Exit status: 0 done; 2 the user can fix it, told in one line on standard error; 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -18,6 +19,14 @@ from bertmill.errors import BertmillError
 
 if TYPE_CHECKING:
     from bertmill.api import FrozenScores, HeldOutScores, Run
+
+# What may befall any file at any moment, and is no bug.
+_FAULTS_OF_THE_MACHINE = {
+    errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS
+}  # fmt: skip
+_MEND_THE_MACHINE = (
+    "make room or raise the limit (ulimit -n); a run that has begun goes on with --resume"
+)
 
 app = typer.Typer(
     name="bertmill",
@@ -262,6 +271,12 @@ def main() -> NoReturn:
         status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except BertmillError as error:
         typer.echo(f"bertmill: {error}", err=True)
+        status = 2
+    except OSError as error:
+        if error.errno not in _FAULTS_OF_THE_MACHINE:
+            raise
+        where = error.filename or "this machine"
+        typer.echo(f"bertmill: {where}: {error.strerror}; {_MEND_THE_MACHINE}", err=True)
         status = 2
     except typer.TyperException as error:
         message = " ".join(error.format_message().split()).rstrip(".")

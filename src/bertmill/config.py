@@ -239,6 +239,15 @@ class Recipe(Section):
         return self
 
 
+def first_problem(error: Exception) -> str:
+    """Say in a few words what a file's values are found wrong for."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{where}: {problem['msg']}" if where else str(problem["msg"])
+
+
 def recipe_names() -> list[str]:
     """Return the names of the recipes that ship with the package, sorted."""
     folder = resources.files("bertmill") / "recipes"
@@ -371,7 +380,7 @@ def _read_recipe_file(source: str) -> dict[str, Any]:
         )
     try:
         values = tomllib.loads(path.read_text("utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError, OSError) as error:  # a number may have too many digits
         raise RecipeError(path, f"is not TOML ({error})", "mend that line") from None
     values.setdefault("name", path.stem)
     return values
@@ -388,7 +397,7 @@ def _apply_setting(values: dict[str, Any], setting: str) -> None:
         )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
     table = values.setdefault(section, {})
     if not isinstance(table, dict):

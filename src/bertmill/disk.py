@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,8 +31,11 @@ def folder_that_appears_whole(out: Path, error: type[BertmillError]) -> Iterator
     try:
         yield folder
         folder.chmod(0o755)
-        if not out.exists():
+        try:
             folder.rename(out)
+        except OSError:
+            if not out.exists():
+                raise
     except BertmillError:
         raise
     except OSError as failure:
@@ -40,6 +44,21 @@ def folder_that_appears_whole(out: Path, error: type[BertmillError]) -> Iterator
         ) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def file_lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold a lock on a file; it goes with the process, however that ends.
+
+    `waiting` is called where another process holds it, before waiting for that one; it may raise.
+    """
+    with path.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def file_sha256(path: Path) -> str:

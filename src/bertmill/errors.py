@@ -17,7 +17,8 @@ Any other exception is a bug of ours and keeps its traceback.
 
 from __future__ import annotations
 
-_LONGEST, _HEAD = 1_000, 600
+_LONGEST_PART = 1000
+"""Characters of a message's part, of which it has three; the middle of a longer one is left out."""
 
 
 class BertmillError(Exception):
@@ -43,9 +44,15 @@ class BertmillError(Exception):
         super().__init__(self.where, what, fix)
 
     def __str__(self) -> str:
-        line = " ".join(f"{self.where}: {self.what}; {self.fix}".split())
-        # What a file holds may be quoted, and be long.
-        return line if len(line) <= _LONGEST else f"{line[:_HEAD]} ... {line[_HEAD - _LONGEST :]}"
+        return f"{_one_line(self.where)}: {_one_line(self.what)}; {_one_line(self.fix)}"
+
+
+def _one_line(text: str) -> str:
+    """Make what a damaged file put into a message fit for a terminal: visible, and not too long."""
+    line = " ".join(text.split())
+    if len(line) > _LONGEST_PART:
+        line = f"{line[: _LONGEST_PART // 2]} ... {line[-_LONGEST_PART // 2 :]}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 class RecipeError(BertmillError):

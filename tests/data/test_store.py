@@ -159,7 +159,7 @@ def test_any_arrow_tool_reads_a_shard(spread_store):
 def test_block_is_a_view_of_the_file(spread_store):
     store, _ = spread_store
     before = pa.total_allocated_bytes()
-    split = TokenStore(store.folder, store.manifest["splits"]["train"])
+    split = TokenStore(store.folder, store.manifest["splits"]["train"], VOCAB)
     block = split.block(1)
     for array in (block.tokens, block.sentence_starts, block.document_starts):
         assert not array.flags.owndata

@@ -5,7 +5,12 @@ import torch
 from transformers import BertConfig, BertForPreTraining
 
 from bertmill.config import ModelSection, load_recipe
-from bertmill.model.encoder import PackedTokens, initialise
+from bertmill.model.encoder import (
+    Encoder,
+    PackedTokens,
+    count_encoder_weights,
+    initialise,
+)
 from bertmill.model.heads import PretrainingModel
 from bertmill.model.huggingface import from_huggingface
 from bertmill.model.losses import PretrainingInput, pretraining_losses, score_batch
@@ -207,6 +212,13 @@ def test_dropout_changes_training_not_use():
     packed = make_batch(60).packed
     assert not torch.equal(model.train()(packed), model(packed))
     assert torch.equal(model.eval()(packed), model(packed))
+
+
+@pytest.mark.parametrize("name", ["quick", "tiny", "d2l"])
+def test_weights_are_counted_without_making_them(name):
+    section = load_recipe(name).model
+    made = sum(p.numel() for p in Encoder(section, 70).parameters())
+    assert count_encoder_weights(section, 70) == made
 
 
 def test_without_pairs_the_second_loss_is_zero():

@@ -154,8 +154,8 @@ def rewrite_config(folder, **changes):
         ({"hidden_act": "silu"}, "hidden_act"),
         ({"position_embedding_type": "relative_key"}, "relative_key"),
         ({"is_decoder": True}, "decoder"),
-        ({"hidden_size": 32}, "shape"),
-        ({"num_hidden_layers": 3}, "missing"),
+        ({"hidden_size": 8}, "shape"),
+        ({"num_hidden_layers": 3}, "missing|too small"),
         ({"vocab_size": "drop"}, "vocab_size"),
         ({"num_attention_heads": 5}, "divide"),
     ],
@@ -176,6 +176,21 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
         pytest.fail("the test's tokenizer must be the larger one")
     bigger.save(tmp_path)
     with pytest.raises(ModelError, match="tokenizer has"):
+        load_model(tmp_path)
+
+
+def test_a_part_of_another_width_is_refused_by_its_own_name(tmp_path):
+    make_folder(tmp_path)
+    path, name = tmp_path / "model.safetensors", "bert.encoder.layer.1.attention.self.key.weight"
+    save_file(load_file(path) | {name: torch.zeros(16, 8)}, path)
+    with pytest.raises(ModelError, match=r"self\.key\.weight has shape \(16, 8\).*\(16, 16\)"):
+        load_model(tmp_path)
+
+
+def test_a_network_larger_than_its_file_is_refused_before_it_is_made(tmp_path):
+    make_folder(tmp_path)
+    rewrite_config(tmp_path, hidden_size=65536, intermediate_size=262144, num_hidden_layers=1024)
+    with pytest.raises(ModelError, match="too small for the network"):
         load_model(tmp_path)
 
 

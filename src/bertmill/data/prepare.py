@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from bertmill.data.store import (
     StoreWriter,
     is_store,
 )
-from bertmill.disk import folder_that_appears_whole
+from bertmill.disk import file_lock, folder_that_appears_whole
 from bertmill.errors import BertmillError, CorpusError, StoreError, TokenizerError
 from bertmill.text.corpus import CorpusFile, Document, find_files, fingerprint, read_documents
 from bertmill.text.sentences import split_sentences
@@ -121,16 +121,43 @@ def open_or_prepare(
     parts = [FORMAT, states, text.model_dump(), vocabulary]
     name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
     folder = cache_folder() / "stores" / name
-    if folder.exists():
+    lock = cache_folder() / "locks" / name
+    if folder.exists() and (store := _open_cached(folder, lambda line: None)) is not None:
+        say(f"store: {store.train.num_documents:,} documents from {folder}")
+        return store
+
+    def wait() -> None:
+        say("another process is preparing this corpus; waiting for its store")
+
+    with ExitStack() as held:
         try:
-            store = Store(folder)
-            _ = store.tokenizer  # opening it checks it
-            say(f"store: {store.train.num_documents:,} documents from {folder}")
-            return store
-        except BertmillError as error:
-            say(f"{error}; it is prepared again")
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(file_lock(lock, wait))
+        except OSError as error:
+            raise StoreError(
+                lock,
+                f"cannot be written ({error.strerror})",
+                "set BERTMILL_CACHE to a folder that can",
+            ) from None
+        if folder.exists():
+            if (store := _open_cached(folder, say)) is not None:
+                say(f"store: {store.train.num_documents:,} documents from {folder}")
+                return store
             shutil.rmtree(folder)
-    return prepare(corpus, folder, text, tokenizer, held_out, workers, say)
+        for unfinished in folder.parent.glob(f".{name}.*"):  # of a process that was killed
+            shutil.rmtree(unfinished, ignore_errors=True)
+        return prepare(corpus, folder, text, tokenizer, held_out, workers, say)
+
+
+def _open_cached(folder: Path, say: Callable[[str], None]) -> Store | None:
+    """Open a store of the cache; None where it is damaged, and that is said."""
+    try:
+        store = Store(folder)
+        _ = store.tokenizer  # opening it checks it
+    except BertmillError as error:
+        say(f"{error}; it is prepared again")
+        return None
+    return store
 
 
 def _find_both(corpus: Sequence[str], held_out: Sequence[str]) -> dict[str, list[CorpusFile]]:

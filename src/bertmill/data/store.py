@@ -20,23 +20,69 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import Field
 
+from bertmill.config import Section, TextSection, TokenizerSection, first_problem
 from bertmill.disk import file_sha256
 from bertmill.errors import StoreError
 from bertmill.text.tokenizer import Tokenizer, load_tokenizer
 
-FORMAT = 1
+FORMAT = 2
 BLOCK_TOKENS = 2**22
 """A block is closed once it holds this many tokens: 8 MB in memory, far below int32 offsets."""
 LONGEST_DOCUMENT_TOKENS = 2**24
 _SHARD_BLOCKS = 64
 _COUNTS_FILE = "token-counts.npy"
 _PREPARE_AGAIN = "prepare the corpus again"
+
+_Size = Annotated[int, Field(ge=1, lt=2**31)]
+
+
+class _File(Section):
+    num_bytes: Annotated[int, Field(ge=0)]
+    sha256: str
+
+
+class _Shard(_File):
+    file: Annotated[str, Field(pattern=r"^(train|held_out)-[0-9]+\.arrow$")]
+    blocks: list[Annotated[list[_Size], Field(min_length=3, max_length=3)]]
+    """Documents, sentences and tokens of each."""
+
+
+class _Counts(_File):
+    file: Literal["token-counts.npy"]
+
+
+class _Split(Section):
+    num_documents: int
+    num_sentences: int
+    num_tokens: int
+    shards: list[_Shard]
+
+
+class _Splits(Section):
+    train: _Split
+    held_out: _Split
+
+
+class _Manifest(Section, extra="allow"):
+    """What a manifest must be before anything in it is believed."""
+
+    format: int
+    tokenizer_identity: str
+    vocab_size: Annotated[int, Field(ge=1, le=2**24)]
+    dtype: Literal["uint16", "uint32"]
+    corpus: list[str] = Field(default_factory=list)
+    held_out: list[str] = Field(default_factory=list)
+    text: TextSection = TextSection()
+    tokenizer: TokenizerSection = TokenizerSection()
+    splits: _Splits
+    token_counts: _Counts
 
 
 class EncodedDocuments(NamedTuple):
@@ -67,14 +113,15 @@ class TokenStore:
     A token's position counts from the start of the split, across blocks and shards, in int64.
     """
 
-    def __init__(self, folder: Path, split: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, split: dict[str, Any], vocab_size: int) -> None:
+        self._vocab_size = vocab_size
         self._shards = [
             (folder / shard["file"], i)
             for shard in split["shards"]
             for i in range(len(shard["blocks"]))
         ]
         sizes = [block for shard in split["shards"] for block in shard["blocks"]]
-        table = np.array(sizes, np.int64).reshape(-1, 3)
+        self._sizes = table = np.array(sizes, np.int64).reshape(-1, 3)
         self.block_documents = table[:, 0]
         self.block_token_starts = np.concatenate([[0], np.cumsum(table[:, 2])])
         self.num_documents, self.num_sentences, self.num_tokens = (int(n) for n in table.sum(0))
@@ -91,17 +138,40 @@ class TokenStore:
         if number not in self._blocks:
             path, i = self._shards[number]
             try:
-                if path not in self._readers:
-                    self._readers[path] = pa.ipc.open_file(pa.memory_map(str(path)))
-                sentences = self._readers[path].get_batch(i).column(0)
-            except (OSError, pa.ArrowException) as error:
-                raise StoreError(path, f"cannot be read ({error})", "prepare it again") from None
-            self._blocks[number] = Block(
-                sentences.values.values.to_numpy(),
-                sentences.values.offsets.to_numpy(),
-                sentences.offsets.to_numpy(),
-            )
+                self._blocks[number] = self._open_block(path, i)
+                self._check_block(number)
+            except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
+                self._blocks.pop(number, None)
+                raise StoreError(path, f"cannot be read ({error})", _PREPARE_AGAIN) from None
         return self._blocks[number]
+
+    def _open_block(self, path: Path, i: int) -> Block:
+        if path not in self._readers:
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            if reader.schema not in (_schema(pa.uint16()), _schema(pa.uint32())):
+                raise ValueError("it holds no lists of ids")
+            self._readers[path] = reader
+        batch = self._readers[path].get_batch(i)
+        batch.validate(full=True)
+        sentences = batch.column(0)
+        return Block(
+            sentences.values.values.to_numpy(),
+            sentences.values.offsets.to_numpy(),
+            sentences.offsets.to_numpy(),
+        )
+
+    def _check_block(self, number: int) -> None:
+        """Refuse what a right hash does not: a store from elsewhere whose numbers do not fit."""
+        block = self._blocks[number]
+        sentences, documents = block.sentence_starts, block.document_starts
+        counts = (len(documents) - 1, len(sentences) - 1, len(block.tokens))
+        ends = (documents[0], documents[-1], sentences[0], sentences[-1])
+        if counts != tuple(self._sizes[number]) or ends != (0, counts[1], 0, counts[2]):
+            raise ValueError("its sizes are not the manifest's")
+        if np.diff(sentences).min() < 1 or np.diff(documents).min() < 1:
+            raise ValueError("a sentence or a document is empty")
+        if block.tokens.max() >= self._vocab_size:
+            raise ValueError(f"the id {block.tokens.max()} is not in the vocabulary")
 
     def gather(
         self, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
@@ -146,16 +216,11 @@ class Store:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.manifest = _read_manifest(self.folder)
-        try:
-            listed = _listed_files(self.manifest)
-            self.train = TokenStore(self.folder, self.manifest["splits"]["train"])
-            self.held_out = TokenStore(self.folder, self.manifest["splits"]["held_out"])
-            self.manifest["tokenizer_identity"].encode()
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise StoreError(
-                self.folder / "manifest.json", f"is damaged ({error!r})", _PREPARE_AGAIN
-            ) from None
-        for name, (size, digest) in listed.items():
+        self.train, self.held_out = (
+            TokenStore(self.folder, self.manifest["splits"][name], self.manifest["vocab_size"])
+            for name in ("train", "held_out")
+        )
+        for name, (size, digest) in _listed_files(self.manifest).items():
             _check_file(self.folder / name, size, digest)
 
     @cached_property
@@ -169,7 +234,8 @@ class Store:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the ids; refused when it is not the manifest's."""
         tokenizer = load_tokenizer(self.folder / "tokenizer")
-        if tokenizer.identity != self.manifest["tokenizer_identity"]:
+        known = (self.manifest["tokenizer_identity"], self.manifest["vocab_size"])
+        if (tokenizer.identity, tokenizer.size) != known:
             raise StoreError(
                 self.folder / "tokenizer",
                 "is not the tokenizer that made this store (its identity differs)",
@@ -180,7 +246,16 @@ class Store:
     @cached_property
     def token_counts(self) -> npt.NDArray[np.int64]:
         """Occurrences of each id in the training split, shape (V,)."""
-        counts: npt.NDArray[np.int64] = np.load(self.folder / _COUNTS_FILE, allow_pickle=False)
+        path, num_tokens = self.folder / _COUNTS_FILE, self.train.num_tokens
+        try:
+            with path.open("rb") as stream:
+                counts: npt.NDArray[np.int64] = np.lib.format.read_array(stream, allow_pickle=False)
+            if counts.dtype != np.int64 or counts.shape != (self.manifest["vocab_size"],):
+                raise ValueError("it is no count for each id")
+            if counts.min() < 0 or counts.max() > num_tokens or counts.sum() != num_tokens:
+                raise ValueError(f"its counts do not add up to {num_tokens:,}")
+        except Exception as error:  # numpy reads the file's header as Python
+            raise StoreError(path, f"cannot be read ({error})", _PREPARE_AGAIN) from None
         return counts
 
 
@@ -244,7 +319,7 @@ class _SplitWriter:
         self._folder, self._name = folder, name
         ids = pa.uint16() if dtype == np.uint16 else pa.uint32()
         self._dtype = dtype
-        self._schema = pa.schema([("sentences", pa.list_(pa.list_(ids)))])
+        self._schema = _schema(ids)
         self._pending: list[EncodedDocuments] = []
         self._pending_tokens = 0
         self._shards: list[dict[str, Any]] = []
@@ -302,6 +377,10 @@ class _SplitWriter:
         self._blocks = []
 
 
+def _schema(ids: pa.DataType) -> pa.Schema:
+    return pa.schema([("sentences", pa.list_(pa.list_(ids)))])
+
+
 def _offsets(lengths: npt.NDArray[np.int64]) -> pa.Array:
     return pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
 
@@ -326,11 +405,13 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text("utf-8"))
         version = manifest["format"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StoreError(path, f"is damaged ({error!r})", _PREPARE_AGAIN) from None
-    if version == FORMAT:
-        return dict(manifest)
-    raise StoreError(path, f"has format {version!r}, this bertmill reads {FORMAT}", _PREPARE_AGAIN)
+        if version != FORMAT:
+            raise StoreError(
+                path, f"has format {version!r}, this bertmill reads {FORMAT}", _PREPARE_AGAIN
+            )
+        return _Manifest.model_validate(manifest).model_dump()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StoreError(path, f"is damaged ({first_problem(error)})", _PREPARE_AGAIN) from None
 
 
 def _check_file(path: Path, size: int, digest: str) -> None:

@@ -29,7 +29,7 @@ class TrainingStatistics:
 class Yardsticks(NamedTuple):
     """Mean cross entropies, in nats an answer, of predictors that learned no context.
 
-    None without training statistics, those of next sentence prediction also without pairs.
+    None without training statistics (but `nsp_chance_nats`), and without pairs.
     """
 
     unigram_nats: float | None
@@ -105,7 +105,7 @@ def measure_no_context(
     kept = max(kept, 0.0)
     numerator = kept * p[shown] * (shown == labels) + random * p[labels]
     denominator = kept * p[shown] + random
-    # What the rule calls impossible (masks that another program drew) is scored as if masked.
+    # Pairs that were masked elsewhere may show what our masking never does: it tells nothing.
     visible = (shown != tokenizer.mask_id) & (numerator > 0.0)
     no_context = unigram.copy()
     no_context[visible] = -np.log(numerator[visible] / denominator[visible])

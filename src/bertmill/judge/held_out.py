@@ -116,7 +116,8 @@ def training_statistics(loaded: LoadedModel) -> TrainingStatistics | None:
 def _how_to_read(loaded: LoadedModel, settings: Sequence[str]) -> Recipe:
     """Make a recipe of what the folder says and of the settings; all of the text is scored."""
     for setting in settings:
-        if not setting.startswith(("text.", "pairs.", "masking.")) or "held_out" in setting:
+        section, _, key = setting.partition("=")[0].partition(".")
+        if section not in ("text", "pairs", "masking") or key == "held_out_fraction":
             raise InputError(
                 f"--set {setting}",
                 "does not say how text is read, cut into pairs or masked",

@@ -190,6 +190,16 @@ def initialise(module: nn.Module, section: ModelSection, generator: torch.Genera
                 nn.init.zeros_(writer.weight)
 
 
+def count_encoder_weights(section: ModelSection, vocab_size: int) -> int:
+    """Count the encoder's parameters by arithmetic, without making one."""
+    width, inner = section.hidden_size, section.intermediate_size
+    is_absolute = section.position_embedding == "absolute"
+    rows = vocab_size + section.type_vocab_size + is_absolute * section.max_position_embeddings
+    norms = 2 * section.num_hidden_layers + 1 + (section.norm == "pre")
+    block = 4 * width * (width + 1) + inner * (width + 1) + width * (inner + 1)
+    return rows * width + norms * 2 * width + section.num_hidden_layers * block
+
+
 def _blocks(module: nn.Module) -> Iterator[Block]:
     return (child for child in module.modules() if isinstance(child, Block))
 

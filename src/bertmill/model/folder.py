@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Collection
@@ -19,11 +20,18 @@ from typing import Annotated, Any
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from bertmill.config import MaskingSection, ModelSection, PairsSection, Section, TextSection
+from bertmill.config import (
+    MaskingSection,
+    ModelSection,
+    PairsSection,
+    Section,
+    TextSection,
+    first_problem,
+)
 from bertmill.errors import ModelError
-from bertmill.model.encoder import initialise
+from bertmill.model.encoder import count_encoder_weights, initialise
 from bertmill.model.heads import PretrainingModel
 from bertmill.model.huggingface import from_config, from_huggingface, to_config, to_huggingface
 from bertmill.text.tokenizer import Tokenizer, load_tokenizer
@@ -88,7 +96,10 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write safetensors that others may read, as the user's umask says."""
     path.touch()
     mode = path.stat().st_mode
-    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+    try:
+        safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:  # what the disk says, in another class
+        raise OSError(errno.EIO, str(error), str(path)) from None
     path.chmod(mode)  # the library's own files are closed to everybody else
 
 
@@ -105,6 +116,11 @@ def load_model(path: str | Path) -> LoadedModel:
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         raise ModelError(folder, f"has no {WEIGHTS_FILE}", "give a folder with safetensors weights")
+    # A stranger's config.json may ask for any size: what it asks for must be in the file.
+    if count_encoder_weights(section, vocab_size) > weights.stat().st_size:
+        raise ModelError(
+            weights, "is too small for the network of config.json", "fetch the folder again"
+        )
     model = PretrainingModel(section, vocab_size)
     initialise(model, section, torch.Generator().manual_seed(0))
     wanted = model.state_dict()
@@ -159,11 +175,10 @@ def _read_about(path: Path, tokenizer: Tokenizer) -> About | None:
                 f"it counts {len(about.token_counts):,} tokens, not {tokenizer.size:,}"
             )
     except (ValueError, OSError) as error:
-        if isinstance(error, ValidationError):
-            problem = error.errors()[0]
-            error = ValueError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}")
         raise ModelError(
-            path, f"cannot be used ({error})", "fetch the folder again, or delete this file"
+            path,
+            f"cannot be used ({first_problem(error)})",
+            "fetch the folder again, or delete this file",
         ) from None
     return about
 

@@ -101,15 +101,16 @@ def from_huggingface(
             if name.startswith("encoder."):
                 raise ModelError("weights", f"{missing[0]} is missing", "fetch the folder again")
             continue
-        tensor = torch.cat([theirs[n] for n in names]) if len(names) > 1 else theirs[names[0]]
-        if tensor.shape != ours.shape:
-            raise ModelError(
-                "weights",
-                f"{names[0]} has shape {tuple(tensor.shape)}, config.json asks for "
-                f"{tuple(ours.shape)}",
-                "mend config.json or fetch the folder again",
-            )
-        found[name] = tensor.to(ours.dtype)
+        wanted_shape = (len(ours) // len(names), *ours.shape[1:])
+        for part in names:
+            if theirs[part].shape != wanted_shape:
+                raise ModelError(
+                    "weights",
+                    f"{part} has shape {tuple(theirs[part].shape)}, config.json asks for "
+                    f"{wanted_shape}",
+                    "mend config.json or fetch the folder again",
+                )
+        found[name] = torch.cat([theirs[part] for part in names]).to(ours.dtype)
     return found
 
 

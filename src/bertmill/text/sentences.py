@@ -6,6 +6,9 @@ import sentencex
 
 from bertmill.config import TextSection
 
+_LONGEST_SENTENCE = 2**20
+"""Characters. What is longer is no sentence, and is cut: a tokenizer holds it many times over."""
+
 
 def split_sentences(text: str, section: TextSection) -> list[str]:
     """Split a document's text into its sentences, none of them blank.
@@ -33,4 +36,9 @@ def split_sentences(text: str, section: TextSection) -> list[str]:
             if " . " in paragraph
             for sentence in paragraph.strip().split(" . ")
         )
-    return [stripped for part in parts if (stripped := part.strip())]
+    return [
+        stripped
+        for part in parts
+        for i in range(0, len(part), _LONGEST_SENTENCE)
+        if (stripped := part[i : i + _LONGEST_SENTENCE].strip())
+    ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,12 @@ from bertmill.config import TokenizerSection
 from bertmill.errors import TokenizerError
 
 _CONTINUATION = "##"
+_LARGEST_VOCABULARY = 2**24
+_CHARACTERS_AT_ONCE = 1_000_000
+_CHARACTERS_A_TEXT = 100
+"""What a text counts for besides its own: the library's result for a word is a kilobyte."""
+_LONGEST_WORD = 100
+"""Characters; a longer word is unknown to WordPiece as published, whatever its pieces."""
 _SPECIAL_KEYS = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 
 
@@ -61,6 +69,12 @@ class Tokenizer:
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = ids
         vocab = backend.get_vocab(with_added_tokens=True)
         self.size = max(vocab.values()) + 1
+        if self.size > _LARGEST_VOCABULARY:  # arrays of this size follow
+            raise TokenizerError(
+                "tokenizer",
+                f"has the id {self.size - 1:,}",
+                f"give one with ids below {_LARGEST_VOCABULARY:,}",
+            )
         self.is_special = np.zeros(self.size, bool)
         self.is_special[ids] = True
         if self.is_special.all():
@@ -97,7 +111,8 @@ class Tokenizer:
 
     def encode_words(self, text: str) -> tuple[list[int], list[int]]:
         """Turn a text into ids, and tell for each id which word of the text it belongs to."""
-        encoding = self.backend.encode(text, add_special_tokens=False)
+        with _library_errors():
+            encoding = self.backend.encode(text, add_special_tokens=False)
         words = [0 if word is None else word for word in encoding.word_ids]
         return [int(i) for i in self._plain[encoding.ids]], words
 
@@ -111,7 +126,18 @@ class Tokenizer:
         ids : ndarray of int64, shape (N,)
         lengths : ndarray of int64, shape (len(texts),)
         """
-        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        sizes = np.fromiter(map(len, texts), np.int64, len(texts)) + _CHARACTERS_A_TEXT
+        group = np.cumsum(sizes) // _CHARACTERS_AT_ONCE
+        starts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(texts)]
+        parts = [self._encode_some(texts[i:j]) for i, j in itertools.pairwise(starts)]
+        ids, lengths = zip(*parts, strict=True)
+        return np.concatenate(ids), np.concatenate(lengths)
+
+    def _encode_some(
+        self, texts: Sequence[str]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        with _library_errors():
+            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         lists = [encoding.ids for encoding in encodings]
         lengths = np.fromiter(map(len, lists), np.int64, len(lists))
         flat = np.fromiter((i for ids in lists for i in ids), np.int64, int(lengths.sum()))
@@ -223,6 +249,8 @@ def train_tokenizer(texts: Iterable[str], section: TokenizerSection) -> Tokenize
     shell = _shell(section)
     texts = texts if section.kind == "word" else list(texts)
     counts = _count_words(texts, shell)
+    if section.kind == "wordpiece":
+        _leave_out_long_words(counts, shell)
     if not counts:
         raise TokenizerError("tokenizer", "the corpus holds no words", "give a corpus with text")
     if section.kind == "word":
@@ -275,6 +303,18 @@ def _count_words(texts: Iterable[str], shell: tokenizers.Tokenizer) -> Counter[s
     return counts
 
 
+def _leave_out_long_words(counts: Counter[str], shell: tokenizers.Tokenizer) -> None:
+    """Train on no word that WordPiece will not take: the trainer needs the square of its length."""
+    long_words = [word for word in counts if len(word) > _LONGEST_WORD]
+    for word in long_words:
+        del counts[word]
+    if long_words:
+        too_long = tokenizers.Regex(rf"[\s\S]{{{_LONGEST_WORD + 1},}}")
+        shell.pre_tokenizer = pre_tokenizers.Sequence(
+            [shell.pre_tokenizer, pre_tokenizers.Split(too_long, "removed")]
+        )
+
+
 def _count_pieces(
     texts: Iterable[str],
     counts: Counter[str],
@@ -310,7 +350,8 @@ def _count_pieces(
         limit_alphabet=len(kept),
         show_progress=False,
     )
-    shell.train_from_iterator(texts, trainer)
+    # By lines, because the library takes many times the memory of the longest text.
+    shell.train_from_iterator((line for text in texts for line in text.split("\n")), trainer)
     words = list(counts)
     pieces: Counter[str] = Counter(dict.fromkeys(shell.get_vocab(), 0))
     plain = tokenizers.Tokenizer(shell.model)  # the words are normalised and split already
@@ -327,7 +368,10 @@ def _wordpiece(
     if len(vocab) < len(tokens):
         twice = next(token for token, n in Counter(tokens).items() if n > 1)
         raise TokenizerError("tokenizer", f"the token {twice!r} is listed twice", "delete one")
-    backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=special_tokens[1]))
+    model = models.WordPiece(
+        vocab, unk_token=special_tokens[1], max_input_chars_per_word=_LONGEST_WORD
+    )
+    backend = tokenizers.Tokenizer(model)
     backend.normalizer = normalizers.BertNormalizer(
         lowercase=lowercase, strip_accents=strip_accents
     )
@@ -336,13 +380,22 @@ def _wordpiece(
     return backend
 
 
+@contextmanager
+def _library_errors() -> Iterator[None]:
+    """Tell in our words what the library says of a tokenizer that loads but cannot encode."""
+    try:
+        yield
+    except Exception as error:  # it raises bare Exception
+        raise TokenizerError("tokenizer", f"cannot encode ({error})", "give another one") from None
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     config: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             try:
                 values = json.loads((folder / name).read_text("utf-8"))
-            except (ValueError, RecursionError) as error:
+            except (OSError, ValueError, RecursionError) as error:
                 raise TokenizerError(
                     folder / name, f"is not JSON ({error})", "fetch the folder again"
                 ) from None

@@ -4,29 +4,47 @@
 
     step-500/model/                  the model folder, Hugging Face's layout
     step-500/optimizer.safetensors   moments and step counts, by parameter name
-    step-500/state.json              step, training time, open sums, and each file's SHA-256
+    step-500/state.json              `State`
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors
 import safetensors.torch
 import torch
+from pydantic import Field
 
+from bertmill.config import Section
 from bertmill.disk import file_sha256, flush_to_disk
 from bertmill.errors import RunError
 from bertmill.model.folder import About, load_model, save_model, save_tensors
 from bertmill.model.heads import PretrainingModel
 from bertmill.text.tokenizer import Tokenizer
+from bertmill.train.meters import SUM_NAMES
 from bertmill.train.run_folder import RunFolder
+
+
+class State(Section):
+    """All that a run needs besides weights and moments; a batch needs no more than the step."""
+
+    step: Annotated[int, Field(ge=0)]
+    seconds: Annotated[float, Field(ge=0.0)]
+    """Training time so far."""
+    losses: dict[str, float]
+    """The open sums of `LossMeter`."""
+    held_out_loss: float | None
+    """Of masked tokens, where this very step was validated."""
+    recipe: dict[str, Any]
+    """Resolved, so that a change of the run's recipe is seen."""
+    sha256: dict[str, str] = Field(default_factory=dict)
+    """Of every other file of the checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -34,45 +52,47 @@ class Checkpoint:
     """A checkpoint whose files are all as they were written."""
 
     folder: Path
-    state: dict[str, Any]
-    """``step``, ``seconds``, and what the loop put there."""
+    state: State
 
 
 def save_checkpoint(
     run: RunFolder,
-    state: dict[str, Any],
+    state: State,
     model: PretrainingModel,
     tokenizer: Tokenizer,
     about: About,
     optimizer: torch.optim.Optimizer,
     keep: int,
 ) -> None:
-    """Write ``step-N`` under another name, flush it, rename it, and point ``model`` at it.
+    """Write ``step-N`` under another name, flush it, rename it, and point the links at it.
+
+    The newest `keep` checkpoints stay, and the best by held-out loss.
 
     Raises
     ------
     RunError
         The disk is full or the folder cannot be written; earlier checkpoints are untouched.
     """
-    final = run.checkpoints / f"step-{state['step']}"
+    final = run.checkpoints / f"step-{state.step}"
     part = run.checkpoints / f".{final.name}.part"
     try:
         shutil.rmtree(part, ignore_errors=True)
         (part / "model").mkdir(parents=True)
         save_model(part / "model", model, tokenizer, about)
-        moments = _flatten(model, optimizer)
-        save_tensors(part / "optimizer.safetensors", moments)
+        save_tensors(part / "optimizer.safetensors", _flatten(model, optimizer))
         digests = {str(f.relative_to(part)): file_sha256(f) for f in _files(part)}
-        (part / "state.json").write_text(json.dumps({**state, "sha256": digests}), "utf-8")
-        for path in [*_files(part), part / "model", part]:
+        whole = state.model_copy(update={"sha256": digests})
+        (part / _STATE_FILE).write_text(whole.model_dump_json(), "utf-8")
+        for path in [*_files(part), part / "model", part, *run.path.glob("metrics.jsonl")]:
             flush_to_disk(path)
         shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
         flush_to_disk(run.checkpoints)
-        _point(run.model, final / "model")
+        best = _point_at(run, final)
         for old in _by_step(run)[:-keep]:
-            shutil.rmtree(old)
-    except (OSError, safetensors.SafetensorError) as error:
+            if old != best:
+                shutil.rmtree(old)
+    except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         raise RunError(
             final,
@@ -95,15 +115,18 @@ def newest_checkpoint(run: RunFolder, say: Callable[[str], None]) -> Checkpoint 
     damaged: list[Path] = []
     for folder in reversed(found):
         try:
-            state = json.loads((folder / "state.json").read_text("utf-8"))
-            digests = {name: file_sha256(folder / name) for name in state["sha256"]}
-            bad = [name for name, digest in digests.items() if state["sha256"][name] != digest]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            bad = [str(error)]
+            state = _read_state(folder)
+            bad = [
+                name for name in state.sha256 if file_sha256(folder / name) != state.sha256[name]
+            ]
+        except (OSError, ValueError) as error:
+            bad = [" ".join(str(error).split())]
         if not bad:
-            for rest in [*damaged, *run.checkpoints.glob(".*.part")]:
-                shutil.rmtree(rest, ignore_errors=True)
-            _point(run.model, folder / "model")
+            with run.writing(folder):
+                # Links first: a process that is killed in between must not leave them dangling.
+                _point_at(run, folder, damaged)
+                for rest in [*damaged, *run.checkpoints.glob(".*.part")]:
+                    shutil.rmtree(rest, ignore_errors=True)
             return Checkpoint(folder, state)
         say(f"{folder} is damaged ({bad[0]}); falling back to the one before it")
         damaged.append(folder)
@@ -117,13 +140,23 @@ def restore(
 ) -> None:
     """Put weights and optimizer state back, bit by bit."""
     model.load_state_dict(load_model(checkpoint.folder / "model").model.state_dict())
-    moments = safetensors.torch.load_file(checkpoint.folder / "optimizer.safetensors")
+    path = checkpoint.folder / "optimizer.safetensors"
+    try:
+        moments = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise RunError(path, f"cannot be read ({error})", "start a new run") from None
     for name, parameter in model.named_parameters():
         state = {key: moments[f"{name}/{key}"] for key in _STATE_KEYS if f"{name}/{key}" in moments}
-        if state:
-            optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
+        if not state:
+            continue
+        shapes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+        found = {key: tensor.shape for key, tensor in state.items()}
+        if found != shapes or any(tensor.dtype != torch.float32 for tensor in state.values()):
+            raise RunError(path, f"does not fit {name}", "start a new run")
+        optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
 
 
+_STATE_FILE = "state.json"
 _STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -136,13 +169,52 @@ def _flatten(model: PretrainingModel, optimizer: torch.optim.Optimizer) -> dict[
     }
 
 
+def _read_state(folder: Path) -> State:
+    """Read a checkpoint's state; ValueError where it is none of this folder's."""
+    state = State.model_validate_json((folder / _STATE_FILE).read_bytes())
+    files = {str(path.relative_to(folder)) for path in _files(folder)} - {_STATE_FILE}
+    if folder.name != f"step-{state.step}" or state.losses.keys() != set(SUM_NAMES):
+        raise ValueError(f"{_STATE_FILE} is not its own")
+    if files != state.sha256.keys():
+        raise ValueError(f"{', '.join(sorted(files ^ state.sha256.keys()))} is missing or too much")
+    return state
+
+
+def _best(run: RunFolder, damaged: Collection[Path]) -> Path | None:
+    """Find the checkpoint with the lowest held-out loss; the earlier one of equals."""
+    losses: list[tuple[float, Path]] = []
+    for folder in _by_step(run):
+        if folder in damaged:
+            continue
+        try:
+            loss = _read_state(folder).held_out_loss
+        except (OSError, ValueError):
+            continue
+        if loss is not None:
+            losses.append((loss, folder))
+    return min(losses, key=lambda pair: pair[0])[1] if losses else None
+
+
 def _by_step(run: RunFolder) -> list[Path]:
-    found = [p for p in run.checkpoints.glob("step-*") if p.name[5:].isdigit()]
+    found = [p for p in run.checkpoints.glob("step-*") if p.name[5:].isdecimal()]
     return sorted(found, key=lambda p: int(p.name[5:]))
+
+
+def _point_at(run: RunFolder, newest: Path, damaged: Collection[Path] = ()) -> Path | None:
+    """Point the run's links at its newest and its best checkpoint, and return the latter."""
+    _point(run.model, newest / "model")
+    best = _best(run, damaged)
+    if best is not None:
+        _point(run.best, best / "model")
+    else:
+        run.best.unlink(missing_ok=True)
+    return best
 
 
 def _point(link: Path, target: Path) -> None:
     """Replace a link in one step, as a folder cannot be."""
+    if link.is_dir() and not link.is_symlink():
+        raise RunError(link, "is a folder, where a run has a link", "delete it, then --resume")
     fresh = link.with_name(f".{link.name}.part")
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(os.path.relpath(target, link.parent))

@@ -31,7 +31,7 @@ def diagnose_masked_tokens(scores: HeldOutScores, recipe: Recipe, num_steps: int
         found = f"above that of word frequencies alone ({unigram:.3f}): not even these are learned"
     else:
         found = (
-            f"not below the no-context level ({level:.3f}): word frequencies are learned, "
+            f"not {_NEAR} below the no-context level ({level:.3f}): word frequencies are learned, "
             "what the neighbours of a token tell is not"
         )
     return [f"the held-out MLM loss {loss:.3f} is {found}. {_causes(recipe, num_steps)}"]

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from bertmill.model.losses import LossSums, PretrainingInput
 
+SUM_NAMES = ("mlm", "nsp", "predictions", "pairs", "skipped", "skipped_in_a_row")
+
 
 class LossMeter:
     """Losses and their counts summed over steps; everything stays on the device until it is read.
@@ -18,8 +20,9 @@ class LossMeter:
     """
 
     def __init__(self, device: torch.device) -> None:
-        names = ("mlm", "nsp", "predictions", "pairs", "skipped", "skipped_in_a_row")
-        self._sums = {n: torch.zeros((), dtype=torch.float64, device=device) for n in names}
+        self._sums = {
+            name: torch.zeros((), dtype=torch.float64, device=device) for name in SUM_NAMES
+        }
 
     def reset(self) -> None:
         """Begin a new interval; how many steps were skipped in a row goes on."""

@@ -17,7 +17,7 @@ from bertmill.model.folder import LoadedModel
 from bertmill.model.heads import PretrainingModel
 from bertmill.model.losses import pretraining_losses
 from bertmill.model.transfer import Transferred, transfer_weights
-from bertmill.train.checkpoint import Checkpoint, restore, save_checkpoint
+from bertmill.train.checkpoint import Checkpoint, State, restore, save_checkpoint
 from bertmill.train.device import device_name, synchronise, to_device
 from bertmill.train.doctor import diagnose_masked_tokens, diagnose_pairs
 from bertmill.train.meters import Clock, LossMeter, SpeedMeter
@@ -126,13 +126,20 @@ def pretrain_loop(
     step, clock = 0, Clock(0.0)
     losses, speed, session_speed = LossMeter(device), SpeedMeter(), SpeedMeter()
     saved_at = validated_at = -1
+    held_out_loss: float | None = None
     is_diagnosed = False
 
     def save() -> None:
         nonlocal saved_at
         if not all(bool(p.isfinite().all()) for p in model.parameters()):
             raise _not_finite("a weight", step, run)
-        state = {"step": step, "seconds": clock.seconds, "losses": losses.state()}
+        state = State(
+            step=step,
+            seconds=clock.seconds,
+            losses=losses.state(),
+            held_out_loss=held_out_loss if validated_at == step else None,
+            recipe=recipe.model_dump(),
+        )
         save_checkpoint(
             run, state, model, tokenizer, data.about(recipe), optimizer, knobs.keep_checkpoints
         )
@@ -140,18 +147,19 @@ def pretrain_loop(
         after_checkpoint(run)
 
     def validate() -> None:
-        nonlocal validated_at, is_diagnosed
+        nonlocal validated_at, held_out_loss, is_diagnosed
         validated_at = step
         if held_out is None:
             return
         scores = held_out.score(model, device)
+        held_out_loss = scores.mlm_loss
         if not math.isfinite(scores.mlm_loss + (scores.nsp_loss or 0.0)):
             raise _not_finite("the held-out loss", step, run)
         record = {"step": step, "split": "held_out", **asdict(scores)}
         run.log(record)
         progress.held_out(record)
         share, _ = _progress_of(step, schedule.end_step, clock, limits)
-        if not is_diagnosed and _FAIR_SHARE <= share < 1.0:
+        if not is_diagnosed and share >= _FAIR_SHARE and step != schedule.end_step:
             is_diagnosed = True
             for line in diagnose_masked_tokens(scores, recipe, step):
                 progress.say(line)
@@ -161,8 +169,8 @@ def pretrain_loop(
         save()
     else:
         restore(start, model, optimizer)
-        step, clock = start.state["step"], Clock(start.state["seconds"])
-        losses.load_state(start.state["losses"])
+        step, clock = start.state.step, Clock(start.state.seconds)
+        losses.load_state(start.state.losses)
         run.cut(step)
         validations = [r["step"] for r in run.metrics() if r["split"] == "held_out"]
         saved_at, validated_at = step, max(validations, default=-1)
@@ -204,7 +212,7 @@ def pretrain_loop(
                     raise _not_finite("the loss or its gradient", step, run)
                 losses.reset()
                 speed = SpeedMeter()
-            if step % knobs.validate_every_steps == 0:
+            if step % knobs.validate_every_steps == 0 or step == schedule.end_step:
                 validate()
             if step % knobs.checkpoint_every_steps == 0:
                 save()
@@ -230,7 +238,7 @@ def pretrain_loop(
     return Outcome(
         steps=step,
         finished=finished,
-        stopped_by=stop.signal,
+        stopped_by=None if finished else stop.signal,
         seconds=clock.seconds,
         mlm_loss=trained.get("mlm_loss"),
         nsp_loss=trained.get("nsp_loss"),
@@ -245,7 +253,7 @@ def _say_transferred(
     transferred: Transferred, vocab_size: int, source: LoadedModel, progress: RunProgress
 ) -> None:
     new = sorted({name.partition(".")[0] for name in transferred.new_weights})
-    found = f"all found but {', '.join(new)}: drawn anew" if new else "all found"
+    found = f"all but {', '.join(new)}, drawn anew" if new else "all"
     progress.say(f"weights from {source.folder}: {found}")
     if fresh := vocab_size - transferred.known_tokens:
         progress.say(

@@ -49,7 +49,10 @@ class RunData:
             recipe.train.seed,
             ", ".join(store.manifest["corpus"]),
         )
-        statistics = TrainingStatistics(store.token_counts, _fit_overlap(train, store))
+        statistics = TrainingStatistics(
+            store.token_counts,
+            None if recipe.pairs.kind == "none" else _fit_overlap(train, store),
+        )
         # A share of a small corpus may be empty or one document; given text must be good.
         held_out = None
         if store.manifest["held_out"] or store.held_out.num_documents > 1:
@@ -76,13 +79,11 @@ class RunData:
         )
 
 
-def _fit_overlap(train: Batches, store: Store) -> OverlapRule | None:
+def _fit_overlap(train: Batches, store: Store) -> OverlapRule:
     """Fit the word-overlap yardstick to the first training pairs, some at a time."""
     num_pairs = min(_OVERLAP_PAIRS, train.num_examples)
-    batches = [
+    batches = (
         train.batch_of(np.arange(start, min(start + _OVERLAP_PAIRS_AT_ONCE, num_pairs)))
         for start in range(0, num_pairs, _OVERLAP_PAIRS_AT_ONCE)
-    ]
-    if not len(batches[0].next_sentence_labels):
-        return None
+    )
     return OverlapRule.fit(batches, store.token_counts, store.tokenizer)

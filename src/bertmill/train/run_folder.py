@@ -6,26 +6,44 @@
     run.json          corpus, store, budget, versions
     metrics.jsonl     a line a log interval and a line a validation
     decisions.jsonl   lengths fixed by a time budget
-    checkpoints/      step-N folders
+    checkpoints/      step-N folders: the newest ones and the best by held-out loss
     lock              held by the process that writes
-    model             link to the newest checkpoint's model folder
+    model, best       links to the model folders of the newest and of the best checkpoint
     loss.png          both losses, train and held-out, and the yardsticks
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from bertmill.config import Recipe, load_recipe, recipe_to_toml
+from pydantic import Field
+
+from bertmill.config import Recipe, Section, first_problem, load_recipe, recipe_to_toml
+from bertmill.disk import file_lock
 from bertmill.errors import RunError
 from bertmill.train.schedule import Decision
+
+_FACTS = "run.json"
+# What a process that was killed before its run began may leave.
+_BEFORE_A_RUN = {"lock", _FACTS, f".{_FACTS}.part", ".recipe.toml.part"}
+
+
+class Facts(Section):
+    """What ``run.json`` tells of a run besides its recipe."""
+
+    corpus: Annotated[list[str], Field(min_length=1)]
+    held_out: list[str]
+    store: str
+    store_identity: str
+    budget_seconds: Annotated[float, Field(gt=0.0)] | None
+    init_from: dict[Literal["folder", "sha256"], str] | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
 
 
 class RunFolder:
@@ -44,6 +62,11 @@ class RunFolder:
         """Link to the newest checkpoint's model folder."""
         return self.path / "model"
 
+    @property
+    def best(self) -> Path:
+        """Link to the model folder of the checkpoint with the lowest held-out loss."""
+        return self.path / "best"
+
     def refuse_if_taken(self) -> None:
         """Raise `RunError` unless a run can start here: the folder must be new or empty."""
         if (self.path / "recipe.toml").exists():
@@ -53,7 +76,7 @@ class RunFolder:
                 f"choose another --out, or go on with: bertmill pretrain --resume {self.path}",
             )
         if self.path.exists() and (
-            not self.path.is_dir() or any(f.name != "lock" for f in self.path.iterdir())
+            not self.path.is_dir() or any(f.name not in _BEFORE_A_RUN for f in self.path.iterdir())
         ):
             raise RunError(self.path, "already exists and is not empty", "choose another --out")
         above = next(folder for folder in self.path.absolute().parents if folder.exists())
@@ -63,8 +86,12 @@ class RunFolder:
     def create(self, recipe: Recipe, facts: dict[str, Any]) -> None:
         """Start a run here; the folder is locked by the caller."""
         self.refuse_if_taken()
-        self.write_recipe(recipe)
-        self._write("run.json", json.dumps(facts, indent=1) + "\n")
+        self.write_facts(facts)
+        self.write_recipe(recipe)  # last: from here on there is a run
+
+    def write_facts(self, facts: dict[str, Any]) -> None:
+        """Write `Facts`."""
+        self._write(_FACTS, json.dumps(facts, indent=1) + "\n")
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write the resolved recipe."""
@@ -74,37 +101,31 @@ class RunFolder:
         """Read recipe and facts of the run that is here."""
         if not (self.path / "recipe.toml").is_file():
             raise RunError(self.path, "holds no run (no recipe.toml)", "give a run's folder")
-        path, wanted = self.path / "run.json", {"corpus": list, "held_out": list, "store": str}
+        path = self.path / _FACTS
         try:
-            facts = json.loads(path.read_text("utf-8"))
-            known = {key: facts[key] for key in (*wanted, "store_identity", "budget_seconds")}
-            if bad := [key for key, kind in wanted.items() if not isinstance(known[key], kind)]:
-                raise ValueError(f"{bad[0]} is {known[bad[0]]!r}")
-            if facts.setdefault("init_from", None) is not None:
-                _ = facts["init_from"]["folder"] + facts["init_from"]["sha256"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            facts = Facts.model_validate_json(path.read_bytes())
+        except (OSError, ValueError) as error:
             raise RunError(
-                path, f"is damaged ({error!r})", "put it back, or start a new run"
+                path, f"is damaged ({first_problem(error)})", "put it back, or start a new run"
             ) from None
-        return load_recipe(self.path / "recipe.toml"), facts
+        return load_recipe(self.path / "recipe.toml"), facts.model_dump()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes from writing this run; the lock goes with the process."""
-        with self._writing():
-            stream = (self.path / "lock").open("a")
-        with stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(
-                    self.path, "is in use by another process", "wait until it has ended"
-                ) from None
+
+        def refuse() -> None:
+            raise RunError(self.path, "is in use by another process", "wait until it has ended")
+
+        with ExitStack() as held:
+            with self.writing(self.path):
+                held.enter_context(file_lock(self.path / "lock", refuse))
             yield
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to the metrics."""
-        with self._writing(), (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+        path = self.path / "metrics.jsonl"
+        with self.writing(path), path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -130,7 +151,7 @@ class RunFolder:
     def record_decision(self, decision: Decision) -> None:
         """Keep a decision safe before it is used."""
         path = self.path / "decisions.jsonl"
-        with self._writing(), path.open("a", encoding="utf-8") as stream:
+        with self.writing(path), path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(asdict(decision)) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
@@ -138,13 +159,15 @@ class RunFolder:
     def _read_lines(self, name: str, keys: Sequence[str]) -> list[dict[str, Any]]:
         """Read JSON objects that have these keys; a last line that was cut short is left out."""
         path = self.path / name
-        lines = path.read_text("utf-8").splitlines(keepends=True) if path.is_file() else []
+        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
         records: list[dict[str, Any]] = []
         for number, line in enumerate(lines, 1):
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 break
             try:
                 record = json.loads(line)
+                if not isinstance(record, dict) or type(record.get("step")) is not int:
+                    raise TypeError(record)
                 if missing := [key for key in keys if key not in record]:
                     raise KeyError(missing[0])
                 records.append(record)
@@ -155,7 +178,7 @@ class RunFolder:
     def _write(self, name: str, text: str) -> None:
         """Replace a small file in one step."""
         whole = self.path / f".{name}.part"
-        with self._writing():
+        with self.writing(self.path / name):
             with whole.open("w", encoding="utf-8") as stream:
                 stream.write(text)
                 stream.flush()
@@ -163,14 +186,14 @@ class RunFolder:
             whole.replace(self.path / name)
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Turn what the disk says into our one line."""
+    def writing(self, path: Path) -> Iterator[None]:
+        """Turn what the disk says while `path` is written into our one line."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             yield
         except OSError as error:
             raise RunError(
-                error.filename or self.path,
+                error.filename or path,
                 f"cannot be written ({error.strerror or error})",
                 "make room or choose another --out; a run that has begun goes on with --resume",
             ) from None

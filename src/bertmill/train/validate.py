@@ -96,7 +96,7 @@ class HeldOut:
 def score_batches(
     model: PretrainingModel, batches: Sequence[Batch], device: torch.device
 ) -> Scores:
-    """Score every answer of several batches, in float64 on the CPU, dropout off."""
+    """Score every answer of several batches, dropout off; given as float64 on the CPU."""
     was_training = model.training
     model.eval()
     parts = [score_batch(model, to_device(batch, device)) for batch in batches]

@@ -5,7 +5,8 @@
     modules.json                 the modules in order, each with its folder
     sentence_bert_config.json    tokens of a sentence at most
     1_Pooling/config.json        mean or cls
-    2_Normalize/                 where vectors are brought to length 1
+
+A third module, ``Normalize``, brings vectors to length 1; it has no file.
 """
 
 from __future__ import annotations
@@ -70,9 +71,7 @@ def read_pooling(folder: Path, longest: int) -> Pooling | None:
         if mode not in _MODES:
             raise ValueError(f"pooling {mode!r}")
         length = _max_length(folder)
-    except (
-        ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OSError
-    ) as error:  # fmt: skip
+    except (LookupError, ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise ModelError(
             folder / _MODULES_FILE,
             f"cannot be followed ({error})",
