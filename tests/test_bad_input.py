@@ -550,7 +550,7 @@ def test_config_that_we_cannot_compute(changes, parts, refused, copied_model):
     [
         ("config.json", b"{", ["config.json: cannot be read", "fetch the folder again"]),
         ("config.json", b"[]", ["config.json: is not a JSON object", "fetch the folder again"]),
-        ("model.safetensors", b"", ["model.safetensors: cannot be read", "fetch the folder again"]),
+        ("model.safetensors", b"", ["model.safetensors: is too small for the network", "fetch"]),
         ("tokenizer.json", b"{", ["is not a tokenizer", "give another one"]),
         ("tokenizer_config.json", b"{", ["tokenizer_config.json: is not JSON", "fetch the folder"]),
     ],

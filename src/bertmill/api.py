@@ -467,7 +467,7 @@ def export(model: str | Path, out: str | Path, to: str = "huggingface") -> Path:
         Anything that the caller can fix, in one line.
     """
     if to != "huggingface":
-        raise InputError(f"--to {to}", "is not known", "the one there is: huggingface")
+        raise InputError(f"--to {to!r}", "is not known", "the one there is: huggingface")
     return export_huggingface(model, out)
 
 

@@ -597,3 +597,22 @@ def test_a_run_that_an_older_bertmill_began_still_resumes(small_run, tmp_path):
     del facts["init_from"]
     (run / "run.json").write_text(json.dumps(facts), "utf-8")
     assert package.pretrain(resume=run).outcome.finished
+
+
+def test_the_recipe_of_a_continued_run_may_be_used_again(source, other_text, tmp_path):
+    """Only the shipped recipe has no network; a run's own says `continue` too, and has one."""
+    run, _ = go_on(other_text, tmp_path / "run", source)
+    again = package.pretrain(
+        str(other_text), run.folder / "recipe.toml", out=tmp_path / "again", steps=1
+    )
+    assert again.recipe.name == "continue" and again.recipe.model == run.recipe.model
+
+
+def test_the_rest_of_a_recipes_tokenizer_section_is_not_mixed_in(source, other_text, tmp_path):
+    """Else the special tokens' names of `d2l` would be looked for in the model's vocabulary."""
+    bare = shutil.copytree(source / "model", tmp_path / "bare")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (bare / name).unlink()
+    (tmp_path / "mine.toml").write_text('[tokenizer]\npad_token = "<pad>"\n', "utf-8")
+    run, _ = go_on(other_text, tmp_path / "run", bare, recipe=tmp_path / "mine.toml")
+    assert run.recipe.tokenizer.pad_token == "[PAD]"

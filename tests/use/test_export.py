@@ -283,7 +283,7 @@ def test_an_out_that_exists(kind, small_run, refused, tmp_path):
 
 @pytest.mark.parametrize("to", ["onnx", "", "HuggingFace"])
 def test_an_unknown_format(to, small_run, refused, tmp_path):
-    refused(["export", small_run.folder, "--to", to, "--out", "out"], f"--to {to}", "huggingface")
+    refused(["export", small_run.folder, "--to", to, "--out", "out"], f"--to {to!r}", "huggingface")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -28,10 +28,18 @@ from bertmill.config import Recipe, Section, first_problem, load_recipe, recipe_
 from bertmill.disk import file_lock
 from bertmill.errors import RunError
 from bertmill.train.schedule import Decision
+from bertmill.train.validate import HeldOutScores
 
 _FACTS = "run.json"
 # What a process that was killed before its run began may leave.
 _BEFORE_A_RUN = {"lock", _FACTS, f".{_FACTS}.part", ".recipe.toml.part"}
+
+
+# What both losses are drawn and told from; None where there was no answer.
+_METRICS = {
+    "train": ("mlm_loss", "nsp_loss"),
+    "held_out": tuple(field.name for field in fields(HeldOutScores)),
+}
 
 
 class Facts(Section):
@@ -130,7 +138,7 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Read all metrics."""
-        return self._read_lines("metrics.jsonl", ("step", "split"))
+        return self._read_lines("metrics.jsonl", lambda record: _METRICS[record["split"]])
 
     def cut(self, step: int) -> None:
         """Drop the metrics after a step, which the resumed run writes again, and torn lines."""
@@ -145,7 +153,7 @@ class RunFolder:
         keys = [field.name for field in fields(Decision)]
         return [
             Decision(**{key: record[key] for key in keys})
-            for record in self._read_lines("decisions.jsonl", keys)
+            for record in self._read_lines("decisions.jsonl", lambda record: keys)
         ]
 
     def record_decision(self, decision: Decision) -> None:
@@ -156,8 +164,10 @@ class RunFolder:
             stream.flush()
             os.fsync(stream.fileno())
 
-    def _read_lines(self, name: str, keys: Sequence[str]) -> list[dict[str, Any]]:
-        """Read JSON objects that have these keys; a last line that was cut short is left out."""
+    def _read_lines(
+        self, name: str, numbers_of: Callable[[dict[str, Any]], Sequence[str]]
+    ) -> list[dict[str, Any]]:
+        """Read JSON objects that hold these numbers; a last line that was cut short is left out."""
         path = self.path / name
         lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
         records: list[dict[str, Any]] = []
@@ -166,10 +176,9 @@ class RunFolder:
                 break
             try:
                 record = json.loads(line)
-                if not isinstance(record, dict) or type(record.get("step")) is not int:
-                    raise TypeError(record)
-                if missing := [key for key in keys if key not in record]:
-                    raise KeyError(missing[0])
+                values = [record[key] for key in numbers_of(record)]
+                if type(record["step"]) is not int or not all(map(_is_number, values)):
+                    raise ValueError(values)
                 records.append(record)
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise RunError(f"{path}, line {number}", "is damaged", "delete the line") from None
@@ -197,3 +206,7 @@ class RunFolder:
                 f"cannot be written ({error.strerror or error})",
                 "make room or choose another --out; a run that has begun goes on with --resume",
             ) from None
+
+
+def _is_number(value: object) -> bool:
+    return value is None or type(value) in (int, float)
