@@ -360,7 +360,7 @@ def test_resume_takes_no_other_recipe(more, refused, copied_run):
     refused(
         ["pretrain", "--resume", copied_run, *more],
         f"--resume {copied_run}: goes on with the run's own recipe",
-        "give nothing else but --steps, --stop-after, and a --corpus that has moved",
+        "give only --steps, --stop-after, and --corpus and --held-out that have moved",
     )
 
 

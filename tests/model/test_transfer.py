@@ -485,7 +485,7 @@ def test_resume_takes_no_source(source, refused):
     refused(
         ["pretrain", "--resume", source, "--init-from", source],
         f"--resume {source}",
-        "give nothing else",
+        "give only",
     )
 
 

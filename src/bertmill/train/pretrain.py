@@ -253,7 +253,7 @@ def _say_transferred(
     transferred: Transferred, vocab_size: int, source: LoadedModel, progress: RunProgress
 ) -> None:
     new = sorted({name.partition(".")[0] for name in transferred.new_weights})
-    found = f"all but {', '.join(new)}, drawn anew" if new else "all"
+    found = f"all found; drawn anew: {', '.join(new)}" if new else "all found"
     progress.say(f"weights from {source.folder}: {found}")
     if fresh := vocab_size - transferred.known_tokens:
         progress.say(
@@ -267,7 +267,7 @@ def _not_finite(what: str, step: int, run: RunFolder) -> RunError:
         run.path,
         f"{what} is not finite at step {step}",
         "its last checkpoint is whole; start a new run with a lower optimizer.lr, more "
-        "schedule.warmup_steps, or gradients that are clipped (optimizer.clip_norm=1.0)",
+        "schedule.warmup_steps, or a lower optimizer.clip_norm (0 clips nothing)",
     )
 
 

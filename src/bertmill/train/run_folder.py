@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -42,6 +42,13 @@ _METRICS = {
 }
 
 
+class FirstWeights(Section):
+    """Where a run's first weights were, and which they were."""
+
+    folder: str
+    sha256: str
+
+
 class Facts(Section):
     """What ``run.json`` tells of a run besides its recipe."""
 
@@ -50,7 +57,7 @@ class Facts(Section):
     store: str
     store_identity: str
     budget_seconds: Annotated[float, Field(gt=0.0)] | None
-    init_from: dict[Literal["folder", "sha256"], str] | None = None
+    init_from: FirstWeights | None = None
     versions: dict[str, str] = Field(default_factory=dict)
 
 
