@@ -294,7 +294,7 @@ def test_tokenizer_that_did_not_make_the_store(refused, small_store, tmp_path):
     assert other.size == small_store.tokenizer.size
     refused(
         ["pretrain", "--corpus", small_store.folder, "--tokenizer", "vocab.txt"],
-        f"{small_store.folder}: was not made with the tokenizer vocab.txt (other identity)",
+        f"{small_store.folder}: was not made with the tokenizer {tmp_path / 'vocab.txt'} (other",
         "prepare the corpus with that tokenizer, or leave it out",
     )
 

@@ -276,7 +276,7 @@ def test_file_instead_of_a_folder(tmp_path):
     assert str(tmp_path / "file") in refusal(tmp_path / "file")
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
 def test_other_format(folder, version):
     path = folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": version}))
