@@ -334,14 +334,26 @@ def _train(
     checkpoint: Checkpoint | None,
     source: LoadedModel | None,
 ) -> Run:
-    def draw(run: RunFolder) -> None:
-        if run.metrics():
-            try:
-                draw_curves(run)
-            except OSError as error:  # a picture is not worth a run
-                progress.say(f"loss.png cannot be written ({error.strerror})")
+    draw_again_at = 0.0
 
-    outcome = pretrain_loop(recipe, data, run, limits, checkpoint or source, progress, draw)
+    def draw(run: RunFolder) -> None:
+        nonlocal draw_again_at
+        started = time.monotonic()
+        if not run.metrics():
+            return
+        try:
+            draw_curves(run)
+        except OSError as error:  # a picture is not worth a run
+            progress.say(f"loss.png cannot be written ({error.strerror})")
+        # Nor is it worth more than a hundredth of its time.
+        draw_again_at = time.monotonic() + 100 * (time.monotonic() - started)
+
+    def draw_now_and_then(run: RunFolder) -> None:
+        if time.monotonic() >= draw_again_at:
+            draw(run)
+
+    start = checkpoint or source
+    outcome = pretrain_loop(recipe, data, run, limits, start, progress, draw_now_and_then)
     draw(run)
     store = data.store
     return Run(run.path, recipe, store.tokenizer.size, store.train.num_documents, outcome)
