@@ -99,7 +99,7 @@ def _template(node: ast.expr) -> str:
 
 
 def _short(node: ast.expr) -> str:
-    """Name what is filled in: the last name that the expression speaks of."""
+    """Name what is filled in: the first name that is no function's."""
     names = [
         n.attr if isinstance(n, ast.Attribute) else n.id
         for n in ast.walk(node)

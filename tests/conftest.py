@@ -164,3 +164,23 @@ def bertmill(monkeypatch, capsys, tmp_path):
         return caught.value.code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def refused(bertmill):
+    """Run the command line, which must fail with one line that holds all of `parts`."""
+
+    def run(args, *parts):
+        status, out, err = bertmill(*args)
+        assert (status, out) == (2, "")
+        check_line(err, parts)
+
+    return run
+
+
+def check_line(err, parts):
+    assert err.endswith("\n") and err.count("\n") == 1
+    assert err.startswith("bertmill: ")
+    assert len(err) < 400
+    for part in map(str, parts):
+        assert part in err

@@ -25,19 +25,6 @@ SETTINGS = [
 ]
 
 
-@pytest.fixture
-def refused(bertmill):
-    """Run the command line, which must fail with one line that holds all of `parts`."""
-
-    def run(args, *parts):
-        status, out, err = bertmill(*args)
-        assert status == 2
-        assert out == ""
-        check_line(err, parts)
-
-    return run
-
-
 def check_line(err, parts):
     assert err.endswith("\n") and err.count("\n") == 1
     assert err.startswith("bertmill: ")

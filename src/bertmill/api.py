@@ -27,7 +27,7 @@ from bertmill.config import (
     recipe_from_dict,
 )
 from bertmill.data import prepare as preparing
-from bertmill.data.store import Store, is_store
+from bertmill.data.store import Store, is_store, open_whole_store
 from bertmill.disk import file_sha256
 from bertmill.errors import BertmillError, InputError, RunError, StoreError
 from bertmill.judge.frozen_pairs import FrozenScores, judge_frozen_pairs
@@ -254,22 +254,19 @@ def _resume(
             if steps != recipe.train.steps:
                 progress.say(f"the run was to have {recipe.train.steps:,} steps, now {steps:,}")
             recipe = _with(recipe, "train", {"steps": steps})
-        store = _store_of_the_run(facts, recipe, moved, progress)
+        if any(moved):
+            corpus, held_out = moved[0] or facts["corpus"], moved[1] or facts["held_out"]
+            facts |= {
+                "corpus": [_wherever_called_from(source) for source in corpus],
+                "held_out": [_wherever_called_from(source) for source in held_out],
+                "store": "",
+            }
+        store = _store_of_the_run(facts, recipe, progress)
         if store.identity != facts["store_identity"]:
             raise RunError(
                 run.path,
                 f"the store {store.folder} is not the one that the run began with",
                 "bring the old text or store back, or start a new run",
-            )
-        if any(moved):
-            corpus, held_out = (moved[i] or facts[k] for i, k in enumerate(("corpus", "held_out")))
-            run.write_facts(
-                facts
-                | {
-                    "corpus": [_wherever_called_from(source) for source in corpus],
-                    "held_out": [_wherever_called_from(source) for source in held_out],
-                    "store": str(store.folder.resolve()),
-                }
             )
         source = None
         if checkpoint is None and (began_with := facts["init_from"]) is not None:
@@ -281,28 +278,25 @@ def _resume(
                     "bring the old ones back, or start a new run",
                 )
         data = RunData.open(store, recipe)
+        if any(moved):
+            run.write_facts(facts | {"store": str(store.folder.resolve())})
         run.write_recipe(recipe)
         progress.say(f"going on from step {made:,} of {run.path}")
         return _train(recipe, data, run, limits, progress, checkpoint, source)
 
 
-def _store_of_the_run(
-    facts: dict[str, Any], recipe: Recipe, moved: tuple[list[str], list[str]], progress: RunProgress
-) -> Store:
-    """Open the run's store where it was or where it moved to, or prepare its text again."""
-    corpus, held_out = moved[0] or facts["corpus"], moved[1] or facts["held_out"]
-    if is_store(corpus[0]):
-        return Store(corpus[0])
-    if not any(moved) and is_store(facts["store"]):
+def _store_of_the_run(facts: dict[str, Any], recipe: Recipe, progress: RunProgress) -> Store:
+    """Open the run's store, or prepare its text again where it is gone, damaged or has moved."""
+    if is_store(facts["corpus"][0]):
+        return Store(facts["corpus"][0])
+    if facts["store"] and is_store(facts["store"]):
         try:
-            store = Store(facts["store"])
-            _ = store.tokenizer  # opening it checks it
-            return store
+            return open_whole_store(facts["store"])
         except BertmillError as error:
             progress.say(str(error))
     progress.say("preparing the corpus again")
     return preparing.open_or_prepare(
-        corpus, recipe.text, recipe.tokenizer, held_out, say=progress.say
+        facts["corpus"], recipe.text, recipe.tokenizer, facts["held_out"], say=progress.say
     )
 
 

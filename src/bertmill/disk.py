@@ -36,8 +36,6 @@ def folder_that_appears_whole(out: Path, error: type[BertmillError]) -> Iterator
         except OSError:
             if not out.exists():
                 raise
-    except BertmillError:
-        raise
     except OSError as failure:
         raise error(
             out, f"cannot be written ({failure.strerror or failure})", "free some space, or move it"

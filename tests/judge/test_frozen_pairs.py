@@ -100,20 +100,6 @@ def pairs_file(records, tmp_path_factory):
     return write(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", records)
 
 
-@pytest.fixture
-def refused(bertmill):
-    """Run the command line, which must fail with one line that holds all of `parts`."""
-
-    def run(args, *parts):
-        status, out, err = bertmill(*args)
-        assert (status, out) == (2, "")
-        assert err.startswith("bertmill: ") and err.count("\n") == 1 and len(err) < 500
-        for part in map(str, parts):
-            assert part in err
-
-    return run
-
-
 # --- the figures ---------------------------------------------------------------------------------
 
 

@@ -344,20 +344,6 @@ def test_wrong_values_are_refused(setting, part, run, held_out_file, refused):
 # --- what is refused -----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def refused(bertmill):
-    """Run the command line, which must fail with one line that holds all of `parts`."""
-
-    def run(args, *parts):
-        status, out, err = bertmill(*args)
-        assert (status, out) == (2, "")
-        assert err.startswith("bertmill: ") and err.count("\n") == 1 and len(err) < 500
-        for part in map(str, parts):
-            assert part in err
-
-    return run
-
-
 def test_one_of_the_two_options(run, held_out_file, refused):
     refused(["evaluate", run.folder], "--held-out and --frozen-pairs", "give one")
     both = ["--held-out", held_out_file, "--frozen-pairs", "pairs.jsonl"]

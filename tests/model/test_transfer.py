@@ -408,20 +408,6 @@ def test_sequences_are_fitted_to_the_positions(source, other_text, tmp_path):
 # --- what is refused -----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def refused(bertmill):
-    """Run the command line, which must fail with one line that holds all of `parts`."""
-
-    def run(args, *parts):
-        status, out, err = bertmill(*args)
-        assert (status, out) == (2, "")
-        assert err.startswith("bertmill: ") and err.count("\n") == 1 and len(err) < 400
-        for part in map(str, parts):
-            assert part in err
-
-    return run
-
-
 @pytest.mark.parametrize(
     ("more", "parts"),
     [

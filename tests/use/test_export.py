@@ -51,20 +51,6 @@ def source(small_run, tmp_path):
     return shutil.copytree(small_run.folder / "model", tmp_path / "source")
 
 
-@pytest.fixture
-def refused(bertmill):
-    """Run the command line, which must fail with one line that holds all of `parts`."""
-
-    def run(args, *parts):
-        status, out, err = bertmill(*args)
-        assert (status, out) == (2, "")
-        assert err.startswith("bertmill: ") and err.count("\n") == 1 and len(err) < 400
-        for part in map(str, parts):
-            assert part in err
-
-    return run
-
-
 def files_of(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from bertmill.data.store import (
     Store,
     StoreWriter,
     is_store,
+    open_whole_store,
 )
 from bertmill.disk import file_lock, folder_that_appears_whole
 from bertmill.errors import BertmillError, CorpusError, StoreError, TokenizerError
@@ -122,9 +123,9 @@ def open_or_prepare(
     name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
     folder = cache_folder() / "stores" / name
     lock = cache_folder() / "locks" / name
-    if folder.exists() and (store := _open_cached(folder, lambda line: None)) is not None:
-        say(f"store: {store.train.num_documents:,} documents from {folder}")
-        return store
+    if folder.exists():
+        with suppress(BertmillError):  # damaged: told once the lock is held
+            return _open_cached(folder, say)
 
     def wait() -> None:
         say("another process is preparing this corpus; waiting for its store")
@@ -140,23 +141,19 @@ def open_or_prepare(
                 "set BERTMILL_CACHE to a folder that can",
             ) from None
         if folder.exists():
-            if (store := _open_cached(folder, say)) is not None:
-                say(f"store: {store.train.num_documents:,} documents from {folder}")
-                return store
-            shutil.rmtree(folder)
+            try:
+                return _open_cached(folder, say)
+            except BertmillError as error:
+                say(f"{error}; it is prepared again")
+                shutil.rmtree(folder)
         for unfinished in folder.parent.glob(f".{name}.*"):  # of a process that was killed
             shutil.rmtree(unfinished, ignore_errors=True)
         return prepare(corpus, folder, text, tokenizer, held_out, workers, say)
 
 
-def _open_cached(folder: Path, say: Callable[[str], None]) -> Store | None:
-    """Open a store of the cache; None where it is damaged, and that is said."""
-    try:
-        store = Store(folder)
-        _ = store.tokenizer  # opening it checks it
-    except BertmillError as error:
-        say(f"{error}; it is prepared again")
-        return None
+def _open_cached(folder: Path, say: Callable[[str], None]) -> Store:
+    store = open_whole_store(folder)
+    say(f"store: {store.train.num_documents:,} documents from {folder}")
     return store
 
 

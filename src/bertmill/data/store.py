@@ -138,11 +138,11 @@ class TokenStore:
         if number not in self._blocks:
             path, i = self._shards[number]
             try:
-                self._blocks[number] = self._open_block(path, i)
-                self._check_block(number)
+                block = self._open_block(path, i)
+                self._check_block(block, number)
             except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
-                self._blocks.pop(number, None)
                 raise StoreError(path, f"cannot be read ({error})", _PREPARE_AGAIN) from None
+            self._blocks[number] = block
         return self._blocks[number]
 
     def _open_block(self, path: Path, i: int) -> Block:
@@ -160,9 +160,8 @@ class TokenStore:
             sentences.offsets.to_numpy(),
         )
 
-    def _check_block(self, number: int) -> None:
+    def _check_block(self, block: Block, number: int) -> None:
         """Refuse what a right hash does not: a store from elsewhere whose numbers do not fit."""
-        block = self._blocks[number]
         sentences, documents = block.sentence_starts, block.document_starts
         counts = (len(documents) - 1, len(sentences) - 1, len(block.tokens))
         ends = (documents[0], documents[-1], sentences[0], sentences[-1])
@@ -257,6 +256,13 @@ class Store:
         except Exception as error:  # numpy reads the file's header as Python
             raise StoreError(path, f"cannot be read ({error})", _PREPARE_AGAIN) from None
         return counts
+
+
+def open_whole_store(folder: str | Path) -> Store:
+    """Open a store, and its tokenizer too, which a `Store` checks only when it is asked for."""
+    store = Store(folder)
+    _ = store.tokenizer
+    return store
 
 
 def is_store(folder: str | Path) -> bool:

@@ -83,7 +83,7 @@ def judge_held_out(
 
 def refuse_without_masked_token_head(loaded: LoadedModel) -> None:
     """Raise `ModelError` where the masked-token loss would be that of random weights."""
-    if any(name.startswith("masked_token_head") for name in loaded.new_weights):
+    if "masked_token_head" in loaded.new_parts:
         raise ModelError(
             loaded.folder,
             "has no masked-token head to judge",
@@ -93,8 +93,7 @@ def refuse_without_masked_token_head(loaded: LoadedModel) -> None:
 
 def has_next_sentence_head(loaded: LoadedModel) -> bool:
     """Whether the folder holds all that answers about pairs."""
-    parts = {name.partition(".")[0] for name in loaded.new_weights}
-    return not parts & {"pooler", "next_sentence_head"}
+    return not {"pooler", "next_sentence_head"} & set(loaded.new_parts)
 
 
 def training_statistics(loaded: LoadedModel) -> TrainingStatistics | None:

@@ -64,6 +64,11 @@ class LoadedModel:
     new_weights: tuple[str, ...]
     """Names of tensors that the folder lacks (a head); they are freshly drawn."""
 
+    @property
+    def new_parts(self) -> list[str]:
+        """The parts of the model that these belong to, sorted."""
+        return sorted({name.partition(".")[0] for name in self.new_weights})
+
 
 def save_model(
     folder: Path,

@@ -252,7 +252,7 @@ def pretrain_loop(
 def _say_transferred(
     transferred: Transferred, vocab_size: int, source: LoadedModel, progress: RunProgress
 ) -> None:
-    new = sorted({name.partition(".")[0] for name in transferred.new_weights})
+    new = source.new_parts
     found = f"all found; drawn anew: {', '.join(new)}" if new else "all found"
     progress.say(f"weights from {source.folder}: {found}")
     if fresh := vocab_size - transferred.known_tokens:
