@@ -142,6 +142,32 @@ def small_store(small_run):
     return Store(RunFolder(small_run.folder).read()[1]["store"])
 
 
+@pytest.fixture(scope="session")
+def save_random_model(small_run):
+    """Write a model folder of random weights, with the small run's tokenizer, and open it."""
+    import torch
+
+    from bertmill.model.folder import load_model, save_model
+    from bertmill.model.heads import PretrainingModel
+
+    tokenizer = load_model(small_run.folder).tokenizer
+
+    def save(folder, section, about=None, leave_out=()):
+        model = PretrainingModel(section, tokenizer.size)
+        generator = torch.Generator().manual_seed(1)
+        for name, parameter in model.named_parameters():  # biases and LayerNorm too
+            std = 1.5 * parameter.shape[-1] ** -0.5 if parameter.ndim == 2 else 0.3
+            torch.nn.init.normal_(parameter, std=std, generator=generator)
+            if "norm" in name and name.endswith("weight"):
+                parameter.data += 1
+        folder.mkdir()
+        names = [name for name in model.state_dict() if name.startswith(tuple(leave_out))]
+        save_model(folder, model, tokenizer, about, names)
+        return load_model(folder)
+
+    return save
+
+
 @pytest.fixture
 def shared_data() -> Path:
     if not SHARED_DATA.is_dir():

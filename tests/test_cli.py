@@ -45,6 +45,10 @@ MODEL_KEYS = {
     "new_weights",
     "model",
 }
+VERBS = (
+    *("pretrain", "prepare", "inspect", "encode", "embed", "similar-words", "fill-mask"),
+    *("evaluate", "finetune", "predict", "export"),
+)
 # A network that takes a second, over a store that is there already.
 SETTINGS = [
     "pairs.max_length=32",
@@ -99,7 +103,7 @@ def test_help(verb):
 def test_help_lists_every_verb(bertmill):
     status, out, _ = bertmill("--help")
     assert status == 0
-    for verb in ("pretrain", "prepare", "inspect", "encode", "fill-mask"):
+    for verb in VERBS:
         assert f"  {verb} " in out
 
 

@@ -16,7 +16,7 @@ from bertmill import errors
 from bertmill.data.prepare import cache_folder
 from bertmill.disk import file_sha256, folder_that_appears_whole
 from bertmill.model.folder import load_model, save_model
-from bertmill.text.corpus import find_files
+from bertmill.text.files import find_files
 from bertmill.train.device import open_device
 from bertmill.train.run_folder import RunFolder
 

@@ -1,5 +1,6 @@
 """The README's commands and Python run as they stand there; only the training time is cut short."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -22,8 +23,23 @@ def commands() -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("readme")
+def folder(tmp_path_factory, corpus_file):
+    """A working folder with the files that the reader is told to bring."""
+    folder = tmp_path_factory.mktemp("readme")
+    text = corpus_file.read_text("utf-8")
+    (folder / "sentences.txt").write_text(text, "utf-8")
+    sentences = re.findall(r"[^.]+\.", text)[:150]
+    examples = [{"text": one, "label": "horses" in one} for one in sentences]
+    (folder / "tasks" / "rivers").mkdir(parents=True)
+    for name in ("train", "dev", "test", "tasks/rivers/train", "tasks/rivers/dev"):
+        write_lines(folder / f"{name}.jsonl", examples)
+    pair = {"sentence_good": "the river follows the valley", "sentence_bad": "river the the"}
+    write_lines(folder / "pairs.jsonl", [pair])
+    return folder
+
+
+def write_lines(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
 
 
 def test_make_targets_exist():
@@ -38,6 +54,7 @@ def test_commands(folder):
     ran = [command for command in commands() if command[0] == "bertmill"]
     assert {command[1] for command in ran} == {
         "pretrain", "prepare", "encode", "fill-mask", "inspect", "export",
+        "embed", "similar-words", "finetune", "predict", "evaluate",
     }  # fmt: skip
     for command in ran:
         if "--budget" in command:

@@ -6,6 +6,11 @@
 >>> model.encode("a crane is flying").vectors.shape  # doctest: +SKIP
 (1, 8, 128)
 
+Text to encoder: `prepare`, `pretrain`. How good it is: `evaluate`. What is inside: `inspect`.
+Files to files: `embed`, `finetune`, `predict`, `similar_words`, `export`. A model in use: `load`
+gives a `Pretrained`, which has ``encode``, ``embed``, ``fill_mask``, ``score``, ``similar_words``
+and, where it was fine-tuned, ``predict``. What a caller can fix is raised as `BertmillError`.
+
 These names are loaded when first used: ``import bertmill`` alone is quick and leaves torch out.
 """
 
@@ -19,38 +24,60 @@ from bertmill.errors import BertmillError
 __version__ = "0.1.0"
 
 __all__ = [
+    "AllTaskScores",
     "BertmillError",
+    "Embedded",
     "Encoding",
     "Filler",
+    "FineTuned",
     "FrozenScores",
     "HeldOutScores",
+    "MinimalPairScores",
+    "Predicted",
+    "Prediction",
     "Pretrained",
     "Run",
+    "SimilarWord",
     "Store",
     "__version__",
+    "embed",
     "evaluate",
     "export",
+    "finetune",
     "inspect",
     "load",
+    "predict",
     "prepare",
     "pretrain",
+    "similar_words",
 ]
 
 if TYPE_CHECKING:
     from bertmill.api import (
+        AllTaskScores,
+        Embedded,
         Encoding,
         Filler,
+        FineTuned,
         FrozenScores,
         HeldOutScores,
+        MinimalPairScores,
+        Predicted,
+        Prediction,
         Pretrained,
         Run,
+        SimilarWord,
         Store,
+        embed,
         evaluate,
         export,
+        finetune,
         inspect,
         load,
+        predict,
         prepare,
         pretrain,
+        similar_words,
     )
 
 

@@ -7,6 +7,7 @@ Exit status: 0 done; 2 the user can fix it, told in one line on standard error; 
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import sys
@@ -18,7 +19,13 @@ import typer
 from bertmill.errors import BertmillError
 
 if TYPE_CHECKING:
-    from bertmill.api import FrozenScores, HeldOutScores, Run
+    from bertmill.api import (
+        AllTaskScores,
+        FrozenScores,
+        HeldOutScores,
+        MinimalPairScores,
+        Run,
+    )
 
 # What may befall any file at any moment, and is no bug.
 _FAULTS_OF_THE_MACHINE = {
@@ -48,7 +55,7 @@ _Corpus = Annotated[
 _HeldOut = Annotated[
     list[str], typer.Option("--held-out", help="Text that training never sees. May be repeated.")
 ]
-_RECIPES = "quick, tiny, mini, small, medium, base, large, d2l, or a TOML file"
+_RECIPES = "quick, tiny, mini, small, medium, base, large, d2l, continue, or a TOML file"
 _Recipe = Annotated[str, typer.Option("--recipe", help=f"{_RECIPES}.")]
 _Settings = Annotated[
     list[str], typer.Option("--set", help="Change the recipe: section.key=value. May be repeated.")
@@ -60,6 +67,21 @@ _Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes that 
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; all else to stderr.")]
 _Model = Annotated[
     str, typer.Argument(help="Run folder, model folder or Hugging Face BERT folder.")
+]
+_File = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE",
+        help=".txt (a text a line), .jsonl, .csv, .tsv or .parquet (also .gz .xz .zst); -: stdin.",
+    ),
+]
+_Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+_TextColumn = Annotated[
+    str | None, typer.Option("--text-column", help="Default: text, sentence1, sentence, words.")
+]
+_TextBColumn = Annotated[
+    str | None,
+    typer.Option("--text-b-column", help="The second text. Default: text_b, sentence2, or none."),
 ]
 
 
@@ -162,7 +184,7 @@ def inspect(
     pairs: Annotated[int, typer.Option("--pairs", min=0, help="Sequences to show.")] = 3,
     as_json: _Json = False,
 ) -> None:
-    """Show what is inside a recipe, a store, a run or a model folder."""
+    """Show what is inside a recipe, store, run or model."""
     from bertmill import api
 
     found = api.inspect(target, pairs)
@@ -199,16 +221,103 @@ def encode(
 
 
 @app.command()
+def embed(
+    model: _Model,
+    source: _File = "-",
+    *,
+    out: Annotated[str, typer.Option("--out", help="New .npy or .parquet file.")],
+    column: Annotated[str, typer.Option("--column", help="Where the texts are.")] = "text",
+    pool: Annotated[
+        str | None, typer.Option("--pool", help="mean or cls. Default: as the model says.")
+    ] = None,
+    normalize: Annotated[
+        bool | None,
+        typer.Option("--normalize/--no-normalize", help="Vectors of length 1, or as they are."),
+    ] = None,
+    device: _Device = "auto",
+    as_json: _Json = False,
+) -> None:
+    """Compute a vector for each text of a file."""
+    from bertmill import api
+
+    done = api.embed(
+        model,
+        source,
+        out,
+        column=column,
+        pool=pool,
+        normalize=normalize,
+        device=device,
+        stream=sys.stderr if as_json else None,
+    )
+    if as_json:
+        _print_json(asdict(done))
+        return
+    cut = f", {done.num_cut:,} of them cut" if done.num_cut else ""
+    _print(
+        f"{done.num_texts:,} texts{cut}, {done.texts_per_second:,.0f} texts/s: {done.out} "
+        f"({done.num_texts:,} x {done.hidden_size})"
+    )
+
+
+@app.command()
+def similar_words(
+    model: _Model,
+    text: Annotated[str, typer.Argument(help="A text with the word in it.")],
+    word: Annotated[str, typer.Option("--word", help="The word.")],
+    among: Annotated[
+        list[str], typer.Option("--among", help="A text to search. May be repeated.")
+    ] = [],  # noqa: B006
+    among_file: Annotated[
+        str | None, typer.Option("--among-file", help="A file of texts to search.")
+    ] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="Words to show.")] = 10,
+    figure: Annotated[
+        str | None, typer.Option("--figure", help="New .png, .svg or .pdf to draw them to.")
+    ] = None,
+    device: _Device = "auto",
+    as_json: _Json = False,
+) -> None:
+    """Rank words by how near they are to one in its context."""
+    from bertmill import api
+
+    found = api.similar_words(
+        model,
+        text,
+        word,
+        among=among,
+        among_file=among_file,
+        top=top,
+        figure=figure,
+        device=device,
+    )
+    if as_json:
+        _print_json(
+            {"text": text, "word": word, "similar": [similar._asdict() for similar in found]}
+        )
+        return
+    for similar in found:
+        _print(f"{similar.cosine:8.4f}  {similar.word}  ({similar.text})")
+
+
+@app.command()
 def fill_mask(
     model: _Model,
     text: Annotated[str, typer.Argument(help="A text with the mask token in it.")],
     top: Annotated[int, typer.Option("--top", min=1, help="Proposals a mask.")] = 5,
+    targets: Annotated[
+        list[str], typer.Option("--target", help="Choose from these words. May be repeated.")
+    ] = [],  # noqa: B006
+    max_pieces: Annotated[
+        int | None,
+        typer.Option("--max-pieces", help="Propose whole words of up to so many pieces."),
+    ] = None,
     as_json: _Json = False,
 ) -> None:
     """Propose words for the masks in a text."""
     from bertmill import api
 
-    masks = api.load(model).fill_mask(text, top)
+    masks = api.load(model).fill_mask(text, top, targets=targets or None, max_pieces=max_pieces)
     if as_json:
         _print_json({"text": text, "masks": [[f._asdict() for f in mask] for mask in masks]})
         return
@@ -229,44 +338,182 @@ def evaluate(
         str | None,
         typer.Option("--frozen-pairs", help="A .jsonl file of word pairs with their masks drawn."),
     ] = None,
+    minimal_pairs: Annotated[
+        str | None,
+        typer.Option("--minimal-pairs", help="A file with sentence_good and sentence_bad."),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option("--tasks", help="A folder of labelled tasks: TASK/train.jsonl, TASK/dev..."),
+    ] = None,
     settings: _Settings = [],  # noqa: B006
+    mask_rest_of_word: Annotated[
+        bool,
+        typer.Option("--mask-rest-of-word", help="Minimal pairs: mask a word's later pieces too."),
+    ] = False,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Tasks: repetitions.")] = 3,
+    probe_only: Annotated[
+        bool, typer.Option("--probe-only", help="Tasks: leave fine-tuning out.")
+    ] = False,
+    device: _Device = "auto",
     as_json: _Json = False,
 ) -> None:
-    """Judge a model on text that it has not seen: both losses beside their yardsticks."""
+    """Judge a model on text, minimal pairs or tasks."""
     from bertmill import api
 
     scores = api.evaluate(
         model,
         held_out=held_out,
         frozen_pairs=frozen_pairs,
+        minimal_pairs=minimal_pairs,
+        tasks=tasks,
         settings=settings,
+        mask_rest_of_word=mask_rest_of_word,
+        seeds=seeds,
+        probe_only=probe_only,
+        device=device,
         stream=sys.stderr if as_json else None,
     )
     if as_json:
         _print_json(asdict(scores))
+    elif isinstance(scores, api.MinimalPairScores):
+        _print_minimal_pairs(scores)
+    elif isinstance(scores, api.AllTaskScores):
+        _print_tasks(scores)
     else:
         _print_scores(scores)
+
+
+@app.command()
+def finetune(
+    model: _Model,
+    train: Annotated[str, typer.Option("--train", help=".jsonl, .csv, .tsv or .parquet.")],
+    dev: Annotated[str, typer.Option("--dev", help="Examples that choose the best epoch.")],
+    out: Annotated[str, typer.Option("--out", help="The new folder, not there yet.")],
+    task: Annotated[
+        str | None,
+        typer.Option("--task", help="classification, regression or words. Default: by labels."),
+    ] = None,
+    text_column: _TextColumn = None,
+    text_b_column: _TextBColumn = None,
+    label_column: Annotated[
+        str | None, typer.Option("--label-column", help="Default: label or labels.")
+    ] = None,
+    epochs: Annotated[int, typer.Option("--epochs", help="Passes at most.")] = 10,
+    patience: Annotated[int, typer.Option("--patience", help="Epochs without a better score.")] = 2,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Examples in a step.")] = 32,
+    lr: Annotated[
+        float | None, typer.Option("--lr", help="Peak learning rate. Default: by width.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", help="Tokens of an example at most.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 1,
+    device: _Device = "auto",
+    as_json: _Json = False,
+) -> None:
+    """Fine-tune a model on labelled examples."""
+    from bertmill import api
+
+    tuned = api.finetune(
+        model,
+        train,
+        dev,
+        out,
+        task=task,
+        text_column=text_column,
+        text_b_column=text_b_column,
+        label_column=label_column,
+        epochs=epochs,
+        patience=patience,
+        batch_size=batch_size,
+        lr=lr,
+        max_length=max_length,
+        seed=seed,
+        device=device,
+        stream=sys.stderr if as_json else None,
+    )
+    if as_json:
+        _print_json(asdict(tuned))
+    else:
+        _print(f"best: epoch {tuned.best_epoch}: {tuned.folder}")
+
+
+@app.command()
+def predict(
+    model: _Model,
+    source: _File = "-",
+    *,
+    out: Annotated[str, typer.Option("--out", help="New .jsonl, .csv or .parquet file.")],
+    text_column: _TextColumn = None,
+    text_b_column: _TextBColumn = None,
+    device: _Device = "auto",
+    as_json: _Json = False,
+) -> None:
+    """Answer for each text with a fine-tuned model."""
+    from bertmill import api
+
+    done = api.predict(
+        model,
+        source,
+        out,
+        text_column=text_column,
+        text_b_column=text_b_column,
+        device=device,
+    )
+    if as_json:
+        _print_json(asdict(done))
+    else:
+        cut = f", {done.num_cut:,} of them cut" if done.num_cut else ""
+        _print(f"{done.num_texts:,} texts{cut}: {done.out}")
 
 
 @app.command()
 def export(
     model: _Model,
     out: Annotated[str, typer.Option("--out", help="The new folder, not there yet.")],
-    to: Annotated[str, typer.Option("--to", help="huggingface.")] = "huggingface",
+    to: Annotated[str, typer.Option("--to", help="huggingface or onnx.")] = "huggingface",
+    license: Annotated[
+        str | None, typer.Option("--license", help="For the model card, such as apache-2.0.")
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="onnx: also weights of 8 bits; needs --held-out.")
+    ] = False,
+    held_out: Annotated[
+        list[str], typer.Option("--held-out", help="onnx: text to judge the files on.")
+    ] = [],  # noqa: B006
+    settings: _Settings = [],  # noqa: B006
     as_json: _Json = False,
 ) -> None:
-    """Write a model folder for transformers and sentence-transformers."""
+    """Write a model folder for other programs."""
     from bertmill import api
 
-    folder = str(api.export(model, out, to))
+    stream = sys.stderr if as_json else None
+    folder = api.export(
+        model,
+        out,
+        to,
+        license=license,
+        int8=int8,
+        held_out=held_out,
+        settings=settings,
+        stream=stream,
+    )
+    if to == "huggingface" and license is None:
+        typer.echo(
+            "no license is named, so nobody may use the model: --license apache-2.0, for example",
+            err=True,
+        )
     if as_json:
-        _print_json({"folder": folder, "to": to})
+        _print_json({"folder": str(folder), "to": to})
     else:
         _print(f"{to}: {folder}")
 
 
 def main() -> NoReturn:
     """Run the command line and exit with its status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name or a word that the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except BertmillError as error:
@@ -328,6 +575,27 @@ def _print_scores(scores: HeldOutScores | FrozenScores) -> None:
             f"held-out: NSP loss {scores.nsp_loss:.3f} ({'; '.join(levels)}), "
             f"{scores.nsp_accuracy:.1%} of {scores.num_pairs:,} pairs right"
         )
+
+
+def _print_minimal_pairs(scores: MinimalPairScores) -> None:
+    for name, paradigm in scores.paradigms.items():
+        _print(f"{paradigm.accuracy:8.1%}  {name}")
+    ties = f"{scores.num_ties:,} ties, half a point each"
+    _print(f"{scores.accuracy:8.1%}  all {scores.num_pairs:,} pairs ({ties})")
+    if scores.num_pairs_with_unknown:
+        _print(f"{scores.num_pairs_with_unknown:,} pairs have a word that the vocabulary lacks")
+
+
+def _print_tasks(scores: AllTaskScores) -> None:
+    width = 16
+    _print(" " * 20 + "".join(f"{method:>{width}}" for method in scores.mean))
+    for name, task in scores.tasks.items():
+        shown = []
+        for measures in task.methods.values():
+            found = measures[task.main_measure]
+            shown.append(f"{found.mean:.3f} ± {found.high - found.mean:.3f}")
+        _print(f"{name:<8}{task.main_measure:<12}" + "".join(f"{text:>{width}}" for text in shown))
+    _print(f"{'mean':<20}" + "".join(f"{mean:>{width}.3f}" for mean in scores.mean.values()))
 
 
 def _print_tree(values: dict[str, Any], indent: int = 0) -> None:

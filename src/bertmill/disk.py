@@ -11,7 +11,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bertmill.errors import BertmillError
+from bertmill.errors import BertmillError, InputError
+
+
+def refuse_bad_name(out: Path, error: type[BertmillError]) -> None:
+    """Raise `error` for a name that holds NUL or is no UTF-8: not every library can open it."""
+    try:
+        is_bad = b"\0" in str(out).encode("utf-8")
+    except UnicodeEncodeError:
+        is_bad = True
+    if is_bad:
+        raise error(out, "is no name that can be written as UTF-8", "choose another --out")
+
+
+def refuse_if_there(out: Path) -> None:
+    """Raise `InputError` where there is something that a result would be written over."""
+    refuse_bad_name(out, InputError)
+    if os.path.exists(out):
+        raise InputError(out, "already exists", "choose another --out")
 
 
 @contextmanager
@@ -21,6 +38,28 @@ def folder_that_appears_whole(out: Path, error: type[BertmillError]) -> Iterator
     What the disk says in the block is told as `error`. Where another process has made `out`
     meanwhile, that one stays.
     """
+    with _hidden_folder_beside(out, error) as folder:
+        yield folder
+        folder.chmod(0o755)
+        try:
+            folder.rename(out)
+        except OSError:
+            if not out.exists():
+                raise
+
+
+@contextmanager
+def file_that_appears_whole(out: Path, error: type[BertmillError]) -> Iterator[Path]:
+    """Give the name of a file that is renamed to `out` when the block ends well, else vanishes."""
+    with _hidden_folder_beside(out, error) as folder:
+        yield folder / out.name
+        (folder / out.name).rename(out)
+
+
+@contextmanager
+def _hidden_folder_beside(out: Path, error: type[BertmillError]) -> Iterator[Path]:
+    """Give a folder on the same disk that is gone afterwards; what the disk says is our line."""
+    refuse_bad_name(out, error)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -30,12 +69,6 @@ def folder_that_appears_whole(out: Path, error: type[BertmillError]) -> Iterator
         ) from None
     try:
         yield folder
-        folder.chmod(0o755)
-        try:
-            folder.rename(out)
-        except OSError:
-            if not out.exists():
-                raise
     except OSError as failure:
         raise error(
             out, f"cannot be written ({failure.strerror or failure})", "free some space, or move it"

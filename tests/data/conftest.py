@@ -8,7 +8,8 @@ import pytest
 from bertmill.config import TextSection, TokenizerSection, load_recipe
 from bertmill.data.prepare import prepare
 from bertmill.data.store import Store
-from bertmill.text.corpus import find_files, read_documents
+from bertmill.text.corpus import read_documents
+from bertmill.text.files import find_files
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 SHARED_FILES = {

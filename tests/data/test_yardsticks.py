@@ -66,7 +66,8 @@ def test_published_yardsticks_of_wikitext_2(shared_data):
     import json
 
     from bertmill.config import load_recipe
-    from bertmill.text.corpus import find_files, read_documents
+    from bertmill.text.corpus import read_documents
+    from bertmill.text.files import find_files
     from bertmill.text.sentences import split_sentences
 
     recipe = load_recipe("d2l")

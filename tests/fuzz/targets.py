@@ -33,16 +33,23 @@ from bertmill.data.batch import Batches
 from bertmill.data.store import Store
 from bertmill.errors import BertmillError
 from bertmill.judge.frozen_pairs import judge_frozen_pairs
+from bertmill.judge.minimal_pairs import judge_minimal_pairs
 from bertmill.model.folder import load_model
 from bertmill.show.contents import describe
-from bertmill.text.corpus import find_files, read_documents
+from bertmill.text.corpus import read_documents
+from bertmill.text.files import find_files
+from bertmill.text.rows import read_rows, text_of
 from bertmill.text.sentences import split_sentences
 from bertmill.text.tokenizer import load_tokenizer
 from bertmill.train.checkpoint import newest_checkpoint, restore
 from bertmill.train.optimizer import make_optimizer
 from bertmill.train.run_folder import RunFolder
-from bertmill.use.pooling import read_pooling
+from bertmill.use.examples import Columns, read_examples, targets_of, task_of
+from bertmill.use.finetune import make_inputs
+from bertmill.use.pooling import POOLING_MODES, read_max_length, read_pooling
+from bertmill.use.predictions import write_predictions
 from bertmill.use.pretrained import Pretrained, load
+from bertmill.use.tasks import Prediction
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import SMALL, make_documents
@@ -76,7 +83,7 @@ class Target:
 
 
 def make_seeds(folder: Path) -> None:
-    """Make a good file of every kind: text, a run, a store, model folders, frozen pairs."""
+    """Make a good file of every kind: text, a run, a store, model folders, a task's examples."""
     texts = make_documents(24)
     (folder / "corpus.txt").write_text("\n\n".join(texts), "utf-8")
     wordpiece = bertmill.pretrain(
@@ -96,6 +103,14 @@ def make_seeds(folder: Path) -> None:
     (folder / "recipe.toml").write_bytes((folder / "run" / "recipe.toml").read_bytes())
     facts = json.loads((folder / "run" / "run.json").read_text("utf-8"))
     (folder / "run" / "run.json").write_text(json.dumps({**facts, "store": "store"}), "utf-8")
+    (folder / "tasks" / "river").mkdir(parents=True)
+    for name in ("tasks/river/train.jsonl", "tasks/river/dev.jsonl", "examples.jsonl"):
+        (folder / name).write_bytes(_lines(_EXAMPLES["classification"]))
+    (folder / "words.jsonl").write_bytes(_lines(_EXAMPLES["words"]))
+    (folder / "minimal.jsonl").write_bytes(_lines(_MINIMAL_PAIRS))
+    for out, examples in (("tuned", "examples.jsonl"), ("word-tuned", "words.jsonl")):
+        path = folder / examples
+        bertmill.finetune(folder / "model", path, path, folder / out, epochs=1)
 
 
 # --- text ----------------------------------------------------------------------------------------
@@ -177,6 +192,147 @@ def _compressed_seeds(folder: Path) -> list[bytes]:
         b"\2" + pa.compress(text, "zstd", asbytes=True),
         b"\3" + gzip.compress(_parquet_bytes("none", ["a river.", "b"]), mtime=0),
     ]
+
+
+# --- rows and examples ---------------------------------------------------------------------------
+
+_ROW_FILES = ("r.txt", "r.jsonl", "r.csv", "r.tsv", "r.parquet", "r.csv.gz")
+
+_EXAMPLES: dict[str, list[Any]] = {
+    "classification": [
+        {"text": f"the {word} crosses the valley", "label": i % 3} for i, word in enumerate(
+            ["river", "farmer", "crane", "road", "bridge", "train"] * 2
+        )
+    ],
+    "pairs": [
+        {"sentence1": "a river", "sentence2": "a crane", "label": label} for label in ("no", "yes")
+    ],
+    "regression": [{"text": "a river", "label": number} for number in (0.5, 1.5, -2)],
+    "words": [{"words": ["the", "river", "", "x"], "labels": ["A", "B", "A", "A"]}] * 6,
+}  # fmt: skip
+
+_MINIMAL_PAIRS = [
+    {"sentence_good": "The river crosses.", "sentence_bad": "River the crosses.", "paradigm": name}
+    for name in ("order", "order", "other")
+]
+
+
+def _lines(trees: Any) -> bytes:
+    """Write a line of JSON for each item of a list, or one for anything else."""
+    return "".join(
+        json.dumps(t) + "\n" for t in (trees if isinstance(trees, list) else [trees])
+    ).encode()
+
+
+def _rows(data: bytes, folder: Path) -> None:
+    path = folder / _ROW_FILES[data[0] % len(_ROW_FILES) if data else 0]
+    path.write_bytes(data[1:])
+    for row in read_rows(str(path)):
+        text_of(row, "text")
+
+
+def _rows_seeds(_: Path) -> list[bytes]:
+    table = b'text,label\n"a ""river"", two\nlines",1\n\na crane,2\n'
+    return [
+        b"\0the river\n\n\xef\xbb\xbf",
+        b"\1" + _lines(_EXAMPLES["classification"]),
+        b"\2\xef\xbb\xbf" + table,
+        b"\3text\tlabel\r\na river\t1\r\n\r\n",
+        b"\4" + _parquet_bytes("snappy", ["a river.", "", "\0 [MASK]"]),
+        b"\5" + gzip.compress(table, mtime=0),
+    ]
+
+
+# Numbers that a file may hold in each of these, and Python cannot.
+_COLUMN_TYPES = [
+    pa.string(), pa.large_string(), pa.binary(), pa.binary(8), pa.int64(), pa.uint64(),
+    pa.float64(), pa.float16(), pa.bool_(), pa.date32(), pa.date64(), pa.time32("s"),
+    pa.time64("ns"), pa.timestamp("s"), pa.timestamp("ns"), pa.timestamp("ms", "Nowhere/Else"),
+    pa.timestamp("us", "+99:99"), pa.timestamp("s", "Europe/Berlin"), pa.timestamp("s", ""),
+    pa.duration("s"), pa.duration("ns"), pa.decimal128(38, 2), pa.decimal256(76, 70),
+    pa.month_day_nano_interval(), pa.null(), pa.uuid(), pa.json_(),
+]  # fmt: skip
+_NESTED: list[Callable[[pa.Array], pa.Array]] = [
+    lambda a: a,
+    lambda a: a,
+    lambda a: pa.ListArray.from_arrays(pa.array(range(len(a) + 1), pa.int32()), a),
+    lambda a: pa.StructArray.from_arrays([a, a], ["a", "b"]),
+    lambda a: pa.StructArray.from_arrays([a, a], ["a", "a"]),
+    lambda a: pa.MapArray.from_arrays(pa.array(range(len(a) + 1), pa.int32()), a, a),
+    lambda a: pa.DictionaryArray.from_arrays(pa.array([0] * len(a), pa.int32()), a),
+]
+
+
+def _parquet_values(data: bytes, folder: Path) -> None:
+    """Write columns of types and values that few files have, and read them as examples."""
+    choices = Choices(data)
+    columns, names = [pa.array(["a river", "a crane"])], ["text"]
+    for name in ("label", choices.pick(["x", "text_b", "text", "", "\0", "\u202e"])):
+        array = _odd_array(choices)
+        columns.append(pa.array(["0", "1"]) if array is None else array)
+        names.append(name)
+    out = io.BytesIO()
+    try:
+        pq.write_table(pa.table(columns, names), out)
+    except (pa.ArrowException, ValueError, OSError):  # pyarrow itself will not write it
+        return
+    (folder / "values.parquet").write_bytes(out.getvalue())
+    _use_examples(folder / "values.parquet", choices, folder)
+
+
+def _odd_array(choices: Choices) -> pa.Array | None:
+    """Make two values of a type of any bits; None for what pyarrow will not hold."""
+    if choices.are_over:
+        return None
+    kind = choices.pick(_COLUMN_TYPES)
+    wrap = choices.pick(_NESTED)
+    numbers = [0, 1, -1, 2**31 - 1, -(2**31), 86_400, 2**40, 2**62, -(2**63), 2**63 - 1]
+    bits = np.array([choices.pick(numbers) for _ in range(8)], np.int64)
+    texts = ["a", "", "\0", "\u202e", "b"]
+    try:
+        if kind in (pa.string(), pa.large_string(), pa.json_()):
+            return wrap(pa.array([choices.pick(texts) for _ in range(2)], pa.string()).cast(kind))
+        if kind in (pa.binary(), pa.null()):
+            return wrap(pa.array([None if kind == pa.null() else b"\xff\0"] * 2, kind))
+        return wrap(pa.Array.from_buffers(kind, 2, [None, pa.py_buffer(bits.tobytes())]))
+    except (pa.ArrowException, ValueError, TypeError):
+        return None
+
+
+_KINDS = [None, "classification", "regression", "words", "\u202e"]
+
+
+def _use_examples(path: Path, choices: Choices, folder: Path) -> None:
+    """Read examples and make of them what fine-tuning does before it learns."""
+    kind = choices.pick(_KINDS)
+    columns = Columns(*(choices.pick([None, "text", "label", "x"]) for _ in range(3)))
+    examples = read_examples(str(path), columns, kind)
+    targets = targets_of(examples, task_of(examples, "train"), "train")
+    inputs = make_inputs(_tokenizer(folder / "model"), examples, 16)
+    assert inputs.words is not None or len(targets) == len(examples) == len(inputs.sequences)
+
+
+def _example_values(data: bytes, folder: Path) -> None:
+    choices = Choices(data)
+    trees = choices.pick(list(_EXAMPLES.values()))
+    tree = json.loads(hostile_json(trees[:4], Choices(data[1:] and choices.rest())))
+    (folder / "examples.jsonl").write_bytes(_lines(tree))
+    _use_examples(
+        folder / "examples.jsonl", Choices(data[-4:] if len(data) % 3 == 2 else b""), folder
+    )
+
+
+def _learn(data: bytes, folder: Path) -> None:
+    """Fine-tune on hostile examples, and predict with what came of it."""
+    choices = Choices(data)
+    name = choices.pick(list(_EXAMPLES))
+    trees = json.loads(hostile_json(_EXAMPLES[name][:4], choices))
+    path, out = folder / "learn.jsonl", folder / "learned"
+    path.write_bytes(_lines(trees))
+    shutil.rmtree(out, ignore_errors=True)
+    with redirect_stdout(io.StringIO()):
+        bertmill.finetune(folder / "model", path, path, out, epochs=1)
+    _use_tuned(out, folder)
 
 
 # --- recipes -------------------------------------------------------------------------------------
@@ -344,14 +500,33 @@ def _use_model(folder: Path) -> None:
     read_pooling(folder, 512)
 
 
-def _in_model(name: str, data: bytes, folder: Path) -> None:
-    """Open the good model folder with one file put in the place of its own."""
-    path = folder / "model" / name
+def _use_tuned(model: Path, folder: Path) -> None:
+    """Open a fine-tuned folder and write its answers, and all that it might answer, to files."""
+    loaded = load(model)
+    task = loaded.require_task()
+    texts = "words.jsonl" if task.kind == "words" else "examples.jsonl"
+    for ending in ("jsonl", "csv", "parquet"):
+        out = folder / f"answers.{ending}"
+        out.unlink(missing_ok=True)
+        write_predictions(out, [Prediction(label, 0.5) for label in task.labels] or [0.5])
+    out.unlink()
+    bertmill.predict(model, folder / "good" / texts, out)
+
+
+def _in_model(
+    name: str,
+    data: bytes,
+    folder: Path,
+    model: str = "model",
+    use: Callable[[Path], None] = _use_model,
+) -> None:
+    """Open a good model folder with one file put in the place of its own."""
+    path = folder / model / name
     path.write_bytes(data)
     try:
-        _use_model(folder / "model")
+        use(folder / model)
     finally:
-        path.write_bytes(_pristine(folder, f"model/{name}"))
+        path.write_bytes(_pristine(folder, f"{model}/{name}"))
 
 
 def _model_file(name: str) -> Read:
@@ -370,13 +545,71 @@ def _model_values(data: bytes, folder: Path) -> None:
     _in_model(name, hostile_json(_json(folder, f"model/{name}"), choices).encode(), folder)
 
 
+def _with_hostile_header(good: bytes, choices: Choices, only: str = "") -> bytes:
+    """Change the header of a safetensors file, or only those tensors with this in their names."""
+    size = int.from_bytes(good[:8], "little")
+    tree = json.loads(good[8 : 8 + size])
+    chosen = {name: value for name, value in tree.items() if only in name}
+    changed = json.loads(hostile_json(chosen, choices))
+    if isinstance(changed, dict):
+        rest = {name: value for name, value in tree.items() if name not in chosen}
+        changed = {**rest, **changed}
+    header = json.dumps(changed).encode()
+    return len(header).to_bytes(8, "little") + header + good[8 + size :]
+
+
 def _weights_header(data: bytes, folder: Path) -> None:
     """Change the header of the weights: names, shapes, types and offsets."""
     good = _pristine(folder, "model/model.safetensors")
-    size = int.from_bytes(good[:8], "little")
-    header = hostile_json(json.loads(good[8 : 8 + size]), Choices(data)).encode()
-    whole = len(header).to_bytes(8, "little") + header + good[8 + size :]
-    _in_model("model.safetensors", whole, folder)
+    _in_model("model.safetensors", _with_hostile_header(good, Choices(data)), folder)
+
+
+def _tuned_config(data: bytes, folder: Path) -> None:
+    _in_model("config.json", data, folder, "tuned", lambda model: _use_tuned(model, folder))
+
+
+_TASK_KEYS = ("architectures", "id2label", "label2id", "problem_type")
+
+
+def _tuned_values(data: bytes, folder: Path) -> None:
+    """Change what a fine-tuned folder says of its task, and the weights of its head."""
+    choices = Choices(data)
+    model = choices.pick(["tuned", "word-tuned"])
+    name = choices.pick(
+        ["config.json", "config.json", "tokenizer_config.json", "model.safetensors"]
+    )
+    good = _pristine(folder, f"{model}/{name}")
+    if name == "model.safetensors":
+        changed = _with_hostile_header(good, choices, "classifier")
+    elif name == "config.json":  # not lost among twenty settings
+        config = json.loads(good)
+        task = {key: config[key] for key in _TASK_KEYS if key in config}
+        change = json.loads(hostile_json(task, choices))
+        rest = {key: value for key, value in config.items() if key not in task}
+        changed = json.dumps({**rest, **change} if isinstance(change, dict) else change).encode()
+    else:
+        changed = hostile_json(json.loads(good), choices).encode()
+    _in_model(name, changed, folder, model, lambda path: _use_tuned(path, folder))
+
+
+def _max_length(data: bytes, folder: Path) -> None:
+    """Read how long a text may be from either file that may say it."""
+    here = folder / "lengths"
+    here.mkdir(exist_ok=True)
+    names = ("tokenizer_config.json", "sentence_bert_config.json")
+    (here / names[len(data) % 2]).write_bytes(data)
+    try:
+        length = read_max_length(here)
+    finally:
+        (here / names[len(data) % 2]).unlink()
+    assert length is None or length >= 3
+
+
+def _max_length_seeds(_: Path) -> list[bytes]:
+    keys = ("model_max_length", "max_seq_length")
+    trees = [{key: 512, "x": [1]} for key in keys] + [{key: int(1e30)} for key in keys]
+    texts = [json.dumps(tree) for tree in trees]
+    return [(t + " " * ((len(t) + ("max_seq" in t)) % 2)).encode() for t in texts]
 
 
 @cache
@@ -396,6 +629,61 @@ def _encode(data: bytes, folder: Path) -> None:
 def _fill_mask(data: bytes, folder: Path) -> None:
     text = data.decode("utf-8", "surrogateescape")
     _loaded(folder / "model").fill_mask(text, len(data) % 7)
+
+
+def _texts(data: bytes) -> list[str]:
+    """Read bytes as texts, which may be no Unicode."""
+    if len(data) % 4:
+        text = data.decode("utf-8", "surrogateescape")
+    else:
+        text = data.decode("utf-16-le", "surrogatepass")
+    return text.split("\x1f")
+
+
+def _embed(data: bytes, folder: Path) -> None:
+    texts = _texts(data)
+    pool, normalize = [*POOLING_MODES, None][len(data) % 3], [True, False, None][len(texts) % 3]
+    vectors = _loaded(folder / "model").embed(texts, pool, normalize)
+    assert vectors.shape == (len(texts), 8) and np.isfinite(vectors).all()
+
+
+def _score(data: bytes, folder: Path) -> None:
+    texts = _texts(data)
+    scores = _loaded(folder / "model").score(texts, mask_rest_of_word=len(data) % 3 == 1)
+    assert scores.shape == (len(texts),) and (scores <= 0).all()
+
+
+def _similar_words(data: bytes, folder: Path) -> None:
+    text, *more = _texts(data)
+    word = more[0] if more else text
+    found = _loaded(folder / "model").similar_words(text, word, more[1:], 1 + len(data) % 5)
+    assert all(abs(similar.cosine) < 1.001 for similar in found)
+
+
+def _fill_words(data: bytes, folder: Path) -> None:
+    """Fill masks with words of several pieces, or with some that are given."""
+    text, *targets = _texts(data)
+    masks = _loaded(folder / "model").fill_mask(
+        text, 1 + len(data) % 7, targets=targets or None, max_pieces=len(data) % 4 or None
+    )
+    assert all(0 <= f.probability < 1.001 for mask in masks for f in mask)
+
+
+def _predict(data: bytes, folder: Path) -> None:
+    """Predict for texts, pairs of them, and lists of words."""
+    texts = _texts(data)
+    tuned, by_words = _loaded(folder / "tuned"), _loaded(folder / "word-tuned")
+    assert len(tuned.predict(texts)) == len(tuned.predict(texts, texts[::-1])) == len(texts)
+    lists = [text.split(" ") for text in texts]
+    found = by_words.predict([*lists, [], ["", " ", "\0"]])
+    assert [len(words) for words in found] == [*map(len, lists), 0, 3]  # type: ignore[arg-type]
+
+
+_SOME_TEXTS = ["the river crosses\x1friver\x1fa \0\u202e river", "a\x1f\x1f[CLS] [MASK]!"]
+
+
+def _text_of_use_seeds(*texts: str) -> Callable[[Path], list[bytes]]:
+    return lambda _: [text.encode() + b" " * (not len(text.encode()) % 4) for text in texts]
 
 
 def _first(name: str) -> Callable[[Path], list[bytes]]:
@@ -442,6 +730,24 @@ def _frozen_values(data: bytes, folder: Path) -> None:
 
 def _frozen_seeds(_: Path) -> list[bytes]:
     return [json.dumps(_PAIR).encode() + b"\n"]
+
+
+# --- minimal pairs -------------------------------------------------------------------------------
+
+
+def _minimal_pairs(data: bytes, folder: Path) -> None:
+    (folder / "minimal.jsonl").write_bytes(data)
+    scores = judge_minimal_pairs(
+        _word_model(folder / "good" / "model"),
+        str(folder / "minimal.jsonl"),
+        len(data) % 2 == 0,
+        torch.device("cpu"),
+    )
+    assert sum(p.num_pairs for p in scores.paradigms.values()) == scores.num_pairs
+
+
+def _minimal_values(data: bytes, folder: Path) -> None:
+    _minimal_pairs(_lines(json.loads(hostile_json(_MINIMAL_PAIRS, Choices(data)))), folder)
 
 
 # --- runs ----------------------------------------------------------------------------------------
@@ -552,7 +858,8 @@ def command_line(args: Sequence[str]) -> tuple[int, str]:
     return status, err.buffer.getvalue().decode("utf-8")  # type: ignore[attr-defined]
 
 
-# A verb, its arguments, the files that are hostile. `*` is the folder, `@` the text.
+# A verb, its arguments, the files that are hostile. `*` is the folder, `@` the text, `%` the text
+# as a name that leads to no other folder.
 _COMMANDS: list[tuple[list[str], list[str]]] = [
     (["inspect", "*/store", "--json"], ["store/manifest.json", "store/train-00000.arrow"]),
     (["inspect", "*/store"], ["store/manifest.json", "store/tokenizer/tokenizer.json"]),
@@ -577,6 +884,44 @@ _COMMANDS: list[tuple[list[str], list[str]]] = [
         "run/run.json", "run/metrics.jsonl", "run/recipe.toml",
         "run/checkpoints/step-8/state.json", "store/manifest.json",
     ]),
+    (["embed", "*/model", "*/examples.jsonl", "--out", "*/out.npy"], [
+        "examples.jsonl", "model/modules.json", "model/1_Pooling/config.json",
+    ]),
+    (["embed", "*/model", "*/corpus.txt", "--out", "*/out/o%.parquet", "--pool", "cls", "--json"],
+     ["corpus.txt"]),
+    (["embed", "*/model", "*/%", "--out", "*/out.npy", "--column", "@"], ["corpus.txt"]),
+    (["similar-words", "*/model", "the river", "--word", "river", "--among-file",
+      "*/examples.jsonl", "--top", "3"], ["examples.jsonl"]),
+    (["similar-words", "*/model", "@", "--word", "@", "--among", "@", "--json"], ["corpus.txt"]),
+    (["fill-mask", "*/model", "a [MASK]", "--target", "@", "--target", "river"], ["corpus.txt"]),
+    (["fill-mask", "*/model", "a [MASK] @", "--max-pieces", "2"], ["corpus.txt"]),
+    (
+        ["finetune", "*/model", "--train", "*/examples.jsonl", "--dev", "*/examples.jsonl",
+         "--out", "*/out", "--epochs", "1", "--max-length", "9"],
+        ["examples.jsonl", "model/config.json"],
+    ),
+    (["finetune", "*/model", "--train", "*/examples.jsonl", "--dev", "*/examples.jsonl",
+      "--out", "*/out", "--epochs", "1", "--lr", "@"], ["examples.jsonl"]),
+    (["finetune", "*/model", "--train", "*/examples.jsonl", "--dev", "*/%",
+      "--out", "*/out", "--epochs", "1", "--label-column", "@"], ["examples.jsonl"]),
+    (["finetune", "*/model", "--train", "*/examples.jsonl", "--dev", "*/examples.jsonl",
+      "--out", "*/out/%", "--epochs", "1", "--json"], ["examples.jsonl"]),
+    (["predict", "*/tuned", "*/examples.jsonl", "--out", "*/out.csv"],
+     ["tuned/config.json", "tuned/tokenizer_config.json", "examples.jsonl"]),
+    (["predict", "*/word-tuned", "*/words.jsonl", "--out", "*/out.parquet", "--json"],
+     ["word-tuned/config.json", "words.jsonl"]),
+    (["predict", "*/tuned", "*/corpus.txt", "--out", "*/out/o%.jsonl"], ["corpus.txt"]),
+    (["inspect", "*/tuned"], ["tuned/config.json"]),
+    (["export", "*/tuned", "--out", "*/out", "--license", "mit"], ["tuned/config.json"]),
+    (["export", "*/run", "--out", "*/out"],
+     ["run/run.json", "run/metrics.jsonl", "run/recipe.toml", "run/model/bertmill.json"]),
+    (["export", "*/model", "--out", "*/out", "--license", "@"], ["corpus.txt"]),
+    (["export", "*/tuned", "--out", "*/out/%"], ["corpus.txt"]),
+    (["export", "*/model", "--out", "*/out", "--to", "@"], ["corpus.txt"]),
+    (["evaluate", "*/model", "--minimal-pairs", "*/minimal.jsonl"], ["minimal.jsonl"]),
+    (["evaluate", "*/model", "--minimal-pairs", "*/%", "--json"], ["minimal.jsonl"]),
+    (["evaluate", "*/model", "--tasks", "*/tasks", "--probe-only", "--seeds", "1"],
+     ["tasks/river/train.jsonl", "tasks/river/dev.jsonl"]),
     (["@", "@", "@"], ["corpus.txt"]),
     (["encode", "@", "@"], ["corpus.txt"]),
 ]  # fmt: skip
@@ -604,7 +949,9 @@ def _cli(data: bytes, folder: Path) -> None:
         at = int.from_bytes(rest[:2], "little") % (len(good) + 1)
         good[at : at + (len(rest) if way else 0)] = rest[2:]
         path.write_bytes(good)
-    status, said = command_line([a.replace("*", str(here)).replace("@", text) for a in args])
+    inside = text.replace("..", "")
+    args = [a.replace("*", str(here)).replace("@", text).replace("%", inside) for a in args]
+    status, said = command_line(args)
     if status == 2:
         if said.count("\n") != 1 or len(said.splitlines()) != 1 or not said.endswith("\n"):
             raise AssertionError(f"not one line: {said!r}")
@@ -630,6 +977,10 @@ TARGETS = [
     Target("jsonl", _file("a.jsonl"), _jsonl_seeds),
     Target("parquet", _file("a.parquet"), _parquet_seeds, 2),
     Target("compressed", _compressed, _compressed_seeds),
+    Target("rows", _rows, _rows_seeds),
+    Target("parquet-values", _parquet_values, _nothing_changed, 0.5),
+    Target("example-values", _example_values, _nothing_changed),
+    Target("learn", _learn, _nothing_changed, 0.1),
     Target("recipe", _recipe, _first("recipe.toml"), 2),
     Target("setting", _setting, lambda _: [b"train.steps=8\ntext.language=de"]),
     Target("manifest", _manifest, _first("store/manifest.json")),
@@ -647,8 +998,20 @@ TARGETS = [
     Target("weights-header", _weights_header, _nothing_changed),
     Target("about", _model_file("bertmill.json"), _first("model/bertmill.json")),
     Target("about-values", _about_values, _nothing_changed),
+    Target("tuned-config", _tuned_config, _first("tuned/config.json"), 0.3),
+    Target("tuned-values", _tuned_values, _nothing_changed, 0.5),
+    Target("max-length", _max_length, _max_length_seeds, 0.5),
     Target("encode", _encode, lambda _: [b"the river [CLS].", "a\0\u202e \u4e2d!".encode()], 2),
     Target("fill-mask", _fill_mask, lambda _: [b"the [MASK] of [MASK]", b"a[MASK]"], 2),
+    Target("embed", _embed, _text_of_use_seeds(*_SOME_TEXTS), 0.5),
+    Target("score", _score, _text_of_use_seeds(*_SOME_TEXTS), 0.5),
+    Target("similar-words", _similar_words, _text_of_use_seeds(*_SOME_TEXTS), 0.5),
+    Target(
+        "fill-words", _fill_words, _text_of_use_seeds("a [MASK]", "[MASK]\x1friver\x1fa b"), 0.3
+    ),
+    Target("predict", _predict, _text_of_use_seeds(*_SOME_TEXTS), 0.5),
+    Target("minimal-pairs", _minimal_pairs, lambda _: [_lines(_MINIMAL_PAIRS)], 0.3),
+    Target("minimal-values", _minimal_values, _nothing_changed, 0.3),
     Target("frozen-pairs", _judge, _frozen_seeds),
     Target("frozen-values", _frozen_values, _nothing_changed, 2),
     Target("run", _run_file("run.json"), _first("run/run.json")),

@@ -19,7 +19,8 @@ import pytest
 from bertmill.config import TextSection
 from bertmill.data.store import Store
 from bertmill.errors import BertmillError, CorpusError, ModelError, StoreError, TokenizerError
-from bertmill.text.corpus import find_files, read_documents
+from bertmill.text.corpus import read_documents
+from bertmill.text.files import find_files
 from bertmill.text.tokenizer import load_tokenizer
 from bertmill.use.pretrained import load
 
@@ -317,7 +318,7 @@ def test_export_writes_in_its_folder_alone(model, bertmill, tmp_path):
         (model / name).unlink(missing_ok=True)
         (model / name).symlink_to(tmp_path / "victim")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    status, _, err = bertmill("export", model, "--out", "exported")
+    status, _, err = bertmill("export", model, "--out", "exported", "--license", "mit")
     assert status in (0, 2)
     assert err.count("\n") == (status == 2)
     out = tmp_path / "exported"
@@ -402,7 +403,7 @@ def test_a_tokenizer_that_opens_but_cannot_encode(small_run, model, bertmill):
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "9" * 10_000, '{"a": 1e9999}'])
 def test_json_that_is_deep_or_large(name, text, model, bertmill):
     (model / name).write_text(text, "utf-8")
-    status, _, err = bertmill("export", model, "--out", "exported")
+    status, _, err = bertmill("export", model, "--out", "exported", "--license", "mit")
     assert status in (0, 2)
     assert err.count("\n") == (status == 2), err
 
@@ -416,3 +417,93 @@ def test_a_folder_with_a_pipe_in_it(model, bertmill):
         status, _, err = bertmill("encode", model, "a river")
         assert (status, err.count("\n")) in {(0, 0), (2, 1)}
         path.unlink()
+
+
+# --- labelled examples, and what is written of them ----------------------------------------------
+
+FEW = {
+    "two": (["a", "b"], "the river"),
+    "a-rare-class": (["a"] * 11 + ["b"], "the river"),
+    "two-numbers": ([0.5, 1.5], "the river"),
+    "no-words": (["a", "b"] * 6, " "),
+    "one": ([0.5], "the river"),
+}
+
+
+def put_examples(path, labels, text="the river"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"text": text, "label": label}) + "\n" for label in labels]
+    path.write_text("".join(lines), "utf-8")
+    return path
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", FEW)
+def test_tasks_of_few_examples(name, bertmill, small_run, tmp_path):
+    """A tenth of them chooses; the rest may be of one class, or nothing."""
+    pytest.importorskip("sklearn")
+    for split in ("train", "dev"):
+        put_examples(tmp_path / "tasks" / "cola" / f"{split}.jsonl", *FEW[name])
+    args = ["evaluate", small_run.folder, "--tasks", "tasks", "--probe-only", "--seeds", "4"]
+    status, _, err = bertmill(*args)
+    refused = name in ("no-words", "one")
+    assert (status, err.count("\n")) == (2 * refused, refused), err
+
+
+def test_a_task_whose_dev_examples_are_no_pairs(refused, small_run, tmp_path):
+    pytest.importorskip("sklearn")
+    pairs = [{"text": "a", "text_b": "b", "label": label} for label in "xyxyxy"]
+    (tmp_path / "tasks" / "t").mkdir(parents=True)
+    lines = "".join(json.dumps(pair) + "\n" for pair in pairs)
+    (tmp_path / "tasks" / "t" / "train.jsonl").write_text(lines, "utf-8")
+    put_examples(tmp_path / "tasks" / "t" / "dev.jsonl", ["x", "y"])
+    refused(["evaluate", small_run.folder, "--tasks", "tasks", "--probe-only"], "dev.jsonl")
+
+
+@pytest.mark.parametrize("label", [1e39, 1e308])
+def test_numbers_that_no_network_can_answer(label, refused, small_run, tmp_path):
+    path = put_examples(tmp_path / "big.jsonl", [label, 1.5])
+    args = ["finetune", small_run.folder, "--train", path, "--dev", path, "--out", "tuned"]
+    refused(args, "big.jsonl, line 1", "too large")
+
+
+def test_classes_that_cannot_be_written(model, refused):
+    config = json.loads((model / "config.json").read_text("utf-8"))
+    config |= {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "\ud800"}}
+    (model / "config.json").write_text(json.dumps(config), "utf-8")
+    refused(["predict", model, "x.jsonl", "--out", "y.jsonl"], "config.json", "id2label")
+
+
+def test_the_sample_has_no_rows(refused, small_run):
+    refused(["embed", small_run.folder, "sample:sotu", "--out", "x.npy"], "sample:sotu")
+
+
+def test_paradigms_that_differ_in_a_nul(bertmill, small_run, tmp_path):
+    pair = {"sentence_good": "a river", "sentence_bad": "river a"}
+    lines = [json.dumps({**pair, "paradigm": name}) for name in ("a", "a\0", "a\0")]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines), "utf-8")
+    args = ["evaluate", small_run.folder, "--minimal-pairs", "pairs.jsonl", "--json"]
+    status, out, err = bertmill(*args)
+    assert status == 0, err
+    paradigms = json.loads(out)["paradigms"]
+    assert {name: scores["num_pairs"] for name, scores in paradigms.items()} == {"a": 1, "a\0": 2}
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["embed", "*", "texts.txt", "--out", "\udc80.parquet"],
+        ["export", "*", "--out", "\udc80"],
+        ["prepare", "--corpus", "texts.txt", "--out", "\udc80", *PREPARE],
+        ["pretrain", "--corpus", "texts.txt", "--steps", "1", "--out", "\udc80", *PREPARE],
+        ["similar-words", "*", "a river", "--word", "river", "--among", "a river",
+         "--figure", "\udc80.png"],
+    ],
+)  # fmt: skip
+def test_a_name_that_not_every_library_can_open(args, bertmill, small_run, tmp_path):
+    (tmp_path / "texts.txt").write_text("the river\n", "utf-8")
+    before = sorted(tmp_path.iterdir())
+    status, _, err = bertmill(*(str(small_run.folder) if a == "*" else a for a in args))
+    assert (status, err.count("\n")) == (2, 1), err
+    assert "UTF-8" in err
+    assert sorted(tmp_path.iterdir()) == before

@@ -325,7 +325,7 @@ def test_an_empty_file_is_refused(content, run, refused, tmp_path):
     ("name", "content", "part"),
     [
         ("gone.jsonl", None, "does not exist"),
-        ("pairs.txt", b"the river", ".jsonl"),
+        ("pairs.txt", b"the river", "is not a pair with masks"),
         ("cut.jsonl.gz", gzip.compress(json.dumps(GOOD).encode() * 99)[:-9], "cannot be read"),
         ("latin.jsonl", b'{"tokens": ["\xe9"]}\n', "UTF-8"),
     ],

@@ -344,13 +344,13 @@ def test_wrong_values_are_refused(setting, part, run, held_out_file, refused):
 # --- what is refused -----------------------------------------------------------------------------
 
 
-def test_one_of_the_two_options(run, held_out_file, refused):
-    refused(["evaluate", run.folder], "--held-out and --frozen-pairs", "give one")
+def test_one_of_the_options(run, held_out_file, refused):
+    refused(["evaluate", run.folder], "--held-out, --frozen-pairs, --minimal-pairs, --tasks")
     both = ["--held-out", held_out_file, "--frozen-pairs", "pairs.jsonl"]
-    refused(["evaluate", run.folder, *both], "--held-out and --frozen-pairs", "give one")
-    with pytest.raises(InputError, match="give one of the two"):
+    refused(["evaluate", run.folder, *both], "--held-out, --frozen-pairs, --minimal-pairs, --tasks")
+    with pytest.raises(InputError, match="give one of them"):
         package.evaluate(run.folder)
-    with pytest.raises(InputError, match="give one of the two"):
+    with pytest.raises(InputError, match="give one of them"):
         package.evaluate(run.folder, held_out=held_out_file, frozen_pairs="pairs.jsonl")
 
 

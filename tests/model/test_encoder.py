@@ -177,7 +177,7 @@ def test_fan_in_draw_starts_with_blocks_that_add_nothing():
     model = PretrainingModel(QUICK, 60).eval()
     initialise(model, QUICK, torch.Generator().manual_seed(1))
     packed = make_batch(60).packed
-    embedded = model.encoder.embeddings(packed)
+    embedded = model.encoder.embeddings(*packed[:3])
     torch.testing.assert_close(model(packed), model.encoder.final_norm(embedded))
     spread = model.encoder.blocks[0].attention.query_key_value.weight.std()
     assert abs(spread * 24**0.5 - 1) < 0.1

@@ -17,7 +17,8 @@ import pytest
 
 from bertmill.config import TextSection
 from bertmill.errors import BertmillError, CorpusError, MissingExtraError
-from bertmill.text.corpus import find_files, fingerprint, read_documents
+from bertmill.text.corpus import read_documents
+from bertmill.text.files import find_files, fingerprint
 
 TEXTS = ["First text. It has two sentences.", "Der zweite, in Zürich geschrieben.", "第三 😀."]
 

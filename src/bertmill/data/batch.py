@@ -17,7 +17,7 @@ from bertmill.data.masking import mask_tokens
 from bertmill.data.order import EpochOrder
 from bertmill.data.pairs import PairMaker, Pairs
 from bertmill.data.randomness import Ints, UInts, make_key, random_bits
-from bertmill.data.store import TokenStore
+from bertmill.data.store import TokenStore, spans
 from bertmill.text.tokenizer import Tokenizer
 
 
@@ -204,8 +204,7 @@ class Batches:
         if has_second:
             segments.append((starts[:-1] + 2 + a_lengths, b_starts, b_lengths))
         for to, source, size in segments:
-            ends = np.cumsum(size)
-            positions = np.arange(ends[-1]) + np.repeat(to - (ends - size), size)
+            positions = spans(to, size)
             token_ids[positions] = self._store.gather(source, size)
             maskable[positions] = True
 

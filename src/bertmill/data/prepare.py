@@ -29,7 +29,8 @@ from bertmill.data.store import (
 )
 from bertmill.disk import file_lock, folder_that_appears_whole
 from bertmill.errors import BertmillError, CorpusError, StoreError, TokenizerError
-from bertmill.text.corpus import CorpusFile, Document, find_files, fingerprint, read_documents
+from bertmill.text.corpus import Document, read_documents
+from bertmill.text.files import SourceFile, find_files, fingerprint
 from bertmill.text.sentences import split_sentences
 from bertmill.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
@@ -157,7 +158,7 @@ def _open_cached(folder: Path, say: Callable[[str], None]) -> Store:
     return store
 
 
-def _find_both(corpus: Sequence[str], held_out: Sequence[str]) -> dict[str, list[CorpusFile]]:
+def _find_both(corpus: Sequence[str], held_out: Sequence[str]) -> dict[str, list[SourceFile]]:
     """Find the files of both splits; held-out text inside the corpus's folder is not trained on."""
     for source in (*corpus, *held_out):
         if is_store(source):
@@ -189,7 +190,7 @@ def resolve_text(text: TextSection, held_out: Sequence[str]) -> TextSection:
 
 
 def make_tokenizer(
-    files: Sequence[CorpusFile],
+    files: Sequence[SourceFile],
     text: TextSection,
     section: TokenizerSection,
     say: Callable[[str], None],
@@ -222,7 +223,7 @@ def make_tokenizer(
     return made
 
 
-def _nothing_to_train_on(files: Sequence[CorpusFile], text: TextSection) -> CorpusError:
+def _nothing_to_train_on(files: Sequence[SourceFile], text: TextSection) -> CorpusError:
     fix = "give a corpus with text"
     if text.sentences == "spaced-period":
         fix += " whose sentences end with ' . ' (or set text.sentences=sentencex)"

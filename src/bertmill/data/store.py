@@ -186,11 +186,9 @@ class TokenStore:
         -------
         ndarray of int64, shape (sum of lengths,)
         """
-        ends = np.cumsum(lengths)
-        total = int(ends[-1]) if len(ends) else 0
-        positions = np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
+        positions = spans(starts, lengths)
         blocks = np.searchsorted(self.block_token_starts, starts, "right") - 1
-        out = np.empty(total, np.int64)
+        out = np.empty(len(positions), np.int64)
         touched = np.unique(blocks)
         for number in touched:
             here = slice(None) if len(touched) == 1 else np.repeat(blocks == number, lengths)
@@ -268,6 +266,14 @@ def open_whole_store(folder: str | Path) -> Store:
 def is_store(folder: str | Path) -> bool:
     """Whether a folder looks like a store."""
     return all(os.path.isfile(Path(folder) / name) for name in ("manifest.json", _COUNTS_FILE))
+
+
+def spans(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """List the places of ranges: starts 5 and 0, lengths 2 and 3 give 5, 6, 0, 1, 2."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    places: npt.NDArray[np.int64] = np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
+    return places
 
 
 class StoreWriter:

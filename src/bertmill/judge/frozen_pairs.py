@@ -20,7 +20,7 @@ from bertmill.judge.held_out import (
     training_statistics,
 )
 from bertmill.model.folder import LoadedModel
-from bertmill.text.corpus import read_records
+from bertmill.text.rows import read_rows
 from bertmill.text.tokenizer import Tokenizer
 from bertmill.train.validate import score_batches
 
@@ -84,7 +84,7 @@ def judge_frozen_pairs(loaded: LoadedModel, path: str, device: torch.device) -> 
             "give a model whose tokenizer.kind is word, or judge it with --held-out",
         )
     longest = loaded.model.section.max_position_embeddings
-    records = [_checked(record, where, longest) for where, record in read_records(path)]
+    records = [_checked(record, where, longest) for where, record in read_rows(path)]
     if not records:
         raise InputError(path, "holds no pairs", "give a file with a pair a line")
     records.sort(key=lambda record: -len(record["tokens"]))

@@ -21,6 +21,7 @@ from bertmill.data.prepare import open_or_prepare
 from bertmill.data.yardsticks import TrainingStatistics
 from bertmill.errors import InputError, ModelError
 from bertmill.model.folder import LoadedModel
+from bertmill.model.heads import PretrainingModel
 from bertmill.train.validate import HeldOut, HeldOutScores
 
 
@@ -54,6 +55,17 @@ def judge_held_out(
     BertmillError
         The text cannot be read or gives no pairs; a setting is wrong.
     """
+    held_out = open_held_out(loaded, sources, settings, say)
+    return score_held_out(loaded, held_out, loaded.model, device)
+
+
+def open_held_out(
+    loaded: LoadedModel,
+    sources: Sequence[str],
+    settings: Sequence[str],
+    say: Callable[[str], None],
+) -> HeldOut:
+    """Read, cut and mask text for a model, as `judge_held_out` does."""
     refuse_without_masked_token_head(loaded)
     recipe, statistics = _how_to_read(loaded, settings), training_statistics(loaded)
     if loaded.about is None:
@@ -65,7 +77,9 @@ def judge_held_out(
         )
     tokenizer = TokenizerSection(path=str(loaded.folder))
     store = open_or_prepare(sources, recipe.text, tokenizer, say=say)
-    held_out = HeldOut(
+    if not has_next_sentence_head(loaded):
+        say(f"{loaded.folder} has no next-sentence head: no NSP loss")
+    return HeldOut(
         store.train,
         loaded.tokenizer,
         recipe.pairs,
@@ -74,10 +88,15 @@ def judge_held_out(
         None,
         ", ".join(sources),
     )
-    scores = held_out.score(loaded.model.to(device), device)
+
+
+def score_held_out(
+    loaded: LoadedModel, held_out: HeldOut, model: PretrainingModel, device: torch.device
+) -> HeldOutScores:
+    """Score `model`, whose heads are those of `loaded`; an untrained one gives no NSP loss."""
+    scores = held_out.score(model.to(device), device)
     if has_next_sentence_head(loaded):
         return scores
-    say(f"{loaded.folder} has no next-sentence head: no NSP loss")
     return dataclasses.replace(scores, nsp_loss=None, nsp_accuracy=None)
 
 

@@ -31,6 +31,15 @@ class PackedTokens(NamedTuple):
     """Tokens in each of the B sequences. Attention runs once for each stretch of equal ones, so
     sequences sorted by length are fastest."""
 
+    def to(self, device: torch.device) -> PackedTokens:
+        """Copy to a device, without waiting."""
+        return PackedTokens(
+            self.token_ids.to(device, non_blocking=True),
+            self.segment_ids.to(device, non_blocking=True),
+            self.position_ids.to(device, non_blocking=True),
+            self.lengths,
+        )
+
 
 class Encoder(nn.Module):
     """Token, segment and position embeddings, then blocks of attention and feed-forward.
@@ -50,19 +59,33 @@ class Encoder(nn.Module):
 
     def forward(self, packed: PackedTokens) -> Tensor:
         """Return the hidden vector of every token, [N, D]."""
-        x = self.embeddings(packed)
-        rotation = self._rotation(packed.position_ids)
+        return self.transform(*packed)
+
+    def transform(
+        self,
+        token_ids: Tensor,
+        segment_ids: Tensor,
+        position_ids: Tensor,
+        sequences: Sequence[int] | Tensor,
+    ) -> Tensor:
+        """Do the same for tokens in any leading shape, [...] to [..., D].
+
+        `sequences` is what the blocks' attention tells sequences apart by: their lengths where the
+        tokens are packed.
+        """
+        x = self.embeddings(token_ids, segment_ids, position_ids)
+        rotation = self._rotation(position_ids)
         for block in self.blocks:
-            x = block(x, packed.lengths, rotation)
+            x = block(x, sequences, rotation)
         return self.final_norm(x)  # type: ignore[no-any-return]
 
     def _rotation(self, position_ids: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Cosine and sine of each token's rotary angles, [N, 1, D / H / 2]."""
+        """Cosine and sine of each token's rotary angles, [..., 1, D / H / 2]."""
         if self.section.position_embedding != "rotary":
             return None
         half = self.section.hidden_size // self.section.num_attention_heads // 2
         steps = torch.arange(half, device=position_ids.device, dtype=torch.float32) / half
-        angles = position_ids[:, None, None] * _ROTARY_BASE**-steps
+        angles = position_ids[..., None, None] * _ROTARY_BASE**-steps
         return angles.cos(), angles.sin()
 
 
@@ -82,11 +105,11 @@ class Embeddings(nn.Module):
         self.norm = _norm(section)
         self.dropout = nn.Dropout(section.hidden_dropout_prob)
 
-    def forward(self, packed: PackedTokens) -> Tensor:
-        """Embed the tokens, [N, D]."""
-        x = self.word(packed.token_ids) + self.segment(packed.segment_ids)
+    def forward(self, token_ids: Tensor, segment_ids: Tensor, position_ids: Tensor) -> Tensor:
+        """Embed the tokens, [...] to [..., D]."""
+        x = self.word(token_ids) + self.segment(segment_ids)
         if self.position is not None:
-            x = x + self.position(packed.position_ids)
+            x = x + self.position(position_ids)
         return self.dropout(self.norm(x))  # type: ignore[no-any-return]
 
 
@@ -103,13 +126,16 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(section.hidden_dropout_prob)
 
     def forward(
-        self, x: Tensor, lengths: Sequence[int], rotation: tuple[Tensor, Tensor] | None
+        self,
+        x: Tensor,
+        sequences: Sequence[int] | Tensor,
+        rotation: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        """Transform the hidden vectors, [N, D]."""
+        """Transform the hidden vectors, [..., D]."""
         if self.norm_first:
-            x = x + self.dropout(self.attention(self.attention_norm(x), lengths, rotation))
+            x = x + self.dropout(self.attention(self.attention_norm(x), sequences, rotation))
             return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # type: ignore[no-any-return]
-        x = self.attention_norm(x + self.dropout(self.attention(x, lengths, rotation)))
+        x = self.attention_norm(x + self.dropout(self.attention(x, sequences, rotation)))
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))  # type: ignore[no-any-return]
 
 
@@ -135,7 +161,7 @@ class Attention(nn.Module):
         qkv = self.query_key_value(x).view(num_tokens, 3, self.num_heads, -1)
         if rotation is not None:
             q, k, v = qkv.unbind(1)
-            qkv = torch.stack([_rotate(q, rotation), _rotate(k, rotation), v], 1)
+            qkv = torch.stack([rotate(q, rotation), rotate(k, rotation), v], 1)
         runs = [(length, len(list(run))) for length, run in groupby(lengths)]
         # split, not slices: a slice's gradient is a zero-filled tensor of the whole.
         pieces = qkv.split([length * count for length, count in runs])
@@ -161,6 +187,13 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Transform each hidden vector alone, [N, D]."""
         return self.output(self.activation(self.input(x)))  # type: ignore[no-any-return]
+
+
+def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn each pair (i, i + half) of a head's components by the token's angle, [..., H, D / H]."""
+    cos, sin = rotation
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
 
 
 def activation(section: ModelSection) -> nn.Module:
@@ -206,10 +239,3 @@ def _blocks(module: nn.Module) -> Iterator[Block]:
 
 def _norm(section: ModelSection) -> nn.LayerNorm:
     return nn.LayerNorm(section.hidden_size, eps=section.layer_norm_eps)
-
-
-def _rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair (i, i + half) of a head's components by the token's angle, [N, H, D / H]."""
-    cos, sin = rotation
-    first, second = x.chunk(2, -1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,8 +32,14 @@ from bertmill.config import (
 )
 from bertmill.errors import ModelError
 from bertmill.model.encoder import count_encoder_weights, initialise
-from bertmill.model.heads import PretrainingModel
-from bertmill.model.huggingface import from_config, from_huggingface, to_config, to_huggingface
+from bertmill.model.heads import PretrainingModel, TaskModel
+from bertmill.model.huggingface import (
+    from_config,
+    from_huggingface,
+    task_from_config,
+    to_config,
+    to_huggingface,
+)
 from bertmill.text.tokenizer import Tokenizer, load_tokenizer
 
 WEIGHTS_FILE = "model.safetensors"
@@ -63,6 +69,8 @@ class LoadedModel:
     """None in folders of other programs."""
     new_weights: tuple[str, ...]
     """Names of tensors that the folder lacks (a head); they are freshly drawn."""
+    task_model: TaskModel | None = None
+    """The same encoder with the head of a task that it was fine-tuned for."""
 
     @property
     def new_parts(self) -> list[str]:
@@ -72,29 +80,45 @@ class LoadedModel:
 
 def save_model(
     folder: Path,
-    model: PretrainingModel,
+    model: PretrainingModel | TaskModel,
     tokenizer: Tokenizer,
     about: About | None,
     leave_out: Collection[str] = (),
+    max_length: int | None = None,
 ) -> None:
     """Write a model folder; the caller makes it appear whole.
 
     Parameters
     ----------
     folder : Path
-    model : PretrainingModel
+    model : PretrainingModel or TaskModel
     tokenizer : Tokenizer
     about : About or None
     leave_out : collection of str
         Tensors that were never trained: those of heads that the model was loaded without.
+    max_length : int, optional
+        Tokens of a text at most, for programs that cut off what is more.
     """
-    tokenizer.save(folder)
     state = {n: t.detach().cpu() for n, t in model.state_dict().items() if n not in leave_out}
-    config = to_config(model.section, model.vocab_size, tokenizer.pad_id, state)
+    save_description(folder, model, tokenizer, about, state, max_length)
+    save_tensors(folder / WEIGHTS_FILE, to_huggingface(state))
+
+
+def save_description(
+    folder: Path,
+    model: PretrainingModel | TaskModel,
+    tokenizer: Tokenizer,
+    about: About | None,
+    state: Iterable[str],
+    max_length: int | None = None,
+) -> None:
+    """Write all of a model folder but the tensors; `state` names those that go with it."""
+    tokenizer.save(folder, max_length)
+    task = model.task if isinstance(model, TaskModel) else None
+    config = to_config(model.section, model.vocab_size, tokenizer.pad_id, state, task)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     if about is not None:
         (folder / _ABOUT_FILE).write_text(about.model_dump_json() + "\n", "utf-8")
-    save_tensors(folder / WEIGHTS_FILE, to_huggingface(state))
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -128,14 +152,21 @@ def load_model(path: str | Path) -> LoadedModel:
         )
     model = PretrainingModel(section, vocab_size)
     initialise(model, section, torch.Generator().manual_seed(0))
-    wanted = model.state_dict()
+    task = task_from_config(_read_json(folder / "config.json"), folder / "config.json")
+    task_model = None if task is None else TaskModel(model, task).eval()
+    wanted, required = model.state_dict(), {"encoder"}
+    if task_model is not None:
+        wanted |= task_model.state_dict()
+        required |= {name.partition(".")[0] for name in task_model.state_dict()}
     try:
-        found = from_huggingface(safetensors.torch.load_file(weights), wanted)
+        found = from_huggingface(safetensors.torch.load_file(weights), wanted, required)
     except (safetensors.SafetensorError, OSError) as error:
         raise ModelError(weights, f"cannot be read ({error})", "fetch the folder again") from None
     except ModelError as error:
         raise ModelError(weights, error.what, error.fix) from None
-    model.load_state_dict(found, strict=False)
+    for part in (model, task_model):
+        if part is not None:
+            part.load_state_dict(found, strict=False)
     tokenizer = load_tokenizer(folder)
     if tokenizer.size > vocab_size:
         raise ModelError(
@@ -149,6 +180,7 @@ def load_model(path: str | Path) -> LoadedModel:
         tokenizer,
         _read_about(folder / _ABOUT_FILE, tokenizer),
         tuple(name for name in wanted if name not in found),
+        task_model,
     )
 
 

@@ -1,11 +1,12 @@
-"""The two pretraining heads and the model that joins them to the encoder.
+"""The heads: the two of pretraining, and that of a fine-tuned task, each joined to the encoder.
 
-Letters in shapes: B sequences, N tokens, P predictions, D hidden, V vocabulary.
+Letters in shapes: B sequences, N tokens, P predictions, D hidden, V vocabulary, C classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -68,9 +69,7 @@ class PretrainingModel(nn.Module):
 
     def pool(self, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
         """Pool each sequence through its first token: [N, D] to [B, D]."""
-        sizes = torch.tensor(lengths, device=hidden.device)
-        starts = sizes.cumsum(0) - sizes
-        return torch.tanh(self.pooler(hidden.index_select(0, starts)))
+        return pool_first(self.pooler, hidden, lengths)
 
     def next_sentence_logits(self, pooled: Tensor) -> Tensor:
         """Score [B, 2]: column 0 is "follows", column 1 "random", as in Hugging Face."""
@@ -81,3 +80,56 @@ class PretrainingModel(nn.Module):
         total = sum(p.numel() for p in self.parameters())
         encoder = sum(p.numel() for m in (self.encoder, self.pooler) for p in m.parameters())
         return {"encoder_with_pooler": encoder, "total": total}
+
+
+class Task(NamedTuple):
+    """What a fine-tuned model answers."""
+
+    kind: Literal["classification", "regression", "words"]
+    """A class of a text or a pair, a number for it, or a class of each word."""
+    labels: tuple[str, ...]
+    """Names of the classes, in the order of the outputs; none for regression."""
+
+    @property
+    def num_outputs(self) -> int:
+        """Classes, or the one number."""
+        return len(self.labels) or 1
+
+
+class TaskModel(nn.Module):
+    """Encoder and a linear map: of the pooled first token, or of every token where words are asked.
+
+    The same network as ``BertForSequenceClassification`` and ``BertForTokenClassification``.
+
+    Parameters
+    ----------
+    pretrained : PretrainingModel
+        Encoder and pooler are taken over, not copied; its heads are left out.
+    task : Task
+    """
+
+    def __init__(self, pretrained: PretrainingModel, task: Task) -> None:
+        super().__init__()
+        self.section, self.vocab_size, self.task = pretrained.section, pretrained.vocab_size, task
+        self.encoder = pretrained.encoder
+        self.pooler = None if task.kind == "words" else pretrained.pooler
+        self.dropout = nn.Dropout(self.section.hidden_dropout_prob)
+        self.task_head = nn.Linear(self.section.hidden_size, task.num_outputs)
+
+    def forward(self, packed: PackedTokens) -> Tensor:
+        """Answer for each sequence, [B, C], or for each token, [N, C]; regression has C = 1."""
+        hidden = self.encoder(packed)
+        if self.pooler is not None:
+            hidden = pool_first(self.pooler, hidden, packed.lengths)
+        return self.task_head(self.dropout(hidden))  # type: ignore[no-any-return]
+
+
+def pool_first(pooler: nn.Module, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Map each sequence's first token through the pooler: [N, D] to [B, D]."""
+    return torch.tanh(pooler(first_tokens(hidden, lengths)))
+
+
+def first_tokens(hidden: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Take each sequence's first token: [N, D] to [B, D]."""
+    sizes = torch.tensor(lengths, device=hidden.device)
+    return hidden.index_select(0, sizes.cumsum(0) - sizes)

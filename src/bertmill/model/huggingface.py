@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bertmill.config import ModelSection
 from bertmill.errors import ModelError
+from bertmill.model.heads import Task
 
 # Ours, theirs; the `*` in a row stands for the number of a block.
 _NAMES = {
@@ -30,6 +31,7 @@ _NAMES = {
     "masked_token_head.decoder": "cls.predictions.decoder",
     "masked_token_head.bias": "cls.predictions.bias",
     "next_sentence_head": "cls.seq_relationship",
+    "task_head": "classifier",
 }
 # An untied decoder has a bias of its own in transformers, and `cls.predictions.bias` is not used.
 _BIAS, _DECODER_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
@@ -40,6 +42,11 @@ _SEPARATE = tuple(f"bert.encoder.layer.*.attention.self.{n}" for n in ("query", 
 # Hugging Face's mark of an architecture that transformers has no class for.
 _OUR_MODEL_TYPE = "bertmill"
 _OURS_ONLY = ("position_embedding", "norm", "init")
+_TASK_CLASSES = {
+    "classification": "ForSequenceClassification",
+    "regression": "ForSequenceClassification",
+    "words": "ForTokenClassification",
+}
 
 
 def is_bert(section: ModelSection) -> bool:
@@ -65,7 +72,9 @@ def to_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_huggingface(
-    tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    required: Collection[str] = ("encoder",),
 ) -> dict[str, Tensor]:
     """Find our tensors among theirs.
 
@@ -75,6 +84,8 @@ def from_huggingface(
         As saved by ``BertModel`` (no prefix) or a class with heads (prefix ``bert.``).
     wanted : mapping
         Our state dict: names and shapes.
+    required : collection of str
+        Parts of the model without which it is of no use.
 
     Returns
     -------
@@ -84,7 +95,7 @@ def from_huggingface(
     Raises
     ------
     ModelError
-        A shape differs, or a part of the encoder is missing.
+        A shape differs, or a required part is missing.
     """
     theirs = {_modern(name): tensor for name, tensor in tensors.items()}
     if _DECODER_BIAS in theirs:
@@ -98,7 +109,7 @@ def from_huggingface(
         else:
             names = [_translate(pattern).replace("*", block)]
         if missing := [n for n in names if n not in theirs]:
-            if name.startswith("encoder."):
+            if name.partition(".")[0] in required:
                 raise ModelError("weights", f"{missing[0]} is missing", "fetch the folder again")
             continue
         wanted_shape = (len(ours) // len(names), *ours.shape[1:])
@@ -115,12 +126,18 @@ def from_huggingface(
 
 
 def to_config(
-    section: ModelSection, vocab_size: int, pad_id: int, state: Iterable[str]
+    section: ModelSection,
+    vocab_size: int,
+    pad_id: int,
+    state: Iterable[str],
+    task: Task | None = None,
 ) -> dict[str, Any]:
     """Write ``config.json``: BERT as published is a class of transformers, by the heads it has."""
     values = section.model_dump()
     parts = {name.partition(".")[0] for name in state}
-    if "next_sentence_head" in parts:
+    if task is not None:
+        kind = _TASK_CLASSES[task.kind]
+    elif "next_sentence_head" in parts:
         kind = "ForPreTraining"
     else:
         kind = "ForMaskedLM" if "masked_token_head" in parts else "Model"
@@ -129,7 +146,58 @@ def to_config(
         names = {"architectures": [f"Bert{kind}"], "model_type": "bert"}
     else:
         names = {"architectures": [f"Bertmill{kind}"], "model_type": _OUR_MODEL_TYPE}
-    return {**names, **values, "vocab_size": vocab_size, "pad_token_id": pad_id}
+    return {
+        **names,
+        **values,
+        **({} if task is None else _task_to_config(task)),
+        "vocab_size": vocab_size,
+        "pad_token_id": pad_id,
+    }
+
+
+def _task_to_config(task: Task) -> dict[str, Any]:
+    labels = task.labels or ("LABEL_0",)
+    values: dict[str, Any] = {
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
+    if task.kind != "words":
+        is_regression = task.kind == "regression"
+        values["problem_type"] = "regression" if is_regression else "single_label_classification"
+    return values
+
+
+def task_from_config(config: Mapping[str, Any], where: object) -> Task | None:
+    """Read from ``config.json`` what a fine-tuned model answers; None for any other model.
+
+    Raises
+    ------
+    ModelError
+        Its labels are damaged.
+    """
+    classes = config.get("architectures")
+    name = str(classes[0]) if isinstance(classes, list) and classes else ""
+    is_words = name.endswith(_TASK_CLASSES["words"])
+    kind = config.get("problem_type")
+    if not is_words and not name.endswith(_TASK_CLASSES["classification"]):
+        return None
+    if not is_words and kind not in (None, "regression", "single_label_classification"):
+        return None  # several labels at once: the encoder is good all the same
+    listed = config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})  # Hugging Face's default
+    try:
+        labels = tuple(listed[str(i)] for i in range(len(listed)))
+        if not labels or not all(isinstance(label, str) for label in labels):
+            raise ValueError(labels)
+        "".join(labels).encode("utf-8")  # half a character could be written nowhere
+    except (KeyError, TypeError, ValueError):
+        raise ModelError(
+            where, "id2label does not name the classes 0, 1, ...", "fetch the folder again"
+        ) from None
+    if is_words:
+        return Task("words", labels)
+    if kind == "single_label_classification" or (kind is None and len(labels) > 1):
+        return Task("classification", labels)
+    return Task("regression", ()) if len(labels) == 1 else None  # or several numbers at once
 
 
 def from_config(config: Mapping[str, Any], where: object) -> tuple[ModelSection, int]:
@@ -172,7 +240,7 @@ def from_config(config: Mapping[str, Any], where: object) -> tuple[ModelSection,
 
 def _modern(name: str) -> str:
     """Bring a saved name into today's form: with its prefix, and LayerNorm's weight and bias."""
-    name = name if name.startswith(("bert.", "cls.")) else f"bert.{name}"
+    name = name if name.startswith(("bert.", "cls.", "classifier.")) else f"bert.{name}"
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
         "LayerNorm.beta", "LayerNorm.bias"
     )

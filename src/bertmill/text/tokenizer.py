@@ -157,8 +157,15 @@ class Tokenizer:
                 words.append(token)
         return " ".join(words)
 
-    def save(self, folder: Path) -> None:
-        """Write a folder that ``transformers.AutoTokenizer`` and `load_tokenizer` open."""
+    def save(self, folder: Path, max_length: int | None = None) -> None:
+        """Write a folder that ``transformers.AutoTokenizer`` and `load_tokenizer` open.
+
+        Parameters
+        ----------
+        folder : Path
+        max_length : int, optional
+            Tokens of a text at most, for programs that cut off what is more.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
         cls, sep = self.special_tokens[2], self.special_tokens[3]
@@ -175,6 +182,8 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
         }
+        if max_length is not None:
+            config["model_max_length"] = max_length
         if isinstance(backend.normalizer, normalizers.BertNormalizer):
             config["do_lower_case"] = backend.normalizer.lowercase
             config["strip_accents"] = backend.normalizer.strip_accents

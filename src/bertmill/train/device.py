@@ -51,13 +51,14 @@ def to_device(batch: Batch, device: torch.device) -> PretrainingInput:
     def tensor(array: np.ndarray[tuple[int], np.dtype[np.int64]]) -> torch.Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
 
+    packed = PackedTokens(
+        torch.from_numpy(batch.token_ids),
+        torch.from_numpy(batch.segment_ids),
+        torch.from_numpy(batch.position_ids),
+        batch.lengths,
+    )
     return PretrainingInput(
-        PackedTokens(
-            tensor(batch.token_ids),
-            tensor(batch.segment_ids),
-            tensor(batch.position_ids),
-            batch.lengths,
-        ),
+        packed.to(device),
         tensor(batch.masked_at),
         tensor(batch.masked_labels),
         tensor(batch.next_sentence_labels),

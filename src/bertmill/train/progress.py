@@ -61,16 +61,29 @@ class RunProgress:
     def start(self, yardsticks: Yardsticks | None) -> None:
         """Begin: from here on losses are shown beside the yardsticks."""
         self._yardsticks = yardsticks
-        if self._console.is_terminal:
+        self.show("first step ...", 0.0)
+
+    def show(self, description: str, done: float | None) -> None:
+        """Draw or move the bar, on a terminal; `done` is a share of the whole, where it is known.
+
+        Examples
+        --------
+        >>> with RunProgress() as progress:
+        ...     progress.show("half of it", 0.5)
+        """
+        if self._bar is None:
+            if not self._console.is_terminal:
+                return
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=20),
-                TextColumn("{task.percentage:3.0f} %"),
+                TextColumn("{task.percentage:3.0f} %" if done is not None else ""),
                 console=self._console,
                 transient=True,
             )
-            self._bar.add_task("first step ...", total=1.0)
+            self._bar.add_task(description, total=None if done is None else 1.0)
             self._bar.start()
+        self._bar.update(self._bar.task_ids[0], description=description, completed=done or 0.0)
 
     def update(self, record: dict[str, Any], done: float, seconds_left: float) -> None:
         """Show the training losses of a log interval.
@@ -91,7 +104,7 @@ class RunProgress:
         if self._bar is None:
             self.say(line)
         else:
-            self._bar.update(self._bar.task_ids[0], description=line, completed=done)
+            self.show(line, done)
 
     def held_out(self, record: dict[str, Any]) -> None:
         """Show a validation."""

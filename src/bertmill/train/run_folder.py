@@ -25,7 +25,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from bertmill.config import Recipe, Section, first_problem, load_recipe, recipe_to_toml
-from bertmill.disk import file_lock
+from bertmill.disk import file_lock, refuse_bad_name
 from bertmill.errors import RunError
 from bertmill.train.schedule import Decision
 from bertmill.train.validate import HeldOutScores
@@ -84,6 +84,7 @@ class RunFolder:
 
     def refuse_if_taken(self) -> None:
         """Raise `RunError` unless a run can start here: the folder must be new or empty."""
+        refuse_bad_name(self.path, RunError)
         if (self.path / "recipe.toml").exists():
             raise RunError(
                 self.path,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from bertmill.disk import folder_that_appears_whole
+from bertmill.disk import folder_that_appears_whole, refuse_if_there
 from bertmill.errors import InputError, ModelError
 from bertmill.model.folder import load_model, save_model
 from bertmill.model.huggingface import is_bert
-from bertmill.use.pooling import Pooling, read_pooling, write_pooling
+from bertmill.train.run_folder import RunFolder
+from bertmill.use.model_card import refuse_license, write_model_card
+from bertmill.use.pooling import default_pooling, write_pooling
 
 
-def export_huggingface(model: str | Path, out: str | Path) -> Path:
+def export_huggingface(model: str | Path, out: str | Path, license: str | None = None) -> Path:
     """Write a folder that ``transformers`` and ``sentence-transformers`` open.
 
     Heads that the model was loaded without are left out. Sentence vectors are pooled as the model's
@@ -24,6 +25,8 @@ def export_huggingface(model: str | Path, out: str | Path) -> Path:
         A run folder, a model folder or a Hugging Face BERT folder.
     out : str or Path
         The new folder, which must not exist yet.
+    license : str, optional
+        An identifier such as ``apache-2.0``, for the model card.
 
     Returns
     -------
@@ -35,11 +38,11 @@ def export_huggingface(model: str | Path, out: str | Path) -> Path:
     ModelError
         The model cannot be opened, or ``transformers`` has no class for it.
     InputError
-        `out` exists or cannot be written.
+        `out` exists or cannot be written, or the license is no identifier.
     """
+    refuse_license(license)
     out = Path(out)
-    if os.path.exists(out):
-        raise InputError(out, "already exists", "choose another --out")
+    refuse_if_there(out)
     loaded = load_model(model)
     section = loaded.model.section
     if not is_bert(section):
@@ -49,13 +52,18 @@ def export_huggingface(model: str | Path, out: str | Path) -> Path:
             f"norm={section.norm}), so transformers has no class for it",
             "use it in bertmill, or train one of the recipes tiny to large or d2l",
         )
-    longest = section.max_position_embeddings
-    if loaded.about is not None:
-        longest = min(longest, loaded.about.pairs.max_length)
-    pooling = read_pooling(loaded.folder, section.max_position_embeddings) or Pooling(
-        "mean", False, longest
-    )
+    pooling = default_pooling(loaded)
     with folder_that_appears_whole(out, InputError) as folder:
-        save_model(folder, loaded.model, loaded.tokenizer, loaded.about, loaded.new_weights)
+        save_model(
+            folder,
+            loaded.task_model or loaded.model,
+            loaded.tokenizer,
+            loaded.about,
+            loaded.new_weights,
+            max_length=None if loaded.task_model is None else pooling.max_length,
+        )
         write_pooling(folder, pooling, section.hidden_size)
+        run = RunFolder(model)
+        is_run = (run.path / "recipe.toml").is_file()
+        write_model_card(folder, loaded, pooling, run if is_run else None, license)
     return out

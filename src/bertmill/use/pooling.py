@@ -12,15 +12,24 @@ A third module, ``Normalize``, brings vectors to length 1; it has no file.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bertmill.errors import ModelError
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-_MODES = ("mean", "cls")
+from bertmill.errors import ModelError
+from bertmill.model.folder import LoadedModel
+from bertmill.model.heads import first_tokens
+
+POOLING_MODES = ("mean", "cls")
 _MODULES_FILE, _LENGTH_FILE = "modules.json", "sentence_bert_config.json"
 _TOKENIZER_FILE = "tokenizer_config.json"
+_SHORTEST = 3
+"""The special tokens of two texts, with nothing between them."""
 _POOLING, _NORMALIZE = "1_Pooling", "2_Normalize"
 _MODULE_TYPE = "sentence_transformers.models."
 
@@ -35,6 +44,42 @@ class Pooling:
     """Whether the vector is brought to length 1."""
     max_length: int
     """Tokens of a sentence at most; the rest is cut off."""
+
+    def pool(self, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Make a vector of each sequence: [N, D] to [B, D]."""
+        if self.mode == "cls":
+            pooled = first_tokens(hidden, lengths)
+        else:
+            sizes = torch.tensor(lengths, device=hidden.device)
+            pooled = torch.segment_reduce(hidden, "mean", lengths=sizes, unsafe=True)
+        return F.normalize(pooled) if self.normalize else pooled
+
+
+def default_pooling(loaded: LoadedModel) -> Pooling:
+    """Return what the model's folder says, else the mean of all tokens.
+
+    Raises
+    ------
+    ModelError
+        What the folder says is damaged, or nothing that bertmill computes.
+    """
+    told = read_pooling(loaded.folder, loaded.model.section.max_position_embeddings)
+    return told or Pooling("mean", False, longest_text(loaded))
+
+
+def longest_text(loaded: LoadedModel) -> int:
+    """Tell how many tokens a text should have at most: as the folder says, or was trained on.
+
+    Raises
+    ------
+    ModelError
+        What the folder says is damaged.
+    """
+    longest = loaded.model.section.max_position_embeddings
+    told = read_max_length(loaded.folder)
+    if told is None and loaded.about is not None:
+        told = loaded.about.pairs.max_length
+    return min(told or longest, longest)
 
 
 def read_pooling(folder: Path, longest: int) -> Pooling | None:
@@ -68,9 +113,9 @@ def read_pooling(folder: Path, longest: int) -> Pooling | None:
             for key, value in config.items()
             if key.startswith("pooling_mode_") and value is True
         )
-        if mode not in _MODES:
+        if mode not in POOLING_MODES:
             raise ValueError(f"pooling {mode!r}")
-        length = _max_length(folder)
+        length = read_max_length(folder)
     except (LookupError, ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise ModelError(
             folder / _MODULES_FILE,
@@ -80,15 +125,26 @@ def read_pooling(folder: Path, longest: int) -> Pooling | None:
     return Pooling(mode, len(kinds) == 3, min(length or longest, longest))
 
 
-def _max_length(folder: Path) -> int | None:
-    """Read how many tokens a sentence has at most, where it is told: older files, and newer."""
+def read_max_length(folder: Path) -> int | None:
+    """Read how many tokens a text has at most, where a model folder says it.
+
+    Raises
+    ------
+    ModelError
+        It says something else.
+    """
     for name, key in ((_LENGTH_FILE, "max_seq_length"), (_TOKENIZER_FILE, "model_max_length")):
-        if (folder / name).is_file():
-            length = _read_json(folder / name).get(key)
-            if length is not None and (type(length) is not int or length < 1):
+        try:
+            length = _read_json(folder / name).get(key) if (folder / name).is_file() else None
+            if length is None:
+                continue
+            if type(length) is not int or length < _SHORTEST:
                 raise ValueError(f"{key} {length!r}")
-            if length is not None:
-                return int(length)
+            return length
+        except (ValueError, AttributeError, OSError, RecursionError) as error:
+            raise ModelError(
+                folder / name, f"cannot be followed ({error})", "mend or delete it"
+            ) from None
     return None
 
 
@@ -107,7 +163,7 @@ def write_pooling(folder: Path, pooling: Pooling, hidden_size: int) -> None:
     config = {"word_embedding_dimension": hidden_size}
     config |= {
         f"pooling_mode_{mode}_token{'s' * (mode == 'mean')}": mode == pooling.mode
-        for mode in _MODES
+        for mode in POOLING_MODES
     }
     (folder / _POOLING).mkdir()
     _write_json(folder / _POOLING / "config.json", config)

@@ -1,4 +1,4 @@
-"""What people call: one function a verb. The command line prints what these return."""
+"""Text to store, and text to encoder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import itertools
 import math
 import os
 import platform
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from typing import IO, Any
 import torch
 
 import bertmill
+from bertmill.api.arguments import Sources, list_sources, parse_duration, refuse_no_name
 from bertmill.config import (
     MaskingSection,
     PairsSection,
@@ -30,10 +30,7 @@ from bertmill.data import prepare as preparing
 from bertmill.data.store import Store, is_store, open_whole_store
 from bertmill.disk import file_sha256
 from bertmill.errors import BertmillError, InputError, RunError, StoreError
-from bertmill.judge.frozen_pairs import FrozenScores, judge_frozen_pairs
-from bertmill.judge.held_out import judge_held_out
 from bertmill.model.folder import WEIGHTS_FILE, LoadedModel, load_model
-from bertmill.show.contents import describe
 from bertmill.show.curves import draw_curves
 from bertmill.text.tokenizer import load_tokenizer
 from bertmill.train.checkpoint import Checkpoint, newest_checkpoint
@@ -42,30 +39,9 @@ from bertmill.train.pretrain import Limits, Outcome, pretrain_loop
 from bertmill.train.progress import RunProgress
 from bertmill.train.run_data import RunData
 from bertmill.train.run_folder import RunFolder
-from bertmill.train.validate import HeldOutScores
-from bertmill.use.export import export_huggingface
-from bertmill.use.pretrained import Encoding, Filler, Pretrained, load
-
-__all__ = [
-    "Encoding",
-    "Filler",
-    "FrozenScores",
-    "HeldOutScores",
-    "Pretrained",
-    "Run",
-    "Store",
-    "evaluate",
-    "export",
-    "inspect",
-    "load",
-    "prepare",
-    "pretrain",
-]
 
 DEFAULT_RECIPE = "quick"
 _CONTINUE_RECIPE = "continue"
-
-Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 @dataclass(frozen=True)
@@ -164,7 +140,7 @@ def pretrain(
     started = time.monotonic()
     with RunProgress(stream) as progress:
         if resume is not None:
-            _refuse_no_name("--resume", resume)
+            refuse_no_name("--resume", resume)
             given = [recipe, settings or None, out, init_from, budget, seed, tokenizer]
             if workers != 1 or any(value is not None for value in given):
                 raise InputError(
@@ -172,7 +148,7 @@ def pretrain(
                     "goes on with the run's own recipe",
                     "give only --steps, --stop-after, and --corpus and --held-out that have moved",
                 )
-            moved = (_sources(corpus, "--corpus"), _sources(held_out, "--held-out"))
+            moved = (list_sources(corpus, "--corpus"), list_sources(held_out, "--held-out"))
             return _resume(
                 RunFolder(resume), moved, steps, _deadline(started, stop_after), progress
             )
@@ -184,9 +160,12 @@ def pretrain(
             raise InputError("--budget", "was given beside --steps", "give one of the two")
         names = {"--init-from": init_from, "--tokenizer": tokenizer, "--out": out}
         for option, value in names.items():
-            _refuse_no_name(option, value)
+            refuse_no_name(option, value)
         source = None if init_from is None else load_model(init_from)
-        sources, held_out_sources = _sources(corpus, "--corpus"), _sources(held_out, "--held-out")
+        sources, held_out_sources = (
+            list_sources(corpus, "--corpus"),
+            list_sources(held_out, "--held-out"),
+        )
         from_store = any(is_store(found) for found in sources)
         changes = [
             *settings,
@@ -386,132 +365,19 @@ def prepare(
     """
     chosen = load_recipe(recipe, settings)
     if tokenizer is not None:
-        _refuse_no_name("--tokenizer", tokenizer)
+        refuse_no_name("--tokenizer", tokenizer)
         chosen = _with(chosen, "tokenizer", {"path": str(Path(tokenizer).absolute())})
-    _refuse_no_name("--out", out)
+    refuse_no_name("--out", out)
     with RunProgress(stream) as progress:
         return preparing.prepare(
-            _sources(corpus, "--corpus"),
+            list_sources(corpus, "--corpus"),
             out,
             chosen.text,
             chosen.tokenizer,
-            _sources(held_out, "--held-out"),
+            list_sources(held_out, "--held-out"),
             workers,
             progress.say,
         )
-
-
-def evaluate(
-    model: str | Path,
-    *,
-    held_out: Sources = (),
-    frozen_pairs: str | Path | None = None,
-    settings: Sequence[str] = (),
-    device: str = "auto",
-    stream: IO[str] | None = None,
-) -> HeldOutScores | FrozenScores:
-    """Judge a model on text that it has not seen; give one of `held_out` and `frozen_pairs`.
-
-    Parameters
-    ----------
-    model : str or Path
-        A run folder, a model folder or a Hugging Face BERT folder.
-    held_out : str, path, or sequence of them
-        Text, as a corpus. It is cut into pairs and masked as the model's own was; where a folder
-        does not say how that was, as the recipe's defaults are.
-    frozen_pairs : str or Path, optional
-        A file of pairs whose masks are drawn already; for word-level vocabularies.
-    settings : sequence of str
-        With `held_out`: changes to the sections ``text``, ``pairs`` and ``masking``.
-    device : str
-        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-    stream : file, optional
-        Where progress goes; standard output by default.
-
-    Raises
-    ------
-    BertmillError
-        Anything that the caller can fix, in one line.
-    """
-    _refuse_no_name("--frozen-pairs", frozen_pairs)
-    sources = _sources(held_out, "--held-out")
-    if bool(sources) == (frozen_pairs is not None):
-        raise InputError(
-            "evaluate", "takes one of --held-out and --frozen-pairs", "give one of the two"
-        )
-    loaded, where = load_model(model), open_device(device)
-    if frozen_pairs is not None:
-        if settings:
-            raise InputError(
-                f"--set {settings[0]}", "has no say in frozen pairs", "use it with --held-out"
-            )
-        return judge_frozen_pairs(loaded, str(frozen_pairs), where)
-    with RunProgress(stream) as progress:
-        return judge_held_out(loaded, sources, settings, where, progress.say)
-
-
-def export(model: str | Path, out: str | Path, to: str = "huggingface") -> Path:
-    """Write a model folder for other programs.
-
-    Parameters
-    ----------
-    model : str or Path
-        A run folder, a model folder or a Hugging Face BERT folder.
-    out : str or Path
-        The new folder, which must not exist yet.
-    to : str
-        ``huggingface``: opens in ``transformers`` and ``sentence-transformers``.
-
-    Returns
-    -------
-    Path
-        The new folder.
-
-    Raises
-    ------
-    BertmillError
-        Anything that the caller can fix, in one line.
-    """
-    if to != "huggingface":
-        raise InputError(f"--to {to!r}", "is not known", "the one there is: huggingface")
-    return export_huggingface(model, out)
-
-
-def inspect(target: str | Path, num_pairs: int = 3) -> dict[str, Any]:
-    """Describe what is inside a recipe, a store, a run or a model folder.
-
-    Parameters
-    ----------
-    target : str or Path
-    num_pairs : int
-        Training sequences to show, masks visible, where there is a store.
-
-    Returns
-    -------
-    dict
-        Plain values; ``kind`` says which of the four it is.
-
-    Raises
-    ------
-    BertmillError
-        None of the four, or damaged.
-    """
-    return describe(target, num_pairs)
-
-
-def parse_duration(text: str | float, where: str) -> float:
-    """Read ``90``, ``90s``, ``10m``, ``1h30m`` as seconds; `where` names it in the error."""
-    if isinstance(text, int | float):
-        seconds = float(text)
-    else:
-        found = re.fullmatch(
-            r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip()
-        )
-        parts = [float(part or 0) for part in found.groups()] if found else [0.0]
-        seconds = sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
-    if not (0 < seconds < math.inf):
-        raise InputError(where, f"{text!r} is not a length of time", "write 90s, 10m or 1h30m")
-    return seconds
 
 
 def _open_store(
@@ -597,19 +463,6 @@ def _with(recipe: Recipe, section: str, values: dict[str, Any]) -> Recipe:
     whole = recipe.model_dump()
     whole[section] |= values
     return recipe_from_dict(whole, recipe.name)
-
-
-def _refuse_no_name(option: str, value: str | os.PathLike[str] | None) -> None:
-    """Raise `InputError` for an empty name, which would be the current folder."""
-    if value is not None and not str(value):
-        raise InputError(option, "has no name", "give the name of a file or folder")
-
-
-def _sources(sources: Sources, option: str) -> list[str]:
-    listed = [sources] if isinstance(sources, str | os.PathLike) else sources
-    for source in listed:
-        _refuse_no_name(option, source)
-    return [str(source) for source in listed]
 
 
 def _wherever_called_from(source: str) -> str:

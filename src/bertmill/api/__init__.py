@@ -1,0 +1,51 @@
+"""What people call: one function a verb. The command line prints what these return."""
+
+from bertmill.api.judging import evaluate
+from bertmill.api.pretraining import Run, prepare, pretrain
+from bertmill.api.using import (
+    Embedded,
+    FineTuned,
+    Predicted,
+    embed,
+    export,
+    finetune,
+    inspect,
+    predict,
+    similar_words,
+)
+from bertmill.data.store import Store
+from bertmill.judge.frozen_pairs import FrozenScores
+from bertmill.judge.minimal_pairs import MinimalPairScores
+from bertmill.judge.tasks import AllTaskScores
+from bertmill.train.validate import HeldOutScores
+from bertmill.use.fill_mask import Filler
+from bertmill.use.pretrained import Encoding, Pretrained, load
+from bertmill.use.tasks import Prediction
+from bertmill.use.words import SimilarWord
+
+__all__ = [
+    "AllTaskScores",
+    "Embedded",
+    "Encoding",
+    "Filler",
+    "FineTuned",
+    "FrozenScores",
+    "HeldOutScores",
+    "MinimalPairScores",
+    "Predicted",
+    "Prediction",
+    "Pretrained",
+    "Run",
+    "SimilarWord",
+    "Store",
+    "embed",
+    "evaluate",
+    "export",
+    "finetune",
+    "inspect",
+    "load",
+    "predict",
+    "prepare",
+    "pretrain",
+    "similar_words",
+]

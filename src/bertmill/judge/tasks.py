@@ -1,0 +1,278 @@
+"""What pretraining gave, on labelled tasks: beside what is reached without it.
+
+Six methods answer each task, with the same examples and measures:
+
+- ``majority``: the most frequent class, or the mean;
+- ``tfidf``: a linear classifier over TF-IDF of words and pairs of words;
+- ``probe_random``, ``probe``: the same classifier over sentence vectors of the frozen encoder, its
+  weights as drawn and as pretrained;
+- ``finetune_random``, ``finetune``: all weights trained, from those as drawn and as pretrained.
+
+Nothing is chosen on the dev examples: a tenth of the training examples picks the classifier's
+regularisation and fine-tuning's best epoch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bertmill.data.randomness import make_key
+from bertmill.errors import InputError
+from bertmill.judge.probes import (
+    Targets,
+    answer_alike,
+    answer_linearly,
+    choosing_rows,
+    encoder_features,
+    refuse_without_scikit_learn,
+    tfidf_features,
+)
+from bertmill.model.encoder import initialise
+from bertmill.model.folder import LoadedModel
+from bertmill.model.heads import PretrainingModel, Task
+from bertmill.text.files import COMPRESSIONS
+from bertmill.text.rows import ROW_ENDINGS
+from bertmill.use.examples import Columns, Examples, read_examples, targets_of, task_of
+from bertmill.use.finetune import FinetuneKnobs, learn_task, make_inputs
+from bertmill.use.pooling import longest_text
+from bertmill.use.pretrained import Pretrained
+from bertmill.use.tasks import compute_outputs
+
+_METHODS = ("majority", "tfidf", "probe_random", "probe", "finetune_random", "finetune")
+_MAIN_MEASURES = {"cola": "matthews", "mrpc": "f1"}
+"""Tasks for which GLUE (Wang et al. 2019) looks at another measure than accuracy."""
+_EPOCHS = 4
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measure over several seeds."""
+
+    mean: float
+    low: float
+    """Lower end of the 95 % interval of the mean (Student's t); the mean where nothing varies."""
+    high: float
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """The answers to one task."""
+
+    kind: str
+    """``classification`` or ``regression``."""
+    num_train: int
+    num_dev: int
+    main_measure: str
+    methods: dict[str, dict[str, Estimate]]
+    """For each method its measures: ``accuracy``, ``f1`` (of class 1 where there are 0 and 1, else
+    the mean over the classes) and ``matthews``; or ``pearson`` and ``spearman``."""
+
+
+@dataclass(frozen=True)
+class AllTaskScores:
+    """The answers to all tasks."""
+
+    num_seeds: int
+    tasks: dict[str, TaskScores]
+    mean: dict[str, float]
+    """For each method, the mean of the tasks' main measures."""
+
+
+def judge_tasks(
+    loaded: LoadedModel,
+    folder: str,
+    num_seeds: int,
+    with_finetuning: bool,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> AllTaskScores:
+    """Probe and fine-tune a model on every task of a folder.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+    folder : str
+        A folder for each task, with files ``train`` and ``dev`` as `read_examples` takes them.
+    num_seeds : int
+    with_finetuning : bool
+    device : torch.device
+    say : callable
+        Takes a line about each method's answers.
+
+    Raises
+    ------
+    InputError, CorpusError
+        No tasks there, or a file that is missing or cannot be used.
+    MissingExtraError
+        scikit-learn is not installed.
+    """
+    refuse_without_scikit_learn()
+    if num_seeds < 1:
+        raise InputError("--seeds", f"is {num_seeds}", "give 1 or more")
+    # All are read before the first is answered, which may take long.
+    exams = {name: _Exam.read(*files, device) for name, files in _find_tasks(folder)}
+    found = {}
+    for name, exam in exams.items():
+        main = _MAIN_MEASURES.get(name, "accuracy") if exam.task.labels else "spearman"
+        methods = {}
+        for method in _METHODS if with_finetuning else _METHODS[:4]:
+            measured = [
+                exam.measure(answers) for answers in exam.answers(method, loaded, num_seeds)
+            ]
+            methods[method] = {key: _estimate([m[key] for m in measured]) for key in measured[0]}
+            say(f"{name}, {method}: {main} {methods[method][main].mean:.3f}")
+        found[name] = TaskScores(exam.task.kind, len(exam.train), len(exam.dev), main, methods)
+    mean = {
+        method: float(np.mean([t.methods[method][t.main_measure].mean for t in found.values()]))
+        for method in methods
+    }
+    return AllTaskScores(num_seeds, found, mean)
+
+
+@dataclass(frozen=True)
+class _Exam:
+    """A task's examples, and what is known of their labels."""
+
+    train: Examples
+    dev: Examples
+    task: Task
+    train_targets: Targets
+    dev_targets: Targets
+    device: torch.device
+
+    @classmethod
+    def read(cls, train_file: str, dev_file: str, device: torch.device) -> _Exam:
+        train = read_examples(train_file, Columns(), None)
+        if train.kind == "words":
+            raise InputError(train_file, "labels words", "give tasks about texts or pairs of texts")
+        texts = [*train.first, *(train.second or [])]
+        if len(train) < 2 or not any(str(text).strip() for text in texts):
+            raise InputError(train_file, "has too few examples with words", "give more of them")
+        dev = read_examples(dev_file, Columns(), train.kind)
+        if (dev.second is None) != (train.second is None):
+            raise InputError(
+                dev_file,
+                "does not have as many texts in a row as the training examples",
+                "give both the same columns",
+            )
+        task = task_of(train, train_file)
+        train_targets = np.array(targets_of(train, task, train_file))
+        dev_targets = np.array(targets_of(dev, task, dev_file))
+        return cls(train, dev, task, train_targets, dev_targets, device)
+
+    def answers(self, method: str, loaded: LoadedModel, num_seeds: int) -> Iterator[Targets]:
+        """Answer the dev examples, once a seed, or once where no seed has a say."""
+        if method == "majority":
+            yield answer_alike(self.task, self.train_targets, len(self.dev))
+            return
+        fixed = None
+        if method == "tfidf":
+            fixed = tfidf_features(self.train, self.dev)
+        elif method == "probe":
+            fixed = self._encoder_features(loaded)
+        for seed in range(1, num_seeds + 1):
+            chosen = _with_random_weights(loaded, seed) if method.endswith("_random") else loaded
+            if method.startswith("finetune"):
+                yield self._fine_tuned(chosen, seed)
+            else:
+                train, dev = fixed or self._encoder_features(chosen)
+                yield answer_linearly(self.task, train, self.train_targets, dev, seed)
+
+    def measure(self, answers: Targets) -> dict[str, float]:
+        """Compare answers with the labels."""
+        from scipy import stats
+        from sklearn import metrics
+
+        wanted = self.dev_targets
+        if self.task.kind == "regression":
+            # Not their deviations, which rounding may leave above 0.
+            varies = np.ptp(answers) > 0 and np.ptp(wanted) > 0
+            return {
+                "pearson": float(stats.pearsonr(answers, wanted)[0]) if varies else 0.0,
+                "spearman": float(stats.spearmanr(answers, wanted)[0]) if varies else 0.0,
+            }
+        average = "binary" if self.task.labels == ("0", "1") else "macro"
+        with warnings.catch_warnings():
+            # Dev examples of one class have measures too.
+            warnings.filterwarnings("ignore", "A single label was found", UserWarning)
+            return {
+                "accuracy": float(metrics.accuracy_score(wanted, answers)),
+                "f1": float(metrics.f1_score(wanted, answers, average=average, zero_division=0.0)),
+                "matthews": float(metrics.matthews_corrcoef(wanted, answers)),
+            }
+
+    def _encoder_features(self, loaded: LoadedModel) -> tuple[object, object]:
+        model = Pretrained(loaded, self.device)
+        return encoder_features(model, self.train), encoder_features(model, self.dev)
+
+    def _fine_tuned(self, loaded: LoadedModel, seed: int) -> Targets:
+        learned, choosing = (rows.tolist() for rows in choosing_rows(len(self.train), seed))
+        model, _ = learn_task(
+            loaded,
+            self.task,
+            self.train.select(learned),
+            self.train.select(choosing),
+            FinetuneKnobs(epochs=_EPOCHS, seed=seed),
+            self.device,
+            show=lambda line, done: None,
+            after_epoch=lambda epoch: None,
+        )
+        inputs = make_inputs(loaded.tokenizer, self.dev, longest_text(loaded))
+        outputs = compute_outputs(model, inputs, self.device)
+        if self.task.kind == "regression":
+            return outputs[:, 0].astype(np.float64)
+        answers: Targets = outputs.argmax(-1).astype(np.float64)
+        return answers
+
+
+def _find_tasks(folder: str) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Yield each task's name and files, in the order of their names."""
+    if not os.path.isdir(folder):
+        raise InputError(
+            f"--tasks {folder}", "is no folder", "give one with a folder for each task"
+        )
+    folders = sorted(
+        path for path in Path(folder).iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
+    if not folders:
+        raise InputError(f"--tasks {folder}", "holds no tasks", "put a folder for each into it")
+    for task in folders:
+        yield task.name, (_find_split(task, "train"), _find_split(task, "dev"))
+
+
+def _find_split(task: Path, split: str) -> str:
+    for ending, compression in itertools.product(ROW_ENDINGS, ("", *COMPRESSIONS)):
+        path = task / f"{split}{ending}{compression}"
+        if path.is_file():
+            return str(path)
+    raise InputError(
+        task, f"holds no {split} examples", f"give {split}.jsonl, .csv, .tsv or .parquet"
+    )
+
+
+def _with_random_weights(loaded: LoadedModel, seed: int) -> LoadedModel:
+    """Return the same network and tokenizer with weights as they are drawn before pretraining."""
+    section = loaded.model.section
+    model = PretrainingModel(section, loaded.model.vocab_size)
+    initialise(model, section, torch.Generator().manual_seed(make_key(seed, "weights")))
+    return dataclasses.replace(loaded, model=model.eval(), task_model=None)
+
+
+def _estimate(values: Sequence[float]) -> Estimate:
+    from scipy import stats
+
+    mean, spread = float(np.mean(values)), 0.0
+    if len(values) > 1:
+        quantile = stats.t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1)
+        spread = float(quantile * np.std(values, ddof=1) / np.sqrt(len(values)))
+    return Estimate(mean, mean - spread, mean + spread)

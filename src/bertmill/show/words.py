@@ -1,0 +1,64 @@
+"""The picture of a word in context: how near the words of other texts are to it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from bertmill.disk import file_that_appears_whole, refuse_if_there
+from bertmill.errors import InputError
+from bertmill.use.words import SimilarWord
+
+_SAME, _OTHER = "#0b3c5d", "#9db4c8"
+_INCHES_A_BAR = 0.3
+_MOST_BARS = 200
+_LONGEST_LABEL = 60
+"""Characters: longer ones would leave the bars no room."""
+
+
+def draw_similar_words(text: str, word: str, found: Sequence[SimilarWord], out: Path) -> None:
+    """Draw a bar for each word, the nearest at the top; the word itself in darker ones.
+
+    Raises
+    ------
+    InputError
+        `out` exists, is of an unknown kind, or cannot be written, or the words are too many.
+    """
+    refuse_if_there(out)
+    if out.suffix not in (".png", ".svg", ".pdf"):
+        raise InputError(out, "is of an unknown kind", "use a name that ends in .png, .svg or .pdf")
+    if len(found) > _MOST_BARS:
+        raise InputError(
+            out, f"has no room for {len(found):,} words", f"give --top {_MOST_BARS} or less"
+        )
+    figure = Figure(figsize=(9, 1.1 + _INCHES_A_BAR * len(found)), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    places = range(len(found))
+    is_same = [similar.word.lower() == word.lower() for similar in found]
+    bars = axes.barh(
+        places,
+        [similar.cosine for similar in found],
+        color=[_SAME if same else _OTHER for same in is_same],
+    )
+    axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+    labels = [f"{_shorten(s.word)}  ({_shorten(s.text)})" for s in found]
+    axes.set_yticks(places, labels, fontsize=8, parse_math=False)
+    axes.invert_yaxis()
+    title = f"nearest to {_shorten(word)!r} in {_shorten(text)!r}"
+    axes.set_title(title, fontsize=10, parse_math=False)
+    axes.set_xlabel("cosine of the two vectors")
+    axes.spines[["top", "right"]].set_visible(False)
+    with file_that_appears_whole(out, InputError) as path, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph ", UserWarning)  # is drawn as a box
+        figure.savefig(path)
+
+
+def _shorten(text: str) -> str:
+    """Make one line that is not too long of a text."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST_LABEL else f"{line[: _LONGEST_LABEL - 4]} ..."

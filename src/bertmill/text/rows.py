@@ -1,0 +1,168 @@
+"""Files to rows: a record of named values each, as judges and fine-tuning read them.
+
+A line of a ``.txt`` file is a row with the one value ``text``. The values of ``.csv`` (quoted as in
+RFC 4180) and ``.tsv`` (never quoted) are texts, named by the first line; ``.jsonl`` and
+``.parquet`` keep their types. Rows are streamed.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, BinaryIO
+
+from bertmill.errors import CorpusError
+from bertmill.text.files import (
+    SourceFile,
+    find_files,
+    open_parquet,
+    read_lines,
+    refuse_surrogates,
+    told_in_one_line,
+)
+
+Row = tuple[str, dict[str, Any]]
+"""Where it stands, for an error, and its values by name."""
+
+ROW_ENDINGS = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
+STANDARD_INPUT = "-"
+_PARQUET_ROWS_AT_ONCE = 1024
+_LONGEST_CSV_VALUE = 2**31 - 1
+
+
+def read_rows(source: str) -> Iterator[Row]:
+    """Stream the rows of a file, folder, glob or URL, or the lines of standard input (``-``).
+
+    Raises
+    ------
+    CorpusError
+        Nothing there, damaged, or a row that does not fit its file.
+    """
+    if source.startswith("sample:"):
+        raise CorpusError(
+            source, "is a corpus, it has no rows", f"give a file of {', '.join(ROW_ENDINGS)}"
+        )
+    if source == STANDARD_INPUT:
+        files = [SourceFile("standard input", ".txt", "", "", _open_standard_input)]
+    else:
+        files = find_files([source], ROW_ENDINGS)
+    for file in files:
+        yield from told_in_one_line(file, _READERS[file.suffix](file))
+
+
+def _open_standard_input() -> AbstractContextManager[BinaryIO]:
+    """Return standard input as a file that stays open."""
+    if sys.stdin is None:
+        raise CorpusError("standard input", "is closed", "pipe text into it")
+    return nullcontext(sys.stdin.buffer)
+
+
+def text_of(row: Row, column: str) -> str:
+    """Return a row's text.
+
+    Raises
+    ------
+    CorpusError
+        No such column, or no text in it.
+    """
+    where, values = row
+    if column not in values:
+        names = ", ".join(list(map(str, values))[:8])
+        raise CorpusError(where, f"has no column {column!r} (has {names})", "name another column")
+    text = values[column]
+    if not isinstance(text, str):
+        found = "empty" if text is None else type(text).__name__
+        raise CorpusError(
+            where, f"column {column!r} is {found}, not text", "mend it, or name another column"
+        )
+    if not text.isascii():
+        refuse_surrogates(text, where)
+    return text
+
+
+def read_json_lines(file: SourceFile) -> Iterator[Row]:
+    """Stream the objects of a ``.jsonl`` file; empty lines are skipped."""
+    for number, line in enumerate(read_lines(file), 1):
+        if not line.strip():
+            continue
+        where = f"{file.url}, line {number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            message = " ".join(str(error).split())
+            raise CorpusError(where, f"is not JSON ({message})", "mend or delete it") from None
+        if not isinstance(record, dict):
+            raise CorpusError(where, "is no JSON object", "mend or delete it")
+        yield where, record
+
+
+def _read_text(file: SourceFile) -> Iterator[Row]:
+    for number, line in enumerate(read_lines(file), 1):
+        yield f"{file.url}, line {number}", {"text": line}
+
+
+def _read_csv(file: SourceFile) -> Iterator[Row]:
+    csv.field_size_limit(_LONGEST_CSV_VALUE)
+    # A quoted value may hold line ends, which are part of it.
+    yield from _read_table(file, csv.reader(read_lines(file, keep_ends=True), strict=True))
+
+
+def _read_tsv(file: SourceFile) -> Iterator[Row]:
+    yield from _read_table(file, (line.split("\t") for line in read_lines(file)))
+
+
+def _read_table(file: SourceFile, lines: Iterable[list[str]]) -> Iterator[Row]:
+    names: list[str] = []
+    try:
+        for number, values in enumerate(lines, 1):
+            if not values or (values == [""] and len(names) != 1):
+                continue  # an empty line
+            if not names:
+                names = values
+                _refuse_twins(names, file)
+                continue
+            where = f"{file.url}, row {number}"
+            if len(values) != len(names):
+                raise CorpusError(
+                    where, f"has {len(values)} values, not {len(names)}", "mend or delete it"
+                )
+            yield where, dict(zip(names, values, strict=True))
+    except csv.Error as error:
+        raise CorpusError(file.url, f"is not CSV ({error})", "write it again") from None
+
+
+def _read_parquet(file: SourceFile) -> Iterator[Row]:
+    with open_parquet(file) as table:
+        number = 0
+        _refuse_twins(table.schema_arrow.names, file)
+        for batch in table.iter_batches(_PARQUET_ROWS_AT_ONCE):
+            for i in range(len(batch)):
+                number += 1
+                where = f"{file.url}, row {number}"
+                try:
+                    values = {name: batch.column(name)[i].as_py() for name in batch.schema.names}
+                except UnicodeDecodeError:
+                    raise CorpusError(where, "is not UTF-8", "write the file again") from None
+                except (ValueError, OverflowError) as error:  # a date that Python lacks
+                    raise CorpusError(
+                        where, f"holds a value that cannot be read ({error})", "write it again"
+                    ) from None
+                yield where, values
+
+
+def _refuse_twins(names: Sequence[str], file: SourceFile) -> None:
+    """Raise `CorpusError` where two columns have one name."""
+    if len(set(names)) < len(names):
+        raise CorpusError(file.url, "names a column twice", "rename one")
+
+
+_READERS = {
+    ".txt": _read_text,
+    ".jsonl": read_json_lines,
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".parquet": _read_parquet,
+}

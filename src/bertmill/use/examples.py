@@ -1,0 +1,235 @@
+"""Labelled examples for fine-tuning: which columns they stand in, and what is asked of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+from bertmill.errors import CorpusError, InputError
+from bertmill.model.heads import Task
+from bertmill.text.files import refuse_surrogates
+from bertmill.text.rows import Row, read_rows, text_of
+
+Kind = Literal["classification", "regression", "words"]
+Label = str | float | list[str]
+
+_TEXT_COLUMNS = ("text", "sentence1", "sentence", "words", "tokens")
+_TEXT_B_COLUMNS = ("text_b", "sentence2")
+_LABEL_COLUMNS = ("label", "labels")
+_LARGEST_NUMBER = 1e18
+"""Its square, the loss, is far from the largest number in 32 bits."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns; None: a usual name that is there."""
+
+    text: str | None = None
+    """``text``, ``sentence1``, ``sentence``, ``words`` or ``tokens``."""
+    text_b: str | None = None
+    """``text_b`` or ``sentence2``, where there is one."""
+    label: str | None = None
+    """``label`` or ``labels``."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Texts, pairs of texts or lists of words, with the label of each."""
+
+    kind: Kind
+    first: list[str] | list[list[str]]
+    second: list[str] | None
+    labels: list[Label]
+    """A class's name, a number, or a class's name for each word."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, rows: Sequence[int]) -> Examples:
+        """Return some of the examples."""
+        first: Any = [self.first[row] for row in rows]
+        second = None if self.second is None else [self.second[row] for row in rows]
+        return Examples(self.kind, first, second, [self.labels[row] for row in rows])
+
+
+def read_examples(source: str, columns: Columns, kind: str | None) -> Examples:
+    """Read the examples of a file.
+
+    Parameters
+    ----------
+    source : str
+        As `read_rows` takes it.
+    columns : Columns
+    kind : str or None
+        A `Kind`. None: a list is labels of words, numbers that are not all whole are regression,
+        all else are classes.
+
+    Raises
+    ------
+    CorpusError
+        The file cannot be read, lacks a column, or a row is not as the others.
+    InputError
+        No examples, or another kind.
+    """
+    if kind is not None and kind not in get_args(Kind):
+        raise InputError("--task", f"{kind!r} is not known", f"give {', '.join(get_args(Kind))}")
+    rows = _read_all(source)
+    label = _column(rows[0], columns.label, _LABEL_COLUMNS, "label")
+    asked = cast(Kind, kind) if kind else _kind_of([values.get(label) for _, values in rows])
+    first, second = _texts(rows, columns, asked)
+    if asked == "words":
+        names = [[_class_name(row, name, label) for name in _list_of(row, label)] for row in rows]
+        for (where, _), words, labels in zip(rows, first, names, strict=True):
+            if len(words) != len(labels):
+                raise CorpusError(
+                    where, f"has {len(words)} words and {len(labels)} labels", "mend it"
+                )
+        return Examples(asked, first, None, list(names))
+    return Examples(asked, first, second, [_label_of(row, label, asked) for row in rows])
+
+
+def read_texts(
+    source: str, columns: Columns, kind: Kind
+) -> tuple[list[str] | list[list[str]], list[str] | None]:
+    """Read texts, pairs of texts or lists of words, as `read_examples` does, without labels."""
+    return _texts(_read_all(source), columns, kind)
+
+
+def _read_all(source: str) -> list[Row]:
+    rows = list(read_rows(source))
+    if not rows:
+        raise InputError(source, "holds no examples", "give a file with a row for each")
+    return rows
+
+
+def _texts(
+    rows: Sequence[Row], columns: Columns, kind: Kind
+) -> tuple[list[str] | list[list[str]], list[str] | None]:
+    text = _column(rows[0], columns.text, _TEXT_COLUMNS, "text")
+    if kind == "words":
+        return [_list_of(row, text) for row in rows], None
+    text_b = columns.text_b or next((name for name in _TEXT_B_COLUMNS if name in rows[0][1]), None)
+    second = None if text_b is None else [text_of(row, text_b) for row in rows]
+    return [text_of(row, text) for row in rows], second
+
+
+def task_of(examples: Examples, source: str) -> Task:
+    """Tell what is asked: classes in the order of whole numbers, else of their text.
+
+    Raises
+    ------
+    InputError
+        One class only.
+    """
+    if examples.kind == "regression":
+        return Task("regression", ())
+    names = {name for labels in examples.labels for name in _listed(labels)}
+    if len(names) < 2:
+        raise InputError(
+            source, f"has one class only, {min(names, default='')!r}", "give examples of others"
+        )
+    by_text = sorted(names)
+    if all(_is_whole(name) for name in names):
+        return Task(examples.kind, tuple(sorted(by_text, key=int)))
+    return Task(examples.kind, tuple(by_text))
+
+
+def targets_of(examples: Examples, task: Task, source: str) -> list[float]:
+    """Turn labels into what is learned: a class's number, or the number itself, end to end.
+
+    Raises
+    ------
+    InputError
+        A class that the task does not have.
+    """
+    if task.kind == "regression":
+        return [float(label) for label in examples.labels if isinstance(label, int | float)]
+    numbers = {name: float(i) for i, name in enumerate(task.labels)}
+    names = [name for labels in examples.labels for name in _listed(labels)]
+    if unknown := next((name for name in names if name not in numbers), None):
+        raise InputError(
+            source,
+            f"has the label {unknown!r}, which is not among the classes "
+            f"{', '.join(task.labels[:8])}",
+            "mend it, or add such examples to the training file",
+        )
+    return [numbers[name] for name in names]
+
+
+def _listed(label: Label) -> list[str]:
+    return label if isinstance(label, list) else [str(label)]
+
+
+def _column(row: Row, name: str | None, usual: Sequence[str], what: str) -> str:
+    """Return the name that was given, or the first usual one that the row has."""
+    where, values = row
+    if name is not None:
+        return name
+    found = next((name for name in usual if name in values), None)
+    if found is None:
+        raise CorpusError(
+            where,
+            f"has no column named {' or '.join(usual)} (has {', '.join(map(str, values))})",
+            f"name it with --{what}-column",
+        )
+    return found
+
+
+def _kind_of(labels: Sequence[object]) -> Kind:
+    if isinstance(labels[0], list):
+        return "words"
+    numbers = [_number(label) for label in labels]
+    if None in numbers:
+        return "classification"
+    is_real = any(isinstance(label, float) or "." in str(label) for label in labels)
+    return "regression" if is_real else "classification"
+
+
+def _label_of(row: Row, column: str, kind: Kind) -> Label:
+    where, values = row
+    label = values.get(column)
+    if kind == "regression":
+        number = _number(label)
+        if number is None:
+            raise CorpusError(where, f"label {label!r} is no number", "mend it, or give --task")
+        if abs(number) > _LARGEST_NUMBER:
+            raise CorpusError(where, f"label {label!r} is too large", "scale the labels down")
+        return number
+    return _class_name(row, label, column)
+
+
+def _class_name(row: Row, label: object, column: str) -> str:
+    where, _ = row
+    if not isinstance(label, str | int | float) or label == "":
+        raise CorpusError(
+            where, f"has no label in the column {column!r}", "mend it, or name another column"
+        )
+    name = str(label)
+    refuse_surrogates(name, where)
+    return name
+
+
+def _list_of(row: Row, column: str) -> list[Any]:
+    where, values = row
+    found = values.get(column)
+    if not isinstance(found, list):
+        raise CorpusError(
+            where, f"holds no list in the column {column!r}", "mend it, or name another column"
+        )
+    return found
+
+
+def _number(label: object) -> float | None:
+    """Read a finite number, or a text that spells one."""
+    if isinstance(label, bool) or not isinstance(label, str | int | float):
+        return None
+    try:
+        number = float(label)
+    except (ValueError, OverflowError):
+        return None
+    return number if abs(number) < float("inf") else None
+
+
+def _is_whole(name: str) -> bool:
+    return name.removeprefix("-").isdecimal() and name.isascii() and len(name) < 20

@@ -1,0 +1,116 @@
+"""Words for masks: single tokens, whole words of several pieces, or given words only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from bertmill.errors import InputError
+from bertmill.model.heads import PretrainingModel
+from bertmill.text.tokenizer import Tokenizer
+from bertmill.use.sequences import pack_lists, refuse_no_text, refuse_too_long
+
+_BEAMS = 16
+"""Beginnings of a word that are followed up, or as many as are asked for."""
+
+
+class Filler(NamedTuple):
+    """A proposal for a mask."""
+
+    token: str
+    """A token, or a word joined from its pieces."""
+    probability: float
+
+
+class MaskFiller:
+    """Proposals for the masks of one text, each mask alone, the others left as they are.
+
+    Parameters
+    ----------
+    model : PretrainingModel
+    tokenizer : Tokenizer
+    token_ids : sequence of int
+        The text, special tokens included.
+    device : torch.device
+    """
+
+    def __init__(
+        self,
+        model: PretrainingModel,
+        tokenizer: Tokenizer,
+        token_ids: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        self._model, self._tokenizer, self._device = model, tokenizer, device
+        self._ids = list(token_ids)
+        self.masks = [at for at, i in enumerate(token_ids) if i == tokenizer.mask_id]
+
+    def tokens(self, at: int, top: int) -> list[Filler]:
+        """Propose tokens, whichever they are."""
+        probabilities, ids = self._next_piece(at, [[]], 1)[0].topk(top)
+        names = self._tokenizer.tokens(ids.tolist())
+        return [Filler(*pair) for pair in zip(names, probabilities.tolist(), strict=True)]
+
+    def words(self, at: int, top: int, max_pieces: int) -> list[Filler]:
+        """Propose whole words, searched piece by piece among the most probable beginnings."""
+        continues = torch.from_numpy(self._tokenizer.continues_word)
+        begins = ~continues & ~torch.from_numpy(self._tokenizer.is_special)
+        found: list[tuple[list[int], float]] = []
+        for num_pieces in range(1, max_pieces + 1):
+            beams: list[tuple[list[int], float]] = [([], 1.0)]
+            for piece in range(num_pieces):
+                shares = self._next_piece(at, [pieces for pieces, _ in beams], num_pieces)
+                allowed = begins if piece == 0 else continues
+                so_far = torch.tensor([probability for _, probability in beams])[:, None]
+                shares = shares * allowed * so_far
+                best, where = shares.flatten().topk(min(max(top, _BEAMS), shares.numel()))
+                beams = [
+                    ([*beams[place // shares.shape[1]][0], place % shares.shape[1]], probability)
+                    for place, probability in zip(where.tolist(), best.tolist(), strict=True)
+                    if probability > 0
+                ]
+                if not beams:
+                    break
+            found += [beam for beam in beams if self._is_spelled(beam[0])]
+        found.sort(key=lambda beam: -beam[1])
+        return [Filler(self._tokenizer.decode(pieces), p) for pieces, p in found[:top]]
+
+    def among(self, at: int, targets: Sequence[str]) -> list[Filler]:
+        """Tell how probable each of these words is, the most probable first."""
+        fillers = []
+        for target in targets:
+            refuse_no_text(target)
+            pieces = self._tokenizer.encode_words(target)[0]
+            if not pieces or self._tokenizer.unk_id in pieces:
+                raise InputError(
+                    f"the target {target!r}",
+                    "cannot be written with this vocabulary",
+                    "leave it out, or give another word",
+                )
+            probability = 1.0
+            for done, piece in enumerate(pieces):
+                shares = self._next_piece(at, [pieces[:done]], len(pieces))
+                probability *= shares[0, piece].item()
+            fillers.append(Filler(target, probability))
+        return sorted(fillers, key=lambda filler: -filler.probability)
+
+    def _is_spelled(self, pieces: list[int]) -> bool:
+        """Whether the tokenizer would make these pieces of their word."""
+        return self._tokenizer.encode_words(self._tokenizer.decode(pieces))[0] == pieces
+
+    @torch.inference_mode()
+    def _next_piece(
+        self, at: int, beginnings: Sequence[list[int]], num_pieces: int
+    ) -> torch.Tensor:
+        """Probability of every token behind each beginning of a word, [beginnings, V]."""
+        done = len(beginnings[0])
+        rest = [self._tokenizer.mask_id] * (num_pieces - done)
+        before, behind = self._ids[:at], self._ids[at + 1 :]
+        texts = [[*before, *pieces, *rest, *behind] for pieces in beginnings]
+        refuse_too_long(texts[0], self._model.section)
+        hidden = self._model(pack_lists(texts, self._device))
+        places = torch.arange(len(texts), device=self._device) * len(texts[0]) + at + done
+        logits = self._model.masked_token_logits(hidden.index_select(0, places))
+        return logits[:, : self._tokenizer.size].softmax(-1).cpu()

@@ -1,0 +1,156 @@
+"""The page that goes with an exported model: what it is, how it was trained, how good it is."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path, PurePath
+from typing import Any
+
+from bertmill.config import Recipe, recipe_to_toml
+from bertmill.errors import InputError
+from bertmill.model.folder import LoadedModel
+from bertmill.train.run_folder import RunFolder
+from bertmill.use.pooling import Pooling
+
+# Hugging Face's word for what a model is for, the class that opens it, and what that gives.
+_TEXTS = ("text-classification", "AutoModelForSequenceClassification", "logits")
+_PURPOSES = {
+    "vectors": ("feature-extraction", "AutoModel", "last_hidden_state"),
+    "masks": ("fill-mask", "AutoModelForMaskedLM", "logits"),
+    "classification": _TEXTS,
+    "regression": _TEXTS,
+    "words": ("token-classification", "AutoModelForTokenClassification", "logits"),
+}
+_USE_TRANSFORMERS = """```python
+from transformers import AutoTokenizer, {kind}
+
+tokenizer, model = AutoTokenizer.from_pretrained("."), {kind}.from_pretrained(".")
+{output} = model(**tokenizer("a text", return_tensors="pt")).{output}
+```
+"""
+_USE_SENTENCE_TRANSFORMERS = """```python
+from sentence_transformers import SentenceTransformer
+
+vectors = SentenceTransformer(".").encode(["a text", "another"])
+```
+"""
+
+
+def refuse_license(license: str | None) -> None:
+    """Raise `InputError` where this is no identifier such as ``apache-2.0``."""
+    if license is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}", license):
+        raise InputError(
+            "--license", f"{license!r} is no identifier", "write one such as apache-2.0"
+        )
+
+
+def write_model_card(
+    folder: Path, loaded: LoadedModel, pooling: Pooling, run: RunFolder | None, license: str | None
+) -> None:
+    """Write ``README.md``, and the run's picture beside it.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the export.
+    loaded : LoadedModel
+    pooling : Pooling
+    run : RunFolder or None
+        That trained it; None leaves data, recipe and losses out.
+    license : str or None
+    """
+    section, about = loaded.model.section, loaded.about
+    task = None if loaded.task_model is None else loaded.task_model.task
+    has_head = "masked_token_head" not in loaded.new_parts
+    purpose = ("masks" if has_head else "vectors") if task is None else task.kind
+    pipeline, kind, output = _PURPOSES[purpose]
+    header = ["library_name: transformers", f"pipeline_tag: {pipeline}"]
+    if about is not None:
+        header.append(f"language: {json.dumps(about.text.language)}")
+    if license is not None:
+        header.append(f"license: {json.dumps(license)}")
+    header.append("tags: [bert, bertmill, sentence-transformers]")
+    counts = loaded.model.count_parameters()
+    text = [
+        "---\n" + "\n".join(header) + "\n---\n",
+        f"# {_title(loaded, run)}\n",
+        f"A BERT encoder made with bertmill: {section.num_hidden_layers} layers, "
+        f"{section.hidden_size} wide, {section.num_attention_heads} heads, "
+        f"{loaded.tokenizer.size:,} vocabulary entries, {counts['encoder_with_pooler']:,} "
+        f"parameters. Texts are cut to {pooling.max_length} tokens.\n",
+    ]
+    if task is not None and task.labels:
+        text.append(f"Fine-tuned to tell apart: {', '.join(task.labels)}.\n")
+    text += ["## Use\n", _USE_TRANSFORMERS.format(kind=kind, output=output)]
+    text.append(_USE_SENTENCE_TRANSFORMERS)
+    if run is not None:
+        text += _training(run, None if about is None else sum(about.token_counts))
+        picture = run.path / "loss.png"
+        if picture.is_file():
+            (folder / picture.name).write_bytes(picture.read_bytes())
+            text.append(f"![Both losses over the steps, beside their yardsticks]({picture.name})\n")
+    text += [
+        "## License\n",
+        f"{license}\n" if license else "Not named by whoever exported this model.\n",
+    ]
+    (folder / "README.md").write_text("\n".join(text), "utf-8")
+
+
+def _title(loaded: LoadedModel, run: RunFolder | None) -> str:
+    """Name a model after its run, or its folder."""
+    return (loaded.folder if run is None else run.path).resolve().name
+
+
+def _training(run: RunFolder, num_tokens: int | None) -> list[str]:
+    recipe, facts = run.read()
+    metrics = run.metrics()
+    steps = max((record["step"] for record in metrics), default=0)
+    lines = [
+        "## Training\n",
+        f"- Text: {', '.join(map(_public_name, facts['corpus']))}"
+        + (f", {num_tokens:,} tokens" if num_tokens else ""),
+        f"- Recipe: {recipe.name}, {steps:,} steps of {recipe.train.batch_size:,} sequences of up "
+        f"to {recipe.pairs.max_length} tokens",
+        f"- Begun with: {_public_name(facts['init_from']['folder'])}"
+        if facts["init_from"]
+        else "- Begun with: random weights",
+        f"- Versions: {', '.join(f'{name} {v}' for name, v in facts['versions'].items())}\n",
+    ]
+    held_out = [record for record in metrics if record["split"] == "held_out"]
+    if held_out:
+        lines.append(_table(held_out[-1]))
+    lines += ["<details><summary>The whole recipe</summary>\n", "```toml"]
+    lines += [recipe_to_toml(_without_paths(recipe)).rstrip(), "```\n", "</details>\n"]
+    return lines
+
+
+def _table(scores: dict[str, Any]) -> str:
+    rows = [
+        ("masked language modelling, nats", "mlm_loss", "no_context_nats", "no context"),
+        ("next sentence prediction, nats", "nsp_loss", "nsp_chance_nats", "label frequencies"),
+    ]
+    lines = ["| held-out | loss | right | yardstick |", "|---|---|---|---|"]
+    for name, key, level, level_name in rows:
+        if scores[key] is not None:
+            right = scores[key.replace("loss", "accuracy")]
+            told = "" if scores[level] is None else f"{level_name} {scores[level]:.3f}"
+            lines.append(f"| {name} | {scores[key]:.3f} | {right:.1%} | {told} |")
+    return "\n".join(lines) + "\n"
+
+
+def _public_name(source: str) -> str:
+    """Shorten a path on this machine to its last part; of addresses, leave out who asks and how."""
+    if source.startswith("sample:"):
+        return source
+    scheme, is_address, rest = source.rpartition("::")[2].partition("://")
+    if not is_address or scheme == "file":
+        return PurePath(source).name
+    host, slash, path = re.split("[?#]", rest)[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def _without_paths(recipe: Recipe) -> Recipe:
+    path = recipe.tokenizer.path
+    tokenizer = recipe.tokenizer.model_copy(update={"path": path and _public_name(path)})
+    return recipe.model_copy(update={"tokenizer": tokenizer})

@@ -1,0 +1,189 @@
+"""The encoder as one ONNX file, which onnxruntime computes without torch or bertmill.
+
+::
+
+    model.onnx       input_ids, attention_mask, token_type_ids [B, L] -> last_hidden_state [B, L, D]
+    model.int8.onnx  the same with weights of 8 bits
+    config.json  tokenizer.json  tokenizer_config.json  vocab.txt  bertmill.json
+
+Letters in shapes: B sequences, L tokens of the longest, N tokens of all, D hidden.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from bertmill.errors import MissingExtraError, ModelError
+from bertmill.model.encoder import Embeddings, Encoder, PackedTokens
+from bertmill.model.folder import LoadedModel, save_description
+from bertmill.model.padded import PaddedEncoder
+
+ONNX_FILE, INT8_FILE = "model.onnx", "model.int8.onnx"
+LARGEST_DIFFERENCE = 1e-4
+_INPUTS, _OUTPUT = ("input_ids", "attention_mask", "token_type_ids"), "last_hidden_state"
+_OPSET = 18  # the exporter's own; LayerNormalization is one operator since 17
+_LONGEST_COMPARED = 512
+
+
+class OnnxEncoder(nn.Module):
+    """An ONNX file in the place of an `Encoder`, computed by onnxruntime on the CPU.
+
+    Parameters
+    ----------
+    path : Path
+    embeddings : Embeddings
+        The encoder's own, which a tied masked-token head reads.
+    """
+
+    def __init__(self, path: Path, embeddings: Embeddings) -> None:
+        import onnxruntime
+
+        super().__init__()
+        self.embeddings = embeddings
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # errors
+        self._session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+
+    def forward(self, packed: PackedTokens) -> Tensor:
+        """Return the hidden vector of every token, [N, D], computed in a padded rectangle."""
+        lengths = list(packed.lengths)
+        has_token = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        token_ids, segment_ids = (
+            pad_sequence(list(torch.split(values, lengths)), batch_first=True)
+            for values in (packed.token_ids, packed.segment_ids)
+        )
+        inputs = (token_ids.numpy(), has_token.long().numpy(), segment_ids.numpy())
+        (hidden,) = self._session.run([_OUTPUT], dict(zip(_INPUTS, inputs, strict=True)))
+        return torch.from_numpy(hidden)[has_token]
+
+
+def write_onnx(folder: Path, loaded: LoadedModel) -> float:
+    """Write a model's encoder for onnxruntime, and compare the file with the encoder.
+
+    Parameters
+    ----------
+    folder : Path
+        The caller makes it appear whole.
+    loaded : LoadedModel
+
+    Returns
+    -------
+    float
+        Largest difference of a component of a token's vector, over random ids.
+
+    Raises
+    ------
+    ModelError
+        onnxruntime computes other vectors than torch, by more than 1e-4.
+    """
+    model = loaded.model
+    encoder = [name for name in model.state_dict() if name.startswith("encoder.")]
+    save_description(folder, model, loaded.tokenizer, loaded.about, encoder)
+    _write_file(folder / ONNX_FILE, model.encoder)
+    difference = _largest_difference(folder / ONNX_FILE, model.encoder)
+    if not difference <= LARGEST_DIFFERENCE:  # or not a number
+        raise ModelError(
+            loaded.folder,
+            f"onnxruntime computes vectors that differ by {difference:.2g}, "
+            f"more than {LARGEST_DIFFERENCE:.0e}",
+            "install another onnxruntime or onnxscript",
+        )
+    return difference
+
+
+def write_int8(folder: Path) -> Path:
+    """Write ``model.int8.onnx`` beside ``model.onnx``, about a quarter of its size.
+
+    Weights and embeddings are 8 bits wide; hidden vectors become so before each product, by their
+    own range.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with _quiet():
+        quantize_dynamic(
+            folder / ONNX_FILE,
+            folder / INT8_FILE,
+            op_types_to_quantize=["Gather", "MatMul"],
+            # A scale a column: 1 % more bytes, and a third of the error of a trained encoder.
+            per_channel=True,
+            # Signed is the fastest; with 7 of the 8 bits no CPU's sums of 16 bits overflow.
+            weight_type=QuantType.QInt8,
+            reduce_range=True,
+        )
+    return folder / INT8_FILE
+
+
+def refuse_without_onnx_packages() -> None:
+    """Raise `MissingExtraError` where the extra ``onnx`` is not installed."""
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        if find_spec(package) is None:
+            raise MissingExtraError(
+                "ONNX", f"{package} is not installed", "type: pip install 'bertmill[onnx]'"
+            )
+
+
+def _write_file(path: Path, encoder: Encoder) -> None:
+    # Three tensors: one given three times would be traced as one input.
+    examples = tuple(torch.ones(2, 2, dtype=torch.int64) for _ in _INPUTS)
+    with _quiet():
+        program = torch.onnx.export(
+            PaddedEncoder(encoder).eval(),
+            examples,
+            input_names=_INPUTS,
+            output_names=[_OUTPUT],
+            dynamic_shapes={name: {0: "batch", 1: "length"} for name in _INPUTS},
+            opset_version=_OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+        assert program is not None
+        for node in program.model.graph.all_nodes():
+            node.metadata_props.clear()  # lines of source, with their place on this machine
+        program.save(path)  # weights of more than 1.5 GB go to a file beside it
+
+
+def _largest_difference(path: Path, encoder: Encoder) -> float:
+    """Compare a file with its encoder at every token of batches of mixed lengths."""
+    section, vocab_size = encoder.section, encoder.embeddings.word.num_embeddings
+    longest = min(section.max_position_embeddings, _LONGEST_COMPARED)
+    generator = torch.Generator().manual_seed(0)
+    twin = OnnxEncoder(path, encoder.embeddings)
+    differences = []
+    for wanted in ((longest,), (longest, longest // 2, 1), (2,), (31, 9, 9, 5, 2)):
+        lengths = [min(max(length, 1), longest) for length in wanted]
+        token_ids, segment_ids = (
+            torch.randint(high, (sum(lengths),), generator=generator)
+            for high in (vocab_size, section.type_vocab_size)
+        )
+        position_ids = torch.cat([torch.arange(length) for length in lengths])
+        packed = PackedTokens(token_ids, segment_ids, position_ids, lengths)
+        with torch.inference_mode():
+            differences.append((twin(packed) - encoder(packed)).abs().max())
+    return torch.stack(differences).max().item()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what libraries tell their own developers."""
+    root, disabled = logging.getLogger(), logging.root.manager.disable
+    handler = logging.NullHandler()  # without one, root would be given one that prints and stays
+    root.addHandler(handler)
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(disabled)
+        root.removeHandler(handler)

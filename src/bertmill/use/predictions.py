@@ -1,0 +1,74 @@
+"""Answers of a fine-tuned model to a file: ``.jsonl``, ``.csv`` or ``.parquet``, a row a text."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bertmill.disk import file_that_appears_whole, refuse_if_there
+from bertmill.errors import InputError
+from bertmill.use.tasks import Prediction, Predictions
+
+
+def refuse_predictions_file(out: Path) -> None:
+    """Raise `InputError` unless predictions can go to a new file of this name."""
+    if out.suffix not in _WRITERS:
+        raise InputError(
+            f"--out {out}", "is of an unknown kind", f"use a name that ends in {_ENDINGS}"
+        )
+    refuse_if_there(out)
+
+
+def write_predictions(out: Path, predictions: Predictions) -> None:
+    """Write a row for each text, in their order.
+
+    A class has ``label`` and ``probability``, a number ``value``, and words have the lists
+    ``labels`` and ``probabilities``, with nothing for words that did not fit.
+
+    Raises
+    ------
+    InputError
+        The file cannot be written.
+    """
+    with file_that_appears_whole(out, InputError) as path:
+        _WRITERS[out.suffix](path, [_to_row(prediction) for prediction in predictions])
+
+
+def _to_row(prediction: Prediction | float | list[Prediction | None]) -> dict[str, Any]:
+    if isinstance(prediction, Prediction):
+        return prediction._asdict()
+    if isinstance(prediction, float):
+        return {"value": prediction}
+    return {
+        "labels": [None if word is None else word.label for word in prediction],
+        "probabilities": [None if word is None else word.probability for word in prediction],
+    }
+
+
+def _write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text("".join(lines), "utf-8")
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        for row in rows:
+            # A list is one value of its row, as JSON.
+            writer.writerow(
+                {k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()}
+            )
+
+
+def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+_WRITERS = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": _write_parquet}
+_ENDINGS = ", ".join(_WRITERS)

@@ -1,0 +1,139 @@
+"""What a fine-tuned model reads and answers: texts, pairs of texts, or lists of words.
+
+Letters in shapes: B sequences, N tokens, A answers (one a text, or one a word), C classes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bertmill.data.randomness import Ints
+from bertmill.data.store import spans
+from bertmill.model.heads import Task, TaskModel
+from bertmill.text.tokenizer import Tokenizer
+from bertmill.use.sequences import (
+    Sequences,
+    assemble,
+    by_length,
+    make_sequences,
+    map_batches,
+    refuse_no_text,
+)
+
+
+class Prediction(NamedTuple):
+    """The most probable class."""
+
+    label: str
+    probability: float
+
+
+Predictions = list[Prediction] | list[float] | list[list[Prediction | None]]
+"""A class or a number for each text, or a class for each word; None for words that did not fit."""
+
+
+@dataclass(frozen=True)
+class TaskInputs:
+    """Texts as sequences, and where their answers stand."""
+
+    sequences: Sequences
+    answer_starts: Ints
+    """Where each sequence's answers begin among all, and A, shape (B + 1,)."""
+    answer_at: Ints | None
+    """Place of each answer among all N tokens, shape (A,); None: at the pooled first token."""
+    words: Ints | None
+    """Number of each answer's word among all words, shape (A,): some may not have fitted."""
+    word_starts: Ints | None
+    """Where each text's words begin among all words, and their number, shape (B + 1,)."""
+
+    def answers_of(self, rows: Ints) -> Ints:
+        """List the answers of these rows, in their order."""
+        return spans(self.answer_starts[rows], np.diff(self.answer_starts)[rows])
+
+    def outputs(self, model: TaskModel, rows: Ints, device: torch.device) -> Tensor:
+        """Compute the answers of these rows, [A, C]."""
+        packed = self.sequences.pack(rows, device)
+        outputs: Tensor = model(packed)
+        if self.answer_at is None:
+            return outputs
+        lengths, counts = self.sequences.lengths[rows], np.diff(self.answer_starts)[rows]
+        moved = np.cumsum(lengths) - lengths - self.sequences.starts[rows]
+        places = self.answer_at[self.answers_of(rows)] + np.repeat(moved, counts)
+        return outputs.index_select(0, torch.from_numpy(places).to(device))
+
+
+def text_inputs(
+    tokenizer: Tokenizer, first: Sequence[str], second: Sequence[str] | None, max_length: int
+) -> TaskInputs:
+    """Read texts, or pairs of texts, with one answer each."""
+    sequences = make_sequences(tokenizer, first, second, max_length)
+    return TaskInputs(sequences, np.arange(len(first) + 1), None, None, None)
+
+
+def word_inputs(
+    tokenizer: Tokenizer, texts: Sequence[Sequence[str]], max_length: int
+) -> TaskInputs:
+    """Read lists of words; a word's answer stands at its first piece (Devlin et al. 2019, 5.3).
+
+    A word that the tokenizer makes nothing of is an unknown token.
+    """
+    words = [word for text in texts for word in text]
+    for word in words:
+        refuse_no_text(word)
+    ids, counts = tokenizer.encode_batch(words)
+    starts = np.cumsum(counts) - counts
+    ids = np.insert(ids, starts[counts == 0], tokenizer.unk_id)
+    counts = np.maximum(counts, 1)
+    num_words = np.array([len(text) for text in texts], np.int64)
+    owners = np.repeat(np.arange(len(texts)), num_words)
+    lengths = np.bincount(owners, counts, len(texts)).astype(np.int64)
+    sequences = assemble(tokenizer, (ids, lengths), None, max_length)
+    in_text = np.cumsum(counts) - counts - (np.cumsum(lengths) - lengths)[owners]
+    fits = np.flatnonzero(in_text < (sequences.lengths - 2)[owners])
+    answer_starts = np.concatenate([[0], np.cumsum(np.bincount(owners[fits], None, len(texts)))])
+    answer_at = (sequences.starts[owners] + 1 + in_text)[fits]
+    word_starts = np.concatenate([[0], np.cumsum(num_words)])
+    return TaskInputs(sequences, answer_starts, answer_at, fits, word_starts)
+
+
+def compute_outputs(
+    model: TaskModel, inputs: TaskInputs, device: torch.device
+) -> npt.NDArray[np.float32]:
+    """Compute all answers with dropout off, [A, C]: logits, or numbers; the mode is put back."""
+    was_training = model.training
+    model.eval()
+
+    @torch.inference_mode()
+    def compute(rows: Ints) -> npt.NDArray[np.float32]:
+        return inputs.outputs(model, rows, device).cpu().numpy()
+
+    outputs = np.zeros((int(inputs.answer_starts[-1]), model.task.num_outputs), np.float32)
+    batches = by_length(inputs.sequences.lengths)
+    for rows, found in zip(batches, map_batches(compute, batches, device), strict=True):
+        outputs[inputs.answers_of(rows)] = found
+    model.train(was_training)
+    return outputs
+
+
+def to_predictions(task: Task, outputs: npt.NDArray[np.float32], inputs: TaskInputs) -> Predictions:
+    """Read the outputs as numbers, or as the names of the most probable classes."""
+    if task.kind == "regression":
+        return [float(value) for value in outputs[:, 0]]
+    shares = torch.from_numpy(outputs).softmax(-1).numpy()
+    best = shares.argmax(-1)
+    named = [Prediction(task.labels[i], float(row[i])) for i, row in zip(best, shares, strict=True)]
+    if inputs.words is None or inputs.word_starts is None:
+        return named
+    answers = dict(zip(inputs.words.tolist(), named, strict=True))
+    return [
+        [answers.get(word) for word in range(start, stop)]
+        for start, stop in itertools.pairwise(inputs.word_starts.tolist())
+    ]

@@ -1,0 +1,78 @@
+"""Sentence vectors to a file, as they come: ``.npy`` or ``.parquet``, whole or absent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bertmill.disk import file_that_appears_whole, refuse_if_there
+from bertmill.errors import InputError
+
+Write = Callable[[list[str], npt.NDArray[np.float32]], None]
+"""Takes some texts and their vectors, [texts, D]."""
+
+
+@contextmanager
+def open_vectors(out: Path, width: int) -> Iterator[Write]:
+    """Give a function that appends vectors of so many numbers to a new file.
+
+    Raises
+    ------
+    InputError
+        Another ending, the file exists, or cannot be written.
+    """
+    if out.suffix not in _WRITERS:
+        raise InputError(
+            f"--out {out}", "is of an unknown kind", f"use a name that ends in {_ENDINGS}"
+        )
+    refuse_if_there(out)
+    with (
+        file_that_appears_whole(out, InputError) as path,
+        _WRITERS[out.suffix](path, width) as write,
+    ):
+        yield write
+
+
+@contextmanager
+def _open_npy(path: Path, width: int) -> Iterator[Write]:
+    num_rows = 0
+    with path.open("wb") as stream:
+
+        def write_header() -> None:
+            # NumPy leaves room in a header for the first number of the shape to grow.
+            description = {"descr": "<f4", "fortran_order": False, "shape": (num_rows, width)}
+            np.lib.format.write_array_header_1_0(stream, description)
+
+        def write(_: list[str], vectors: npt.NDArray[np.float32]) -> None:
+            nonlocal num_rows
+            stream.write(vectors.astype("<f4", copy=False).tobytes())
+            num_rows += len(vectors)
+
+        write_header()
+        yield write
+        stream.seek(0)
+        write_header()
+
+
+@contextmanager
+def _open_parquet(path: Path, width: int) -> Iterator[Write]:
+    vector = pa.list_(pa.float32(), width)
+    schema = pa.schema([("text", pa.string()), ("vector", vector)])
+    with pq.ParquetWriter(path, schema) as writer:
+
+        def write(texts: list[str], vectors: npt.NDArray[np.float32]) -> None:
+            flat = pa.array(vectors.ravel())
+            columns = [pa.array(texts), pa.FixedSizeListArray.from_arrays(flat, width)]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+
+        yield write
+
+
+_WRITERS = {".npy": _open_npy, ".parquet": _open_parquet}
+_ENDINGS = " or ".join(_WRITERS)

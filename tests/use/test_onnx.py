@@ -1,0 +1,239 @@
+"""ONNX files: what onnxruntime makes of them, alone and beside torch and transformers."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from transformers import AutoTokenizer, BertModel
+from transformers.utils import logging as transformers_logging
+
+from bertmill.config import ModelSection, load_recipe
+from bertmill.errors import ModelError
+from bertmill.model import padded
+from bertmill.model.encoder import PackedTokens
+from bertmill.model.folder import load_model
+from bertmill.use.export import export_huggingface
+from bertmill.use.onnx import write_int8, write_onnx
+
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+LONGEST = 40
+SIZES = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "max_position_embeddings": LONGEST,
+}
+SHAPES = {
+    "published": ModelSection(**SIZES),
+    "quick": load_recipe("quick").model.model_copy(update=SIZES),
+}
+LARGEST_ERROR = 0.05
+
+# Batch 1, the shortest and the longest, padding of one token and of many.
+BATCHES = [[1], [2], [LONGEST], [2, 2], [7, 6, 2], [LONGEST, 19, 3, 1]]
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def written(request, small_run, save_random_model, tmp_path_factory):
+    """A model, and the folder of its ONNX files."""
+    place = tmp_path_factory.mktemp("onnx")
+    about = load_model(small_run.folder).about if request.param == "quick" else None
+    loaded = save_random_model(place / "model", SHAPES[request.param], about)
+    folder = place / "onnx"
+    folder.mkdir()
+    assert 0 < write_onnx(folder, loaded) < 1e-5
+    write_int8(folder)
+    return loaded, folder
+
+
+def rectangles(lengths, vocab_size, seed=3):
+    """The three inputs by their names; what stands at padding is arbitrary."""
+    draw = np.random.default_rng(seed)
+    shape = (len(lengths), max(lengths))
+    return {
+        "input_ids": draw.integers(vocab_size, size=shape),
+        "attention_mask": (np.arange(shape[1]) < np.array(lengths)[:, None]).astype(np.int64),
+        "token_type_ids": draw.integers(2, size=shape),
+    }
+
+
+def run_onnx(path, inputs):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (hidden,) = session.run(None, inputs)
+    return hidden
+
+
+def encode(loaded, inputs):
+    """The vectors of the packed encoder at the true tokens, [N, D]."""
+    real = inputs["attention_mask"] > 0
+    lengths = real.sum(1).tolist()
+    packed = PackedTokens(
+        torch.tensor(inputs["input_ids"][real]),
+        torch.tensor(inputs["token_type_ids"][real]),
+        torch.cat([torch.arange(length) for length in lengths]),
+        lengths,
+    )
+    with torch.no_grad():
+        return loaded.model(packed).numpy()
+
+
+# --- the vectors ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lengths", BATCHES, ids=str)
+def test_the_vectors_are_the_encoders(written, lengths):
+    loaded, folder = written
+    inputs = rectangles(lengths, loaded.model.vocab_size)
+    hidden = run_onnx(folder / "model.onnx", inputs)
+    assert hidden.shape == (len(lengths), max(lengths), 24) and hidden.dtype == np.float32
+    found = hidden[inputs["attention_mask"] > 0]
+    np.testing.assert_allclose(found, encode(loaded, inputs), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("written", ["published"], indirect=True)
+def test_the_vectors_are_those_of_transformers(written, tmp_path):
+    loaded, folder = written
+    model = BertModel.from_pretrained(export_huggingface(loaded.folder, tmp_path / "out")).eval()
+    for lengths in BATCHES:
+        inputs = rectangles(lengths, loaded.model.vocab_size)
+        with torch.no_grad():
+            theirs = model(**{name: torch.tensor(values) for name, values in inputs.items()})
+        real = inputs["attention_mask"] > 0
+        found = run_onnx(folder / "model.onnx", inputs)[real]
+        np.testing.assert_allclose(found, theirs.last_hidden_state.numpy()[real], atol=1e-4)
+
+
+def test_what_stands_at_padding_is_not_seen(written):
+    loaded, folder = written
+    one = rectangles([9, 4], loaded.model.vocab_size)
+    two = {name: values.copy() for name, values in one.items()}
+    two["input_ids"][1, 4:] += 1
+    two["input_ids"] %= loaded.model.vocab_size
+    real = one["attention_mask"] > 0
+    first, second = (run_onnx(folder / "model.onnx", inputs) for inputs in (one, two))
+    np.testing.assert_array_equal(first[real], second[real])
+    assert np.abs(first - second).max() > 0.1  # or the test would tell nothing
+    one["attention_mask"][1] = 0
+    assert np.isfinite(run_onnx(folder / "model.onnx", one)).all()
+
+
+def test_a_process_that_has_onnxruntime_alone(written, tmp_path):
+    loaded, folder = written
+    inputs = rectangles([11, 5], loaded.model.vocab_size)
+    np.savez(tmp_path / "inputs.npz", **inputs)
+    program = """
+import sys, numpy, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+numpy.save(sys.argv[3], session.run(["last_hidden_state"], dict(numpy.load(sys.argv[2])))[0])
+assert not {"torch", "onnx", "onnxscript", "bertmill"} & set(sys.modules)
+"""
+    names = [folder / "model.onnx", tmp_path / "inputs.npz", tmp_path / "hidden.npy"]
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program, *names], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    found = np.load(names[2])[inputs["attention_mask"] > 0]
+    np.testing.assert_allclose(found, encode(loaded, inputs), rtol=0, atol=1e-5)
+
+
+# --- the folder ----------------------------------------------------------------------------------
+
+
+def test_names_and_shapes(written):
+    session = onnxruntime.InferenceSession(written[1] / "model.onnx")
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [
+        (name, "tensor(int64)", ["batch", "length"]) for name in names
+    ]
+    (output,) = session.get_outputs()
+    assert (output.name, output.type) == ("last_hidden_state", "tensor(float)")
+    assert output.shape == ["batch", "length", 24]
+
+
+def test_what_is_in_the_folder(written):
+    loaded, folder = written
+    files = ["config.json", "model.int8.onnx", "model.onnx", "tokenizer.json"]
+    files += ["tokenizer_config.json", "vocab.txt"] + ["bertmill.json"] * bool(loaded.about)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(files)
+    for name in set(files) & {"bertmill.json", "tokenizer.json", "vocab.txt"}:
+        assert (folder / name).read_bytes() == (loaded.folder / name).read_bytes()
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    kind = "Bertmill" if loaded.model.section.norm == "pre" else "Bert"
+    assert config["architectures"] == [f"{kind}Model"]
+
+
+def test_the_tokenizer_opens_in_transformers(written):
+    loaded, folder = written
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer("The river crosses", "two horses in year 7.", return_tensors="np")
+    ids = [loaded.tokenizer.cls_id, *loaded.tokenizer.encode_words("The river crosses")[0]]
+    ids += [loaded.tokenizer.sep_id, *loaded.tokenizer.encode_words("two horses in year 7.")[0]]
+    assert inputs["input_ids"].tolist() == [[*ids, loaded.tokenizer.sep_id]]
+    hidden = run_onnx(folder / "model.onnx", dict(inputs))
+    found, expected = hidden[0], encode(loaded, dict(inputs))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_the_same_bytes_again_and_nothing_about_this_machine(written, tmp_path):
+    loaded, folder = written
+    write_onnx(tmp_path, loaded)
+    content = (folder / "model.onnx").read_bytes()
+    assert (tmp_path / "model.onnx").read_bytes() == content
+    assert b".py" not in content and str(Path.cwd()).encode() not in content
+
+
+# --- weights of 8 bits ---------------------------------------------------------------------------
+
+
+def test_weights_of_8_bits(save_random_model, tmp_path):
+    wide = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512}
+    loaded = save_random_model(tmp_path / "model", ModelSection(**SIZES | wide))
+    write_onnx(tmp_path, loaded)
+    assert write_int8(tmp_path) == tmp_path / "model.int8.onnx"
+    sizes = [(tmp_path / name).stat().st_size for name in ("model.int8.onnx", "model.onnx")]
+    assert sizes[0] < 0.29 * sizes[1]
+    inputs = rectangles([LONGEST, 19, 3], loaded.model.vocab_size)
+    real, expected = inputs["attention_mask"] > 0, encode(loaded, inputs)
+    found = run_onnx(tmp_path / "model.int8.onnx", inputs)[real]
+    error = np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean())
+    assert 1e-4 < error < LARGEST_ERROR
+
+
+# --- what is said and refused --------------------------------------------------------------------
+
+
+def test_nothing_is_said_and_logging_stays_as_it_was(small_run, tmp_path, capfd, caplog):
+    before = (list(logging.getLogger().handlers), logging.root.manager.disable)
+    write_onnx(tmp_path, load_model(small_run.folder))
+    write_int8(tmp_path)
+    assert capfd.readouterr() == ("", "")
+    assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
+    assert (list(logging.getLogger().handlers), logging.root.manager.disable) == before
+
+
+def test_a_file_that_computes_something_else(small_run, tmp_path, monkeypatch):
+    """Here: one that looks at padding."""
+    attend = padded._PaddedAttention.forward
+    monkeypatch.setattr(
+        padded._PaddedAttention,
+        "forward",
+        lambda self, x, bias, rotation: attend(self, x, 0 * bias, rotation),
+    )
+    with pytest.raises(ModelError, match=r"vectors that differ by .*, more than 1e-04; install"):
+        write_onnx(tmp_path, load_model(small_run.folder))
+
+
+def test_vectors_that_are_not_numbers(small_run, tmp_path):
+    loaded = load_model(small_run.folder)
+    loaded.model.encoder.embeddings.segment.weight.data[0, 0] = torch.nan
+    with pytest.raises(ModelError, match="differ by nan"):
+        write_onnx(tmp_path, loaded)

@@ -1,0 +1,193 @@
+"""Answers in files: a row a text, in their order, the same numbers in every format."""
+
+import csv
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+import bertmill as package
+from bertmill.errors import InputError
+from bertmill.model.folder import load_model
+from bertmill.use.predictions import write_predictions
+from bertmill.use.tasks import Prediction
+
+CLASSES = [Prediction('ja, "größer"', 0.75), Prediction("line\nend", 1 / 3), Prediction("", 1.0)]
+NUMBERS = [0.1, -2.0, 1e-7]
+WORDS = [
+    [Prediction("B-x", 0.5), Prediction("O, ü", 1 / 3)],
+    [],
+    [Prediction("O", 0.9), None, None],
+    [None],
+]
+KINDS = {"classes": CLASSES, "numbers": NUMBERS, "words": WORDS}
+
+
+def read(path):
+    """The rows, their values as Python has them."""
+    if path.suffix == ".parquet":
+        return pq.read_table(path).to_pylist()
+    with path.open(newline="", encoding="utf-8") as stream:
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in stream]
+        plain = {"probability": float, "value": float}
+        read_value = {"labels": json.loads, "probabilities": json.loads} | plain
+        return [
+            {name: read_value.get(name, str)(value) for name, value in row.items()}
+            for row in csv.DictReader(stream)
+        ]
+
+
+def wanted(predictions):
+    if predictions is NUMBERS:
+        return [{"value": number} for number in NUMBERS]
+    if predictions is CLASSES:
+        return [{"label": label, "probability": share} for label, share in CLASSES]
+    return [
+        {
+            "labels": [word and word[0] for word in words],
+            "probabilities": [word and word[1] for word in words],
+        }
+        for words in WORDS
+    ]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize("predictions", KINDS.values(), ids=KINDS)
+def test_every_answer_comes_back(predictions, ending, tmp_path):
+    out = tmp_path / "deep" / f"out{ending}"
+    write_predictions(out, predictions)
+    assert read(out) == wanted(predictions)
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+@pytest.mark.parametrize("first", [[], [None]], ids=["no-words", "no-answers"])
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+def test_the_first_row_does_not_decide_the_types(first, ending, tmp_path):
+    write_predictions(tmp_path / f"out{ending}", [first, *WORDS])
+    assert read(tmp_path / f"out{ending}")[1:] == wanted(WORDS)
+
+
+# --- the verb ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tuned(small_run, save_random_model, tmp_path_factory):
+    """A folder for each kind; how good they are does not matter, but answers must differ."""
+    place = tmp_path_factory.mktemp("tuned")
+    small = load_model(small_run.folder)
+    source = save_random_model(place / "source", small.model.section, small.about)
+    examples = {
+        "classification": [{"text": "river", "text_b": "a", "label": n % 2} for n in range(6)],
+        "regression": [{"text": "river", "label": n / 2} for n in range(6)],
+        "words": [{"words": ["river", "a"], "labels": ["R", "O"]} for _ in range(6)],
+    }
+    folders = {}
+    for kind, rows in examples.items():
+        path = place / f"{kind}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        folders[kind] = package.finetune(
+            source.folder, path, path, place / kind, epochs=1, lr=0.003
+        ).folder
+    return folders
+
+
+TEXTS = [f"{'river ' * (n * 7 % 11)}in year {n}" for n in range(300)]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+def test_the_answers_are_in_the_order_of_the_texts(ending, tuned, tmp_path):
+    """More texts than a batch has, of many lengths: the batches are not in their order."""
+    source = tmp_path / "texts.csv"
+    with source.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerows([["note", "text"], *(["x", text] for text in TEXTS)])
+    out = tmp_path / f"out{ending}"
+    done = package.predict(tuned["regression"], source, out)
+    values = [row["value"] for row in read(out)]
+    assert (done.out, done.task, done.num_texts, done.num_cut) == (out, "regression", 300, 0)
+    model = package.load(tuned["regression"])
+    assert values == pytest.approx([model.predict([text])[0] for text in TEXTS], abs=1e-5)
+    assert len({round(value, 4) for value in values}) > 200
+
+
+def test_pairs_and_other_columns(tuned, tmp_path):
+    rows = [{"q": text, "r": f"a crane {n}", "text": "no"} for n, text in enumerate(TEXTS[:5])]
+    source = tmp_path / "pairs.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    package.predict(
+        *(tuned["classification"], source, tmp_path / "out.jsonl"),
+        text_column="q",
+        text_b_column="r",
+    )
+    model = package.load(tuned["classification"])
+    answers = model.predict([row["q"] for row in rows], [row["r"] for row in rows])
+    assert read(tmp_path / "out.jsonl") == [answer._asdict() for answer in answers]
+    assert answers != model.predict([row["q"] for row in rows])
+
+
+def test_words_and_how_many_texts_were_cut(tuned, tmp_path):
+    source = tmp_path / "words.jsonl"
+    texts = [["river", "a"], [], ["river"] * 40]
+    source.write_text("".join(json.dumps({"tokens": words}) + "\n" for words in texts), "utf-8")
+    done = package.predict(tuned["words"], source, tmp_path / "out.csv")
+    assert (done.task, done.num_texts, done.num_cut) == ("words", 3, 1)
+    rows = read(tmp_path / "out.csv")
+    assert [len(row["labels"]) for row in rows] == [2, 0, 40]
+    assert rows[2]["labels"][30:] == rows[2]["probabilities"][30:] == [None] * 10
+    assert None not in rows[2]["labels"][:30]
+
+
+def test_lines_of_a_text_file(tuned, tmp_path):
+    (tmp_path / "in.txt").write_text("river\n\na crane\n", "utf-8")
+    assert package.predict(tuned["regression"], tmp_path / "in.txt", "out.csv").num_texts == 3
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("out", ["out.txt", "out", "out.JSONL", "out.jsonl.gz", "out.npy"])
+def test_an_unknown_ending(out, tuned, refused):
+    refused(
+        ["predict", tuned["regression"], "in.txt", "--out", out],
+        *(f"--out {out}: is of an unknown kind", ".jsonl, .csv, .parquet"),
+    )
+
+
+def test_an_out_that_exists(tuned, refused, tmp_path):
+    (tmp_path / "out.csv").write_text("mine", "utf-8")
+    refused(["predict", tuned["words"], "in.txt", "--out", "out.csv"], "out.csv: already exists")
+    assert (tmp_path / "out.csv").read_text("utf-8") == "mine"
+
+
+def test_models_and_files_that_are_none(tuned, small_run, refused, tmp_path):
+    (tmp_path / "in.txt").write_text("river\n", "utf-8")
+    (tmp_path / "empty.txt").write_text("", "utf-8")
+    out = ["--out", "out.csv"]
+    refused(["predict", small_run.folder, "in.txt", *out], "was not fine-tuned for a task", "; ")
+    refused(["predict", "gone", "in.txt", *out], "gone: does not exist", "; ")
+    model = tuned["regression"]
+    refused(["predict", model, "gone.txt", *out], "gone.txt", "; ")
+    refused(["predict", model, "empty.txt", *out], "empty.txt: holds no examples", "; ")
+    refused(["predict", model, "", *out], "FILE: has no name", "; ")
+    refused(["predict", model, "in.txt", "--out", ""], "--out: has no name", "; ")
+    refused(["predict", model, "in.txt", *out, "--text-column", "b"], "no column 'b'", "; ")
+    refused(["predict", tuned["words"], "in.txt", *out], "holds no list in the column 'text'")
+    refused(["predict", model, "in.txt", "--out", "in.txt/out.csv"], "cannot be written", "; ")
+    assert {path.name for path in tmp_path.iterdir()} == {"in.txt", "empty.txt"}
+
+
+def test_a_disk_that_is_full(tmp_path, monkeypatch):
+    def full(path, rows):
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(write_predictions.__globals__["_WRITERS"], ".csv", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        write_predictions(tmp_path / "out.csv", NUMBERS)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,223 @@
+"""Texts as packed batches, against the tokenizer of transformers and slow loops."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from bertmill.config import ModelSection, TokenizerSection
+from bertmill.errors import InputError
+from bertmill.text.tokenizer import train_tokenizer
+from bertmill.use.sequences import (
+    Sequences,
+    by_length,
+    make_sequences,
+    map_batches,
+    pack_lists,
+    refuse_no_text,
+    refuse_too_long,
+)
+
+CPU = torch.device("cpu")
+TEXT = "the river crosses my valley and two horses follow every farmer home again"
+WORDS = TEXT.split()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """One token a word, and the letters for pieces of others."""
+    return train_tokenizer([TEXT] * 2, TokenizerSection(vocab_size=200))
+
+
+@pytest.fixture(scope="module")
+def oracle(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def some_words(count: int, shift: int) -> str:
+    return " ".join(WORDS[(i + shift) % len(WORDS)] for i in range(count))
+
+
+def rows_of(sequences: Sequences, values) -> list[list[int]]:
+    return [row.tolist() for row in np.split(values, sequences.starts[1:-1])]
+
+
+# --- make_sequences ------------------------------------------------------------------------------
+
+
+def check_against(oracle, tokenizer, first, second, max_length):
+    texts = (first,) if second is None else (first, second)
+    wanted = oracle(*texts, truncation="longest_first", max_length=max_length)
+    whole = oracle(*texts)["input_ids"]
+    made = make_sequences(tokenizer, first, second, max_length)
+    assert rows_of(made, made.token_ids) == wanted["input_ids"]
+    assert rows_of(made, made.segment_ids) == wanted["token_type_ids"]
+    assert made.num_cut == sum(len(ids) > max_length for ids in whole)
+    assert made.lengths.tolist() == [len(ids) for ids in wanted["input_ids"]]
+    assert len(made) == len(first)
+    return made
+
+
+@pytest.mark.parametrize("max_length", [3, 4, 5, 6, 7, 10, 11, 16, 17, 40])
+def test_pairs_are_cut_as_by_transformers(tokenizer, oracle, max_length):
+    sizes = [(a, b) for a in range(14) for b in range(14)]
+    first = [some_words(a, 0) for a, _ in sizes]
+    second = [some_words(b, 5) for _, b in sizes]
+    assert tokenizer.encode_batch([some_words(13, 0)])[1].tolist() == [13]
+    made = check_against(oracle, tokenizer, first, second, max_length)
+    assert (made.num_cut > 0) == (max_length < 29)
+
+
+@pytest.mark.parametrize("max_length", [2, 3, 4, 9, 40])
+def test_texts_are_cut_as_by_transformers(tokenizer, oracle, max_length):
+    check_against(oracle, tokenizer, [some_words(n, n) for n in range(14)], None, max_length)
+
+
+@given(
+    st.lists(st.tuples(st.text(), st.text(), st.integers(0, 30)), min_size=1), st.integers(3, 40)
+)
+def test_any_text_is_cut_as_by_transformers(tokenizer, oracle, texts, max_length):
+    names = str.maketrans("[]", "()")  # theirs takes the name of a special token for the token
+    first = [f"{one} {some_words(n, 2)}".translate(names) for one, _, n in texts]
+    second = [other.translate(names) for _, other, _ in texts]
+    check_against(oracle, tokenizer, first, second, max_length)
+    check_against(oracle, tokenizer, first, None, max_length)
+
+
+@pytest.mark.parametrize("second", [None, []])
+def test_no_texts(tokenizer, second):
+    made = make_sequences(tokenizer, [], second, 8)
+    assert (len(made), made.num_cut, made.token_ids.tolist()) == (0, 0, [])
+
+
+@pytest.mark.parametrize("text", [3, None, b"bytes", ["the"]])
+def test_what_is_not_text_is_refused(tokenizer, text):
+    for first, second in [(["the", text], None), (["the", "a"], ["a", text])]:
+        with pytest.raises(InputError, match="is not text; give a string or a list"):
+            make_sequences(tokenizer, first, second, 8)
+    with pytest.raises(InputError, match="is not text"):
+        refuse_no_text(text)
+
+
+def test_half_a_character_is_refused(tokenizer):
+    with pytest.raises(InputError, match="lone surrogate"):
+        make_sequences(tokenizer, ["the", "a\ud800"], None, 8)
+
+
+def test_too_long_is_longer_than_the_positions():
+    section = ModelSection(max_position_embeddings=40)
+    refuse_too_long([0] * 40, section)
+    with pytest.raises(InputError, match="has 41 tokens, the model takes 40"):
+        refuse_too_long([0] * 41, section)
+
+
+# --- by_length -----------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 600)), st.integers(1, 3000))
+def test_groups_by_length(lengths, tokens_at_once):
+    lengths = np.array(lengths, np.int64)
+    groups = by_length(lengths, tokens_at_once)
+    rows = [row for group in groups for row in group.tolist()]
+    # Longest first, and the given order among equals.
+    assert rows == sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    assert all(len(group) for group in groups)
+    # "About so many" is less than one row more, and one group holds what fits.
+    assert all(lengths[g].sum() < tokens_at_once + lengths[g].max() for g in groups)
+    assert len(groups) <= -(-lengths.sum() // tokens_at_once)
+
+
+def test_groups_are_full():
+    # Tokens end at 4, 8, 10 and 12 of the order 1, 3, 0, 2; a group at 6 and 12.
+    assert [g.tolist() for g in by_length(np.array([2, 4, 2, 4]), 6)] == [[1], [3, 0, 2]]
+    assert len(by_length(np.full(128, 64))) == 4
+
+
+# --- packing -------------------------------------------------------------------------------------
+
+
+def check_packed(packed, token_ids, segment_ids):
+    assert packed.token_ids.tolist() == [i for ids in token_ids for i in ids]
+    assert packed.segment_ids.tolist() == [i for ids in segment_ids for i in ids]
+    assert packed.position_ids.tolist() == [i for ids in token_ids for i in range(len(ids))]
+    assert list(packed.lengths) == [len(ids) for ids in token_ids]
+    assert {values.dtype for values in packed[:3]} == {torch.int64}
+
+
+@pytest.mark.parametrize("rows", [[2], [0, 1, 2, 3, 4], [4, 0, 3], [1, 1, 2]])
+def test_pack_takes_rows_in_their_order(tokenizer, oracle, rows):
+    first, second = (
+        [some_words(n, n) for n in (3, 0, 7, 1, 3)],
+        [some_words(n, 3) for n in range(5)],
+    )
+    packed = make_sequences(tokenizer, first, second, 40).pack(np.array(rows), CPU)
+    wanted = oracle([first[row] for row in rows], [second[row] for row in rows])
+    check_packed(packed, wanted["input_ids"], wanted["token_type_ids"])
+
+
+@given(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9), min_size=1))
+def test_pack_lists(lists):
+    check_packed(pack_lists(lists, CPU), lists, [[0] * len(ids) for ids in lists])
+
+
+# --- map_batches ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[1, 2, 3])
+def num_threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def num_threads_of_a_new_thread() -> int:
+    found = []
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@pytest.mark.parametrize("num_batches", [0, 1, 2, 7])
+def test_results_are_those_of_one_thread(num_threads, num_batches):
+    batches = [np.arange(n, n + 3) for n in range(num_batches)]
+
+    def compute(batch):
+        time.sleep(0.005 * (num_batches - batch[0]))  # the first ends last
+        return (batch**2).sum()
+
+    assert map_batches(compute, batches, CPU) == [compute(batch) for batch in batches]
+    assert torch.get_num_threads() == num_threads == num_threads_of_a_new_thread()
+
+
+def test_a_batch_a_core(num_threads):
+    """As many batches at once as there are threads: each waits until the others are there."""
+    together = threading.Barrier(num_threads, timeout=20)
+
+    def compute(batch):
+        together.wait()
+        return torch.get_num_threads()
+
+    batches = [np.array([n]) for n in range(2 * num_threads)]
+    assert map_batches(compute, batches, CPU) == [1] * (2 * num_threads)
+    assert torch.get_num_threads() == num_threads == num_threads_of_a_new_thread()
+
+
+@pytest.mark.parametrize("bad", [0, 3, 6])
+def test_a_failure_is_passed_on(num_threads, bad):
+    def compute(batch):
+        if batch[0] == bad:
+            raise InputError(f"batch {bad}", "is bad", "give another")
+        return batch
+
+    with pytest.raises(InputError, match=f"batch {bad}: is bad"):
+        map_batches(compute, [np.array([n]) for n in range(7)], CPU)
+    assert torch.get_num_threads() == num_threads == num_threads_of_a_new_thread()
