@@ -14,7 +14,17 @@ import bertmill as package
 
 EMBED_KEYS = {"out", "num_texts", "hidden_size", "num_cut", "seconds", "texts_per_second"}
 FINETUNE_KEYS = {
-    *("folder", "task", "labels", "num_train", "num_dev", "best_epoch", "epochs", "seconds"),
+    *(
+        "folder",
+        "task",
+        "labels",
+        "num_train",
+        "num_dev",
+        "num_cut",
+        "best_epoch",
+        "epochs",
+        "seconds",
+    ),
 }
 PREDICT_KEYS = {"out", "task", "num_texts", "num_cut"}
 PARADIGM_KEYS = {"accuracy", "num_pairs", "num_ties"}
@@ -360,7 +370,15 @@ def test_onnx(bertmill_json, small_run, corpus_file, tmp_path):
 def test_onnx_for_people(bertmill, tuned):
     """The encoder of a fine-tuned model is one too."""
     status, out, err = bertmill("export", tuned, "--to", "onnx", "--out", "out")
-    assert (status, out, err) == (0, "onnx: out\n", "")
+    assert (status, err) == (0, "")
+    assert out == (
+        "the files are the encoder alone, without what was fine-tuned on top of it\nonnx: out\n"
+    )
+
+
+@pytest.mark.parametrize("option", ["--mask-rest-of-word", "--probe-only"])
+def test_options_of_another_judge(option, refused, small_run, corpus_file):
+    refused(["evaluate", small_run.folder, "--held-out", corpus_file, option], option, "; give --")
 
 
 def test_what_export_refuses(refused, small_run, tmp_path):

@@ -14,7 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 import bertmill
 from bertmill import errors
 from bertmill.data.prepare import cache_folder
-from bertmill.disk import file_sha256, folder_that_appears_whole
+from bertmill.disk import file_sha256, file_that_appears_whole, folder_that_appears_whole
 from bertmill.model.folder import load_model, save_model
 from bertmill.text.files import find_files
 from bertmill.train.device import open_device
@@ -100,6 +100,17 @@ def test_a_disk_that_fails_while_a_folder_is_written(tmp_path):
     ):
         raise OSError(28, "No space left on device")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("appear", [file_that_appears_whole, folder_that_appears_whole])
+def test_what_another_process_made_meanwhile_stays(appear, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(errors.InputError, match="another process"), appear(out, errors.InputError):
+        (out / "theirs").mkdir(parents=True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "theirs"]
+    with folder_that_appears_whole(out, errors.InputError, or_another=True):
+        pass
+    assert (out / "theirs").exists()
 
 
 def test_a_model_without_a_name():

@@ -593,7 +593,8 @@ def _print_tasks(scores: AllTaskScores) -> None:
         shown = []
         for measures in task.methods.values():
             found = measures[task.main_measure]
-            shown.append(f"{found.mean:.3f} ± {found.high - found.mean:.3f}")
+            spread = "" if found.high is None else f" ± {found.high - found.mean:.3f}"
+            shown.append(f"{found.mean:.3f}{spread}")
         _print(f"{name:<8}{task.main_measure:<12}" + "".join(f"{text:>{width}}" for text in shown))
     _print(f"{'mean':<20}" + "".join(f"{mean:>{width}.3f}" for mean in scores.mean.values()))
 

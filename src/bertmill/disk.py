@@ -32,11 +32,13 @@ def refuse_if_there(out: Path) -> None:
 
 
 @contextmanager
-def folder_that_appears_whole(out: Path, error: type[BertmillError]) -> Iterator[Path]:
+def folder_that_appears_whole(
+    out: Path, error: type[BertmillError], *, or_another: bool = False
+) -> Iterator[Path]:
     """Give a hidden folder that takes the name `out` when the block ends well, else vanishes.
 
     What the disk says in the block is told as `error`. Where another process has made `out`
-    meanwhile, that one stays.
+    meanwhile, that one stays, which is an `error` too unless it is as good (`or_another`).
     """
     with _hidden_folder_beside(out, error) as folder:
         yield folder
@@ -46,6 +48,8 @@ def folder_that_appears_whole(out: Path, error: type[BertmillError]) -> Iterator
         except OSError:
             if not out.exists():
                 raise
+            if not or_another:
+                raise _made_meanwhile(out, error) from None
 
 
 @contextmanager
@@ -53,7 +57,13 @@ def file_that_appears_whole(out: Path, error: type[BertmillError]) -> Iterator[P
     """Give the name of a file that is renamed to `out` when the block ends well, else vanishes."""
     with _hidden_folder_beside(out, error) as folder:
         yield folder / out.name
+        if out.exists():
+            raise _made_meanwhile(out, error)
         (folder / out.name).rename(out)
+
+
+def _made_meanwhile(out: Path, error: type[BertmillError]) -> BertmillError:
+    return error(out, "was made by another process meanwhile", "choose another --out")
 
 
 @contextmanager

@@ -523,6 +523,19 @@ def test_examples_that_do_not_fit(model, tmp_path):
         judge([{"text": "a", "label": 0.5}] * 2, [{"text": "a", "label": "x"}])
 
 
+def test_one_seed_has_no_interval_and_names_are_of_any_case(bertmill, model, tmp_path):
+    for split in ("train", "dev"):
+        write(tmp_path / "tasks" / "CoLA" / f"{split}.jsonl", ROWS * 2)
+    options = {"tasks": tmp_path / "tasks", "probe_only": True, "seeds": 1}
+    scores = package.evaluate(model, **options).tasks["CoLA"]
+    assert scores.main_measure == "matthews"
+    assert scores.methods["probe"]["matthews"].low is None
+    assert scores.methods["majority"]["matthews"].low == 0.0
+    args = ["evaluate", model, "--tasks", "tasks", "--probe-only", "--seeds", "1"]
+    [line] = [line for line in bertmill(*args)[1].splitlines() if line.startswith("CoLA  ")]
+    assert line.count("±") == 1  # of the majority class
+
+
 def test_without_scikit_learn(refused, monkeypatch, model, folder):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     refused(

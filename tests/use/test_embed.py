@@ -218,4 +218,4 @@ def test_a_length_without_room_for_the_special_tokens(small_run, tmp_path, lengt
     assert bertmill.load(tmp_path / "model").embed(["", "the river"]).shape == (2, 16)
     told.write_text(json.dumps({"max_seq_length": length}), "utf-8")
     with pytest.raises(ModelError, match=f"max_seq_length {length}"):
-        bertmill.load(tmp_path / "model")
+        bertmill.load(tmp_path / "model").embed("the river")

@@ -77,7 +77,8 @@ def loaded(small_run):
 
 def learn(loaded, task, train, dev, **knobs):
     nothing = lambda *_: None  # noqa: E731
-    return learn_task(loaded, task, train, dev, FinetuneKnobs(**knobs), CPU, nothing, nothing)
+    tuned = learn_task(loaded, task, train, dev, FinetuneKnobs(**knobs), CPU, nothing, nothing)
+    return tuned.model, tuned.history
 
 
 def read(files, kind, split):
@@ -142,6 +143,21 @@ def test_pairs_are_learned(small_run, tmp_path):
         small_run.folder, path, path, tmp_path / "out", **KNOBS | {"epochs": 15, "patience": 15}
     )
     assert max(epoch.dev.accuracy for epoch in tuned.epochs) > 0.9
+    model = package.load(tuned.folder)
+    assert model.is_pair and len(model.predict(["a"], ["b"])) == 1
+    with pytest.raises(InputError, match="fine-tuned on, pairs of texts"):
+        model.predict(["a"])
+
+
+def test_a_model_of_single_texts_is_given_no_pairs(tune, tmp_path):
+    folder = tune(epochs=1).folder
+    with pytest.raises(InputError, match="fine-tuned on, single texts"):
+        package.load(folder).predict(["a"], ["b"])
+    texts = tmp_path / "rows.jsonl"
+    texts.write_text('{"text": "the river", "text_b": "a column like any other"}\n', "utf-8")
+    assert package.predict(folder, texts, tmp_path / "one.jsonl").num_texts == 1
+    with pytest.raises(InputError, match="single texts"):
+        package.predict(folder, texts, tmp_path / "two.jsonl", text_b_column="text_b")
 
 
 # --- repeatable ----------------------------------------------------------------------------------
@@ -434,7 +450,7 @@ def test_the_report(tune, small_run, tmp_path):
     tuned = tune(epochs=2, seed=7)
     report = json.loads((tuned.folder / "finetune.json").read_text())
     knobs = report.pop("knobs")
-    assert knobs == asdict(FinetuneKnobs(2, 2, 16, 0.01, None, 7))
+    assert knobs == asdict(FinetuneKnobs(2, 2, 16, 0.01, 32, 7))
     wanted = json.loads(json.dumps(asdict(replace(tuned, folder=str(tuned.folder)))))
     assert report == wanted
     assert [epoch["epoch"] for epoch in report["epochs"]] == [1, 2]

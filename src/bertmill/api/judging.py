@@ -83,6 +83,10 @@ def evaluate(
         raise InputError(
             f"--set {settings[0]}", "says how held-out text is read", "use it with --held-out"
         )
+    if mask_rest_of_word and minimal_pairs is None:
+        raise InputError("--mask-rest-of-word", "is for minimal pairs", "give --minimal-pairs")
+    if probe_only and tasks is None:
+        raise InputError("--probe-only", "is for labelled tasks", "give --tasks")
     loaded, where = load_model(model), open_device(device)
     with RunProgress(stream) as progress:
         if frozen_pairs is not None:

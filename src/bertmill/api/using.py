@@ -16,7 +16,7 @@ from bertmill.errors import InputError
 from bertmill.judge.onnx import export_onnx
 from bertmill.model.folder import load_model, save_model
 from bertmill.show.contents import describe
-from bertmill.show.words import draw_similar_words
+from bertmill.show.words import draw_similar_words, refuse_figure
 from bertmill.text.rows import read_rows, text_of
 from bertmill.train.device import open_device
 from bertmill.train.progress import RunProgress
@@ -40,7 +40,7 @@ class Embedded:
     num_texts: int
     hidden_size: int
     num_cut: int
-    """Texts that were longer than the model takes; their ends do not count."""
+    """Texts longer than the folder says or than it was trained on; their ends do not count."""
     seconds: float
     """Reading, computing and writing; without opening the model."""
     texts_per_second: float
@@ -55,6 +55,8 @@ class FineTuned:
     labels: tuple[str, ...]
     num_train: int
     num_dev: int
+    num_cut: int
+    """Examples of both that were longer than allowed; their ends do not count."""
     best_epoch: int
     """Whose weights were kept."""
     epochs: tuple[Epoch, ...]
@@ -69,7 +71,7 @@ class Predicted:
     task: str
     num_texts: int
     num_cut: int
-    """Texts that were longer than the model takes; their ends do not count."""
+    """Texts longer than the examples of fine-tuning could be; their ends do not count."""
 
 
 def embed(
@@ -169,6 +171,8 @@ def similar_words(
         raise InputError(
             "similar-words", "has no texts to search", "give --among TEXT or --among-file FILE"
         )
+    if figure is not None:
+        refuse_figure(Path(figure), top)
     found = load(model, device).similar_words(text, word, texts, top)
     if figure is not None:
         draw_similar_words(text, word, found, Path(figure))
@@ -204,11 +208,11 @@ def finetune(
         ``.jsonl``, ``.csv``, ``.tsv`` or ``.parquet``, compressed or not. Words and their labels
         are lists, in ``.jsonl`` and ``.parquet``.
     out : str or Path
-        A new folder, which opens in ``transformers`` as ``BertForSequenceClassification`` or
-        ``BertForTokenClassification``, and here with ``predict``.
+        A new folder, for `predict`. Where the network is BERT as published, ``transformers`` opens
+        it too: ``BertForSequenceClassification``, or ``BertForTokenClassification`` for words.
     task : {"classification", "regression", "words"}, optional
-        By default as the labels are: numbers that are not all whole are regression, lists label
-        words, all else are classes.
+        By default as the labels are: numbers written with a point (5.0, not 5) are regression,
+        lists label words, all else are classes.
     text_column, text_b_column, label_column : str, optional
         By default ``text``, ``sentence1``, ``sentence``, ``words`` or ``tokens``; ``text_b`` or
         ``sentence2`` where there is one; and ``label`` or ``labels``.
@@ -223,7 +227,7 @@ def finetune(
     max_length : int, optional
         Tokens of an example at most; by default as many as the encoder was trained on.
     seed : int
-        The same one gives the same weights on the same machine.
+        The same one gives the same weights on the same machine's CPU.
     device : str
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     stream : file, optional
@@ -248,7 +252,7 @@ def finetune(
             f"{asked.kind}: {len(examples):,} examples"
             + (f", {len(asked.labels)} classes" if asked.labels else "")
         )
-        tuned, history = learn_task(
+        tuned = learn_task(
             loaded,
             asked,
             examples,
@@ -258,22 +262,25 @@ def finetune(
             progress.show,
             lambda epoch: progress.say(_told(epoch)),
         )
-    best = max(history, key=lambda epoch: epoch.dev.quality)
+        if tuned.num_cut:
+            progress.say(f"{tuned.num_cut:,} examples are longer than allowed and were cut")
+    best = max(tuned.history, key=lambda epoch: epoch.dev.quality)
     result = FineTuned(
         out,
         asked.kind,
         asked.labels,
         len(examples),
         len(dev_examples),
+        tuned.num_cut,
         best.epoch,
-        tuple(history),
+        tuple(tuned.history),
         time.monotonic() - started,
     )
+    max_length = knobs.length_for(loaded)
     with folder_that_appears_whole(out, InputError) as folder:
-        save_model(
-            folder, tuned, loaded.tokenizer, loaded.about, max_length=knobs.length_for(loaded)
-        )
-        report = {**asdict(result), "folder": str(out), "knobs": asdict(knobs)}
+        save_model(folder, tuned.model, loaded.tokenizer, loaded.about, max_length=max_length)
+        resolved = {**asdict(knobs), "lr": knobs.lr_for(loaded), "max_length": max_length}
+        report = {**asdict(result), "folder": str(out), "knobs": resolved}
         (folder / _FINETUNE_FILE).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
     return result
 
@@ -320,7 +327,9 @@ def predict(
     loaded, out = load(model, device), Path(out)
     refuse_predictions_file(out)
     task = loaded.require_task()
-    first, second = read_texts(str(source), Columns(text_column, text_b_column), task.kind)
+    first, second = read_texts(
+        str(source), Columns(text_column, text_b_column), task.kind, loaded.is_pair
+    )
     predictions, num_cut = loaded.predict_counted(first, second)
     write_predictions(out, predictions)
     return Predicted(out, task.kind, len(first), num_cut)

@@ -77,7 +77,7 @@ def prepare(
         raise StoreError(out, "already exists", "choose another --out, or delete it first")
     text = resolve_text(text, held_out)
     files = _find_both(corpus, held_out)
-    with folder_that_appears_whole(out, StoreError) as folder:
+    with folder_that_appears_whole(out, StoreError, or_another=True) as folder:
         made = make_tokenizer(files["train"], text, tokenizer, say)
         writer = StoreWriter(folder, made)
         with _encoder(made, text, workers) as encode:

@@ -65,6 +65,8 @@ def export_onnx(
     loaded = load_model(model)
     held_out = open_held_out(loaded, sources, settings, say) if sources else None
     with folder_that_appears_whole(out, InputError) as folder:
+        if loaded.task_model is not None:
+            say("the files are the encoder alone, without what was fine-tuned on top of it")
         report: dict[str, Any] = {"largest_difference": write_onnx(folder, loaded)}
         if int8:
             write_int8(folder)

@@ -59,9 +59,10 @@ class Estimate:
     """A measure over several seeds."""
 
     mean: float
-    low: float
-    """Lower end of the 95 % interval of the mean (Student's t); the mean where nothing varies."""
-    high: float
+    low: float | None
+    """Lower end of the 95 % interval of the mean (Student's t); None for one seed, of which it
+    cannot be told, and the mean where no seed has a say."""
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -123,13 +124,17 @@ def judge_tasks(
     exams = {name: _Exam.read(*files, device) for name, files in _find_tasks(folder)}
     found = {}
     for name, exam in exams.items():
-        main = _MAIN_MEASURES.get(name, "accuracy") if exam.task.labels else "spearman"
+        main = _MAIN_MEASURES.get(name.lower(), "accuracy") if exam.task.labels else "spearman"
         methods = {}
         for method in _METHODS if with_finetuning else _METHODS[:4]:
             measured = [
                 exam.measure(answers) for answers in exam.answers(method, loaded, num_seeds)
             ]
-            methods[method] = {key: _estimate([m[key] for m in measured]) for key in measured[0]}
+            is_fixed = method == "majority"
+            methods[method] = {
+                key: _estimate([values[key] for values in measured], is_fixed)
+                for key in measured[0]
+            }
             say(f"{name}, {method}: {main} {methods[method][main].mean:.3f}")
         found[name] = TaskScores(exam.task.kind, len(exam.train), len(exam.dev), main, methods)
     mean = {
@@ -217,7 +222,7 @@ class _Exam:
 
     def _fine_tuned(self, loaded: LoadedModel, seed: int) -> Targets:
         learned, choosing = (rows.tolist() for rows in choosing_rows(len(self.train), seed))
-        model, _ = learn_task(
+        tuned = learn_task(
             loaded,
             self.task,
             self.train.select(learned),
@@ -228,7 +233,7 @@ class _Exam:
             after_epoch=lambda epoch: None,
         )
         inputs = make_inputs(loaded.tokenizer, self.dev, longest_text(loaded))
-        outputs = compute_outputs(model, inputs, self.device)
+        outputs = compute_outputs(tuned.model, inputs, self.device)
         if self.task.kind == "regression":
             return outputs[:, 0].astype(np.float64)
         answers: Targets = outputs.argmax(-1).astype(np.float64)
@@ -268,11 +273,14 @@ def _with_random_weights(loaded: LoadedModel, seed: int) -> LoadedModel:
     return dataclasses.replace(loaded, model=model.eval(), task_model=None)
 
 
-def _estimate(values: Sequence[float]) -> Estimate:
+def _estimate(values: Sequence[float], is_fixed: bool) -> Estimate:
     from scipy import stats
 
-    mean, spread = float(np.mean(values)), 0.0
-    if len(values) > 1:
-        quantile = stats.t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1)
-        spread = float(quantile * np.std(values, ddof=1) / np.sqrt(len(values)))
+    mean = float(np.mean(values))
+    if is_fixed:
+        return Estimate(mean, mean, mean)
+    if len(values) == 1:
+        return Estimate(mean, None, None)
+    quantile = stats.t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1)
+    spread = float(quantile * np.std(values, ddof=1) / np.sqrt(len(values)))
     return Estimate(mean, mean - spread, mean + spread)

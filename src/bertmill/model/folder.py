@@ -36,6 +36,7 @@ from bertmill.model.heads import PretrainingModel, TaskModel
 from bertmill.model.huggingface import (
     from_config,
     from_huggingface,
+    is_pair_from_config,
     task_from_config,
     to_config,
     to_huggingface,
@@ -114,8 +115,15 @@ def save_description(
 ) -> None:
     """Write all of a model folder but the tensors; `state` names those that go with it."""
     tokenizer.save(folder, max_length)
-    task = model.task if isinstance(model, TaskModel) else None
-    config = to_config(model.section, model.vocab_size, tokenizer.pad_id, state, task)
+    tuned = model if isinstance(model, TaskModel) else None
+    config = to_config(
+        model.section,
+        model.vocab_size,
+        tokenizer.pad_id,
+        state,
+        None if tuned is None else tuned.task,
+        None if tuned is None else tuned.is_pair,
+    )
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     if about is not None:
         (folder / _ABOUT_FILE).write_text(about.model_dump_json() + "\n", "utf-8")
@@ -152,8 +160,11 @@ def load_model(path: str | Path) -> LoadedModel:
         )
     model = PretrainingModel(section, vocab_size)
     initialise(model, section, torch.Generator().manual_seed(0))
-    task = task_from_config(_read_json(folder / "config.json"), folder / "config.json")
-    task_model = None if task is None else TaskModel(model, task).eval()
+    config = _read_json(folder / "config.json")
+    task = task_from_config(config, folder / "config.json")
+    task_model = None
+    if task is not None:
+        task_model = TaskModel(model, task, is_pair_from_config(config)).eval()
     wanted, required = model.state_dict(), {"encoder"}
     if task_model is not None:
         wanted |= task_model.state_dict()

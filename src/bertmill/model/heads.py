@@ -106,10 +106,15 @@ class TaskModel(nn.Module):
     pretrained : PretrainingModel
         Encoder and pooler are taken over, not copied; its heads are left out.
     task : Task
+    is_pair : bool or None
+        Whether it learned from pairs of texts; None: not known.
     """
 
-    def __init__(self, pretrained: PretrainingModel, task: Task) -> None:
+    def __init__(
+        self, pretrained: PretrainingModel, task: Task, is_pair: bool | None = None
+    ) -> None:
         super().__init__()
+        self.is_pair = is_pair
         self.section, self.vocab_size, self.task = pretrained.section, pretrained.vocab_size, task
         self.encoder = pretrained.encoder
         self.pooler = None if task.kind == "words" else pretrained.pooler

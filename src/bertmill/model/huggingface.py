@@ -41,6 +41,7 @@ _SEPARATE = tuple(f"bert.encoder.layer.*.attention.self.{n}" for n in ("query", 
 
 # Hugging Face's mark of an architecture that transformers has no class for.
 _OUR_MODEL_TYPE = "bertmill"
+_IS_PAIR = "bertmill_is_pair"
 _OURS_ONLY = ("position_embedding", "norm", "init")
 _TASK_CLASSES = {
     "classification": "ForSequenceClassification",
@@ -131,6 +132,7 @@ def to_config(
     pad_id: int,
     state: Iterable[str],
     task: Task | None = None,
+    is_pair: bool | None = None,
 ) -> dict[str, Any]:
     """Write ``config.json``: BERT as published is a class of transformers, by the heads it has."""
     values = section.model_dump()
@@ -150,9 +152,16 @@ def to_config(
         **names,
         **values,
         **({} if task is None else _task_to_config(task)),
+        **({} if is_pair is None else {_IS_PAIR: is_pair}),
         "vocab_size": vocab_size,
         "pad_token_id": pad_id,
     }
+
+
+def is_pair_from_config(config: Mapping[str, Any]) -> bool | None:
+    """Read whether a fine-tuned model learned from pairs of texts; None where nothing is said."""
+    found = config.get(_IS_PAIR)
+    return found if isinstance(found, bool) else None
 
 
 def _task_to_config(task: Task) -> dict[str, Any]:

@@ -20,21 +20,25 @@ _LONGEST_LABEL = 60
 """Characters: longer ones would leave the bars no room."""
 
 
+def refuse_figure(out: Path, num_words: int) -> None:
+    """Raise `InputError` unless so many words can be drawn to a new file of this name."""
+    refuse_if_there(out)
+    if out.suffix not in (".png", ".svg", ".pdf"):
+        raise InputError(out, "is of an unknown kind", "use a name that ends in .png, .svg or .pdf")
+    if num_words > _MOST_BARS:
+        raise InputError(
+            out, f"has no room for {num_words:,} words", f"give --top {_MOST_BARS} or less"
+        )
+
+
 def draw_similar_words(text: str, word: str, found: Sequence[SimilarWord], out: Path) -> None:
     """Draw a bar for each word, the nearest at the top; the word itself in darker ones.
 
     Raises
     ------
     InputError
-        `out` exists, is of an unknown kind, or cannot be written, or the words are too many.
+        `out` cannot be written.
     """
-    refuse_if_there(out)
-    if out.suffix not in (".png", ".svg", ".pdf"):
-        raise InputError(out, "is of an unknown kind", "use a name that ends in .png, .svg or .pdf")
-    if len(found) > _MOST_BARS:
-        raise InputError(
-            out, f"has no room for {len(found):,} words", f"give --top {_MOST_BARS} or less"
-        )
     figure = Figure(figsize=(9, 1.1 + _INCHES_A_BAR * len(found)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

@@ -62,8 +62,8 @@ def read_examples(source: str, columns: Columns, kind: str | None) -> Examples:
         As `read_rows` takes it.
     columns : Columns
     kind : str or None
-        A `Kind`. None: a list is labels of words, numbers that are not all whole are regression,
-        all else are classes.
+        A `Kind`. None: a list is labels of words, numbers written with a point (5.0, not 5) are
+        regression, all else are classes.
 
     Raises
     ------
@@ -90,10 +90,14 @@ def read_examples(source: str, columns: Columns, kind: str | None) -> Examples:
 
 
 def read_texts(
-    source: str, columns: Columns, kind: Kind
+    source: str, columns: Columns, kind: Kind, is_pair: bool | None = None
 ) -> tuple[list[str] | list[list[str]], list[str] | None]:
-    """Read texts, pairs of texts or lists of words, as `read_examples` does, without labels."""
-    return _texts(_read_all(source), columns, kind)
+    """Read texts, pairs of texts or lists of words, as `read_examples` does, without labels.
+
+    Where `is_pair` is false, a usual name of second texts is a column like any other.
+    """
+    first, second = _texts(_read_all(source), columns, kind)
+    return first, second if is_pair is not False or columns.text_b else None
 
 
 def _read_all(source: str) -> list[Row]:
@@ -171,7 +175,7 @@ def _column(row: Row, name: str | None, usual: Sequence[str], what: str) -> str:
         raise CorpusError(
             where,
             f"has no column named {' or '.join(usual)} (has {', '.join(map(str, values))})",
-            f"name it with --{what}-column",
+            f"give it one of these names, or finetune and predict --{what}-column",
         )
     return found
 
@@ -179,8 +183,7 @@ def _column(row: Row, name: str | None, usual: Sequence[str], what: str) -> str:
 def _kind_of(labels: Sequence[object]) -> Kind:
     if isinstance(labels[0], list):
         return "words"
-    numbers = [_number(label) for label in labels]
-    if None in numbers:
+    if not all(map(_spells_number, labels)):
         return "classification"
     is_real = any(isinstance(label, float) or "." in str(label) for label in labels)
     return "regression" if is_real else "classification"
@@ -218,6 +221,17 @@ def _list_of(row: Row, column: str) -> list[Any]:
             where, f"holds no list in the column {column!r}", "mend it, or name another column"
         )
     return found
+
+
+def _spells_number(label: object) -> bool:
+    """Whether this is a number, finite or not, or a text that spells one."""
+    if isinstance(label, bool) or not isinstance(label, str | int | float):
+        return False
+    try:
+        float(label)
+    except (ValueError, OverflowError) as error:
+        return isinstance(error, OverflowError)
+    return True
 
 
 def _number(label: object) -> float | None:

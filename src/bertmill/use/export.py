@@ -60,7 +60,7 @@ def export_huggingface(model: str | Path, out: str | Path, license: str | None =
             loaded.tokenizer,
             loaded.about,
             loaded.new_weights,
-            max_length=None if loaded.task_model is None else pooling.max_length,
+            pooling.max_length,
         )
         write_pooling(folder, pooling, section.hidden_size)
         run = RunFolder(model)

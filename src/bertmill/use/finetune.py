@@ -56,6 +56,10 @@ class FinetuneKnobs:
                 option = name.replace("_", "-")
                 raise InputError(f"--{option}", f"is {value}", "give a number above 0")
 
+    def lr_for(self, loaded: LoadedModel) -> float:
+        """Return the peak learning rate for this model."""
+        return self.lr or _BASE_LR * _BASE_WIDTH / loaded.model.section.hidden_size
+
     def length_for(self, loaded: LoadedModel) -> int:
         """Return how many tokens an example of this model has at most.
 
@@ -77,7 +81,7 @@ class FinetuneKnobs:
 
 @dataclass(frozen=True)
 class DevScores:
-    """Answers to the dev examples: means over texts, or over words."""
+    """Answers to the dev examples: means over texts, or over the words that fitted."""
 
     loss: float
     """Cross entropy in nats, or squared error."""
@@ -102,6 +106,17 @@ class Epoch:
     dev: DevScores
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """What came of fine-tuning."""
+
+    model: TaskModel
+    """That of the best epoch, in evaluation mode."""
+    history: list[Epoch]
+    num_cut: int
+    """Examples that were longer than allowed; their ends are missing."""
+
+
 def learn_task(
     loaded: LoadedModel,
     task: Task,
@@ -111,7 +126,7 @@ def learn_task(
     device: torch.device,
     show: Callable[[str, float], None],
     after_epoch: Callable[[Epoch], None],
-) -> tuple[TaskModel, list[Epoch]]:
+) -> Tuned:
     """Fine-tune a copy of a model.
 
     Parameters
@@ -125,12 +140,6 @@ def learn_task(
     show : callable
         Takes a line and the share of an epoch that is done.
     after_epoch : callable
-
-    Returns
-    -------
-    TaskModel
-        That of the best epoch, in evaluation mode.
-    list of Epoch
 
     Raises
     ------
@@ -148,8 +157,8 @@ def learn_task(
         _Answered.of(examples, task, loaded.tokenizer, max_length, source)
         for examples, source in ((train, "--train"), (dev, "--dev"))
     )
-    model = _new_task_model(loaded, task, learned, knobs.seed).to(device)
-    lr = knobs.lr or _BASE_LR * _BASE_WIDTH / loaded.model.section.hidden_size
+    model = _new_task_model(loaded, task, train.second is not None, learned, knobs.seed).to(device)
+    lr = knobs.lr_for(loaded)
     optimizer = make_optimizer(model, OptimizerSection(lr=lr))
     batches = -(-len(train) // knobs.batch_size)
     num_steps = batches * knobs.epochs
@@ -197,7 +206,8 @@ def learn_task(
         if epoch - best_epoch >= knobs.patience:
             break
     model.load_state_dict(best_weights)
-    return model.eval(), history
+    num_cut = learned.inputs.sequences.num_cut + unseen.inputs.sequences.num_cut
+    return Tuned(model.eval(), history, num_cut)
 
 
 @dataclass(frozen=True)
@@ -221,9 +231,11 @@ class _Answered:
         return cls(inputs, targets)
 
 
-def _new_task_model(loaded: LoadedModel, task: Task, learned: _Answered, seed: int) -> TaskModel:
+def _new_task_model(
+    loaded: LoadedModel, task: Task, is_pair: bool, learned: _Answered, seed: int
+) -> TaskModel:
     """Copy the encoder and draw a head."""
-    model = TaskModel(copy.deepcopy(loaded.model), task)
+    model = TaskModel(copy.deepcopy(loaded.model), task, is_pair)
     generator = torch.Generator().manual_seed(make_key(seed, "task head"))
     std = loaded.model.section.initializer_range
     nn.init.normal_(model.task_head.weight, std=std, generator=generator)

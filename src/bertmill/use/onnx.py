@@ -26,6 +26,7 @@ from bertmill.errors import MissingExtraError, ModelError
 from bertmill.model.encoder import Embeddings, Encoder, PackedTokens
 from bertmill.model.folder import LoadedModel, save_description
 from bertmill.model.padded import PaddedEncoder
+from bertmill.use.pooling import longest_text
 
 ONNX_FILE, INT8_FILE = "model.onnx", "model.int8.onnx"
 LARGEST_DIFFERENCE = 1e-4
@@ -90,7 +91,7 @@ def write_onnx(folder: Path, loaded: LoadedModel) -> float:
     """
     model = loaded.model
     encoder = [name for name in model.state_dict() if name.startswith("encoder.")]
-    save_description(folder, model, loaded.tokenizer, loaded.about, encoder)
+    save_description(folder, model, loaded.tokenizer, loaded.about, encoder, longest_text(loaded))
     _write_file(folder / ONNX_FILE, model.encoder)
     difference = _largest_difference(folder / ONNX_FILE, model.encoder)
     if not difference <= LARGEST_DIFFERENCE:  # or not a number

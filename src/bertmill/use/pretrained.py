@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -13,7 +14,6 @@ import torch
 
 from bertmill.data.randomness import Ints
 from bertmill.errors import InputError, ModelError
-from bertmill.model.encoder import PackedTokens
 from bertmill.model.folder import LoadedModel, load_model
 from bertmill.model.heads import Task
 from bertmill.train.device import open_device
@@ -24,6 +24,7 @@ from bertmill.use.sequences import (
     by_length,
     make_sequences,
     map_batches,
+    pack_lists,
     refuse_no_text,
     refuse_too_long,
 )
@@ -89,20 +90,32 @@ class Pretrained:
     ----------
     model : PretrainingModel
     tokenizer : Tokenizer
-    pooling : Pooling
-        How sentence vectors are made where a call does not say.
     new_weights : tuple of str
         Tensors that the folder lacked; what depends on them is untrained.
     task : Task or None
         What `predict` answers, in a fine-tuned model.
+    is_pair : bool or None
+        Whether it was fine-tuned on pairs of texts, where its folder says so.
     """
 
     def __init__(self, loaded: LoadedModel, device: torch.device) -> None:
         self.model, self.tokenizer = loaded.model.to(device), loaded.tokenizer
-        self.new_weights, self.pooling = loaded.new_weights, default_pooling(loaded)
+        self.new_weights = loaded.new_weights
         self._task_model = None if loaded.task_model is None else loaded.task_model.to(device)
         self.task = None if loaded.task_model is None else loaded.task_model.task
+        self.is_pair = None if loaded.task_model is None else loaded.task_model.is_pair
         self._device, self._loaded = device, loaded
+
+    @cached_property
+    def pooling(self) -> Pooling:
+        """How sentence vectors are made where a call does not say.
+
+        Raises
+        ------
+        ModelError
+            The folder says it in a way that bertmill does not compute.
+        """
+        return default_pooling(self._loaded)
 
     def encode(
         self, first: str | Sequence[str], second: str | Sequence[str] | None = None
@@ -162,6 +175,8 @@ class Pretrained:
         ------
         InputError
             Something is not text, or another `pool`.
+        ModelError
+            The folder says how to pool in a way that bertmill does not compute.
 
         Examples
         --------
@@ -371,6 +386,13 @@ class Pretrained:
             raise InputError(
                 "texts", f"{len(texts)} and {len(second)} are no pairs", "give as many of both"
             )
+        if self.is_pair is not None and not is_words and self.is_pair != (second is not None):
+            learned = "pairs of texts" if self.is_pair else "single texts"
+            raise InputError(
+                "texts",
+                f"are not what the model was fine-tuned on, {learned}",
+                "give those (--text-b-column names the second texts)",
+            )
         max_length = longest_text(self._loaded)
         if is_words:
             inputs = word_inputs(self.tokenizer, texts, max_length)
@@ -385,7 +407,7 @@ class Pretrained:
         Raises
         ------
         ModelError
-            Nothing.
+            It was not fine-tuned.
         """
         if self.task is None:
             raise ModelError(
@@ -430,14 +452,10 @@ class Pretrained:
     def _hidden(self, token_ids: list[int], segment_ids: list[int]) -> torch.Tensor:
         """Encode one sequence, [tokens, D]."""
         refuse_too_long(token_ids, self.model.section)
-        packed = PackedTokens(
-            torch.tensor(token_ids),
-            torch.tensor(segment_ids),
-            torch.arange(len(token_ids)),
-            [len(token_ids)],
-        )
+        packed = pack_lists([token_ids], self._device)
+        packed.segment_ids.copy_(torch.tensor(segment_ids))
         with torch.inference_mode():
-            hidden: torch.Tensor = self.model(packed.to(self._device))
+            hidden: torch.Tensor = self.model(packed)
         return hidden.cpu()
 
 

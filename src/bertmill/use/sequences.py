@@ -1,4 +1,4 @@
-"""Texts as packed batches: every verb that uses a model goes through here.
+"""Texts as packed batches.
 
 Letters in shapes: B sequences, N tokens of all of them end to end.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 from typing import TypeVar
 
 import numpy as np
@@ -24,6 +25,7 @@ _Result = TypeVar("_Result")
 
 _TOKENS_AT_ONCE = 2048
 """As many as keep a core's matrix products busy and their results in its cache."""
+_one_caller = Lock()
 
 
 @dataclass(frozen=True)
@@ -144,15 +146,19 @@ def pack_lists(token_ids: Sequence[Sequence[int]], device: torch.device) -> Pack
 def map_batches(
     compute: Callable[[Ints], _Result], batches: Sequence[Ints], device: torch.device
 ) -> list[_Result]:
-    """Compute something of each batch, a batch a core: no core waits for another in every layer."""
-    num_threads = torch.get_num_threads()
-    if device.type != "cpu" or num_threads == 1 or len(batches) == 1:
-        return [compute(batch) for batch in batches]
-    try:
-        with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as p:
-            return list(p.map(compute, batches))
-    finally:
-        torch.set_num_threads(num_threads)  # the workers' setting holds for later threads too
+    """Compute something of each batch, a batch a core: no core waits for another in every layer.
+
+    Threads of the caller take turns: how many threads torch uses is a setting of the process.
+    """
+    with _one_caller:
+        num_threads = torch.get_num_threads()
+        if device.type != "cpu" or num_threads == 1 or len(batches) == 1:
+            return [compute(batch) for batch in batches]
+        try:
+            with ThreadPoolExecutor(num_threads, "", torch.set_num_threads, (1,)) as pool:
+                return list(pool.map(compute, batches))
+        finally:
+            torch.set_num_threads(num_threads)  # the workers' setting holds for later threads too
 
 
 def refuse_no_text(text: object) -> None:

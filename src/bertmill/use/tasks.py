@@ -117,9 +117,11 @@ def compute_outputs(
 
     outputs = np.zeros((int(inputs.answer_starts[-1]), model.task.num_outputs), np.float32)
     batches = by_length(inputs.sequences.lengths)
-    for rows, found in zip(batches, map_batches(compute, batches, device), strict=True):
-        outputs[inputs.answers_of(rows)] = found
-    model.train(was_training)
+    try:
+        for rows, found in zip(batches, map_batches(compute, batches, device), strict=True):
+            outputs[inputs.answers_of(rows)] = found
+    finally:
+        model.train(was_training)
     return outputs
 
 
