@@ -376,6 +376,11 @@ def test_onnx_for_people(bertmill, tuned):
     )
 
 
+def test_a_picture_of_too_many_words(refused, small_run):
+    args = ["similar-words", small_run.folder, "the river", "--word", "river", *AMONG]
+    refused([*args, "--top", "201", "--figure", "out.png"], "no room for 201 words", "--top 200")
+
+
 @pytest.mark.parametrize("option", ["--mask-rest-of-word", "--probe-only"])
 def test_options_of_another_judge(option, refused, small_run, corpus_file):
     refused(["evaluate", small_run.folder, "--held-out", corpus_file, option], option, "; give --")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -115,12 +116,12 @@ def test_pairs_and_other_columns(tuned, tmp_path):
     rows = [{"q": text, "r": f"a crane {n}", "text": "no"} for n, text in enumerate(TEXTS[:5])]
     source = tmp_path / "pairs.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    package.predict(
-        *(tuned["classification"], source, tmp_path / "out.jsonl"),
-        text_column="q",
-        text_b_column="r",
-    )
-    model = package.load(tuned["classification"])
+    folder = shutil.copytree(tuned["classification"], tmp_path / "folder")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    del config["bertmill_is_pair"]  # as another program writes it
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    package.predict(folder, source, tmp_path / "out.jsonl", text_column="q", text_b_column="r")
+    model = package.load(folder)
     answers = model.predict([row["q"] for row in rows], [row["r"] for row in rows])
     assert read(tmp_path / "out.jsonl") == [answer._asdict() for answer in answers]
     assert answers != model.predict([row["q"] for row in rows])

@@ -180,6 +180,11 @@ def test_similar_words_are_all_words_by_their_cosine(model):
     assert {"bridge", "rivers", "remembers"} <= {w.word for w in got}  # joined from their pieces
 
 
+def test_none_at_all(model):
+    with pytest.raises(InputError, match="--top: is 0"):
+        model.similar_words("the river", "river", ["the river"], 0)
+
+
 def test_top(model):
     every = model.similar_words(AMONG[0], "river", AMONG, top=100)
     assert len(every) == 17
