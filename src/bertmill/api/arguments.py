@@ -39,3 +39,11 @@ def list_sources(sources: Sources, option: str) -> list[str]:
     for source in listed:
         refuse_no_name(option, source)
     return [str(source) for source in listed]
+
+
+def refuse_settings_without_text(settings: Sequence[str], held_out: Sequence[str]) -> None:
+    """Raise `InputError` for settings of held-out text where there is none."""
+    if settings and not held_out:
+        raise InputError(
+            f"--set {settings[0]}", "says how held-out text is read", "use it with --held-out"
+        )

@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from bertmill.api.arguments import Sources, list_sources, refuse_no_name
+from bertmill.api.arguments import (
+    Sources,
+    list_sources,
+    refuse_no_name,
+    refuse_settings_without_text,
+)
 from bertmill.errors import InputError
 from bertmill.judge.frozen_pairs import FrozenScores, judge_frozen_pairs
 from bertmill.judge.held_out import judge_held_out
@@ -79,10 +84,7 @@ def evaluate(
         raise InputError(
             "evaluate", f"takes one of --held-out, {', '.join(files)}", "give one of them"
         )
-    if settings and not sources:
-        raise InputError(
-            f"--set {settings[0]}", "says how held-out text is read", "use it with --held-out"
-        )
+    refuse_settings_without_text(settings, sources)
     if mask_rest_of_word and minimal_pairs is None:
         raise InputError("--mask-rest-of-word", "is for minimal pairs", "give --minimal-pairs")
     if probe_only and tasks is None:

@@ -10,7 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from bertmill.api.arguments import Sources, list_sources, refuse_no_name
+from bertmill.api.arguments import (
+    Sources,
+    list_sources,
+    refuse_no_name,
+    refuse_settings_without_text,
+)
 from bertmill.disk import folder_that_appears_whole, refuse_if_there
 from bertmill.errors import InputError
 from bertmill.judge.onnx import export_onnx
@@ -393,10 +398,7 @@ def export(
         raise InputError("--license", "is for the model card", "use it with --to huggingface")
     if int8 and not sources:
         raise InputError("--int8", "costs accuracy", "give --held-out text to measure it on")
-    if settings and not sources:
-        raise InputError(
-            f"--set {settings[0]}", "says how held-out text is read", "use it with --held-out"
-        )
+    refuse_settings_without_text(settings, sources)
     with RunProgress(stream) as progress:
         return export_onnx(model, out, int8, sources, settings, progress.say)
 

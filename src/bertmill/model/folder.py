@@ -24,7 +24,6 @@ from pydantic import Field
 
 from bertmill.config import (
     MaskingSection,
-    ModelSection,
     PairsSection,
     Section,
     TextSection,
@@ -149,7 +148,9 @@ def load_model(path: str | Path) -> LoadedModel:
         Nothing there, another architecture, damaged, or without a tokenizer.
     """
     folder = model_folder(path)
-    section, vocab_size = read_config(folder)
+    config_file = folder / "config.json"
+    config = _read_json(config_file)
+    section, vocab_size = from_config(config, config_file)
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         raise ModelError(folder, f"has no {WEIGHTS_FILE}", "give a folder with safetensors weights")
@@ -160,8 +161,7 @@ def load_model(path: str | Path) -> LoadedModel:
         )
     model = PretrainingModel(section, vocab_size)
     initialise(model, section, torch.Generator().manual_seed(0))
-    config = _read_json(folder / "config.json")
-    task = task_from_config(config, folder / "config.json")
+    task = task_from_config(config, config_file)
     task_model = None
     if task is not None:
         task_model = TaskModel(model, task, is_pair_from_config(config)).eval()
@@ -206,11 +206,6 @@ def model_folder(path: str | Path) -> Path:
     if not os.path.exists(path):
         raise ModelError(path, "does not exist", "give a run folder or a model folder")
     raise ModelError(path, "is no run or model folder (no config.json)", "give another folder")
-
-
-def read_config(folder: Path) -> tuple[ModelSection, int]:
-    """Read the model section and the vocabulary size from a model's own folder."""
-    return from_config(_read_json(folder / "config.json"), folder / "config.json")
 
 
 def _read_about(path: Path, tokenizer: Tokenizer) -> About | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
@@ -183,7 +184,7 @@ def _column(row: Row, name: str | None, usual: Sequence[str], what: str) -> str:
 def _kind_of(labels: Sequence[object]) -> Kind:
     if isinstance(labels[0], list):
         return "words"
-    if not all(map(_spells_number, labels)):
+    if any(_number(label) is None for label in labels):
         return "classification"
     is_real = any(isinstance(label, float) or "." in str(label) for label in labels)
     return "regression" if is_real else "classification"
@@ -194,7 +195,7 @@ def _label_of(row: Row, column: str, kind: Kind) -> Label:
     label = values.get(column)
     if kind == "regression":
         number = _number(label)
-        if number is None:
+        if number is None or not math.isfinite(number):
             raise CorpusError(where, f"label {label!r} is no number", "mend it, or give --task")
         if abs(number) > _LARGEST_NUMBER:
             raise CorpusError(where, f"label {label!r} is too large", "scale the labels down")
@@ -223,26 +224,16 @@ def _list_of(row: Row, column: str) -> list[Any]:
     return found
 
 
-def _spells_number(label: object) -> bool:
-    """Whether this is a number, finite or not, or a text that spells one."""
-    if isinstance(label, bool) or not isinstance(label, str | int | float):
-        return False
-    try:
-        float(label)
-    except (ValueError, OverflowError) as error:
-        return isinstance(error, OverflowError)
-    return True
-
-
 def _number(label: object) -> float | None:
-    """Read a finite number, or a text that spells one."""
+    """Read a number, finite or not, or a text that spells one."""
     if isinstance(label, bool) or not isinstance(label, str | int | float):
         return None
     try:
-        number = float(label)
-    except (ValueError, OverflowError):
+        return float(label)
+    except ValueError:
         return None
-    return number if abs(number) < float("inf") else None
+    except OverflowError:
+        return math.inf
 
 
 def _is_whole(name: str) -> bool:
