@@ -31,7 +31,7 @@ def make_batch(vocab_size: int, lengths=LENGTHS) -> PretrainingInput:
     total = sum(lengths)
     starts = torch.tensor([0, *lengths]).cumsum(0)
     segments = torch.cat([(torch.arange(n) >= n // 2).long() for n in lengths])
-    packed = PackedTokens(
+    packed = PackedTokens.pack(
         torch.randint(5, vocab_size, (total,), generator=generator),
         segments,
         torch.cat([torch.arange(n) for n in lengths]),
@@ -87,7 +87,7 @@ def test_everything_equals_transformers(shape):
     hidden = ours(packed)
     close = {"atol": 1e-5, "rtol": 1e-5}
     torch.testing.assert_close(hidden, wanted.hidden_states[-1][real], **close)
-    pooled = ours.pool(hidden, packed.lengths)
+    pooled = ours.pool(hidden, packed)
     torch.testing.assert_close(
         ours.next_sentence_logits(pooled), wanted.seq_relationship_logits, **close
     )
@@ -124,7 +124,7 @@ def test_sequences_do_not_see_one_another(section):
     together = model(packed)
     start = 0
     for length in LENGTHS:
-        one = PackedTokens(*(t[start : start + length] for t in packed[:3]), [length])
+        one = PackedTokens.pack(*(t[start : start + length] for t in packed[:3]), [length])
         torch.testing.assert_close(model(one), together[start : start + length])
         start += length
 
@@ -134,7 +134,7 @@ def test_order_of_lengths_does_not_matter():
     packed = make_batch(60).packed
     back = torch.arange(sum(LENGTHS)).split(LENGTHS)[::-1]
     index = torch.cat(back)
-    turned = PackedTokens(*(t[index] for t in packed[:3]), LENGTHS[::-1])
+    turned = PackedTokens.pack(*(t[index] for t in packed[:3]), LENGTHS[::-1])
     torch.testing.assert_close(model(turned), model(packed)[index])
 
 
@@ -162,7 +162,7 @@ def test_rotary_attention_is_the_papers():
     attention = model.encoder.blocks[0].attention.requires_grad_(False)
     x = torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
     positions = torch.tensor([0, 1, 2, 3, 0, 1])
-    got = attention(x, [4, 2], model.encoder._rotation(positions))
+    got = attention(x, PackedTokens.pack(x, x, x, [4, 2]), model.encoder._rotation(positions))
     q, k, v = attention.query_key_value(x).chunk(3, -1)
     mixed = torch.cat(
         [

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from bertmill.model.encoder import PackedTokens
 from bertmill.model.losses import LossSums, PretrainingInput
+from bertmill.model.packed import PackedTokens
 from bertmill.train.meters import Clock, LossMeter, SpeedMeter
 
 CPU = torch.device("cpu")
@@ -111,7 +111,7 @@ def test_a_saved_meter_goes_on_exactly_through_json():
 
 def packed(lengths):
     tokens = torch.zeros(sum(lengths), dtype=torch.long)
-    return step(1, len(lengths))._replace(packed=PackedTokens(tokens, tokens, tokens, lengths))
+    return step(1, len(lengths))._replace(packed=PackedTokens.pack(tokens, tokens, tokens, lengths))
 
 
 def test_rates_are_sums_over_all_the_time():

@@ -16,8 +16,8 @@ from transformers.utils import logging as transformers_logging
 from bertmill.config import ModelSection, load_recipe
 from bertmill.errors import ModelError
 from bertmill.model import padded
-from bertmill.model.encoder import PackedTokens
 from bertmill.model.folder import load_model
+from bertmill.model.packed import PackedTokens
 from bertmill.use.export import export_huggingface
 from bertmill.use.onnx import write_int8, write_onnx
 
@@ -76,7 +76,7 @@ def encode(loaded, inputs):
     """The vectors of the packed encoder at the true tokens, [N, D]."""
     real = inputs["attention_mask"] > 0
     lengths = real.sum(1).tolist()
-    packed = PackedTokens(
+    packed = PackedTokens.pack(
         torch.tensor(inputs["input_ids"][real]),
         torch.tensor(inputs["token_type_ids"][real]),
         torch.cat([torch.arange(length) for length in lengths]),

@@ -5,40 +5,17 @@ Letters in shapes: B sequences, N tokens of all of them end to end, D hidden, H 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bertmill.config import ModelSection
+from bertmill.model.attention import Attention
+from bertmill.model.dropout import Dropout
+from bertmill.model.packed import PackedTokens
 
 _ROTARY_BASE = 10_000.0
-
-
-class PackedTokens(NamedTuple):
-    """Sequences end to end."""
-
-    token_ids: Tensor
-    """[N], int64."""
-    segment_ids: Tensor
-    """[N], int64."""
-    position_ids: Tensor
-    """[N], int64."""
-    lengths: Sequence[int]
-    """Tokens in each of the B sequences. Attention runs once for each stretch of equal ones, so
-    sequences sorted by length are fastest."""
-
-    def to(self, device: torch.device) -> PackedTokens:
-        """Copy to a device, without waiting."""
-        return PackedTokens(
-            self.token_ids.to(device, non_blocking=True),
-            self.segment_ids.to(device, non_blocking=True),
-            self.position_ids.to(device, non_blocking=True),
-            self.lengths,
-        )
 
 
 class Encoder(nn.Module):
@@ -59,19 +36,18 @@ class Encoder(nn.Module):
 
     def forward(self, packed: PackedTokens) -> Tensor:
         """Return the hidden vector of every token, [N, D]."""
-        return self.transform(*packed)
+        return self.transform(packed.token_ids, packed.segment_ids, packed.position_ids, packed)
 
     def transform(
         self,
         token_ids: Tensor,
         segment_ids: Tensor,
         position_ids: Tensor,
-        sequences: Sequence[int] | Tensor,
+        sequences: PackedTokens | Tensor,
     ) -> Tensor:
         """Do the same for tokens in any leading shape, [...] to [..., D].
 
-        `sequences` is what the blocks' attention tells sequences apart by: their lengths where the
-        tokens are packed.
+        `sequences` is what the blocks' attention tells sequences apart by.
         """
         x = self.embeddings(token_ids, segment_ids, position_ids)
         rotation = self._rotation(position_ids)
@@ -103,7 +79,7 @@ class Embeddings(nn.Module):
             else None
         )
         self.norm = _norm(section)
-        self.dropout = nn.Dropout(section.hidden_dropout_prob)
+        self.dropout = Dropout(section.hidden_dropout_prob)
 
     def forward(self, token_ids: Tensor, segment_ids: Tensor, position_ids: Tensor) -> Tensor:
         """Embed the tokens, [...] to [..., D]."""
@@ -123,12 +99,12 @@ class Block(nn.Module):
         self.attention_norm = _norm(section)
         self.feed_forward = FeedForward(section)
         self.feed_forward_norm = _norm(section)
-        self.dropout = nn.Dropout(section.hidden_dropout_prob)
+        self.dropout = Dropout(section.hidden_dropout_prob)
 
     def forward(
         self,
         x: Tensor,
-        sequences: Sequence[int] | Tensor,
+        sequences: PackedTokens | Tensor,
         rotation: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         """Transform the hidden vectors, [..., D]."""
@@ -137,42 +113,6 @@ class Block(nn.Module):
             return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # type: ignore[no-any-return]
         x = self.attention_norm(x + self.dropout(self.attention(x, sequences, rotation)))
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))  # type: ignore[no-any-return]
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention inside each sequence.
-
-    Sequences of equal length that stand together are one call without padding: lengths 5, 5, 3
-    make a call over [2, H, 5, D / H] and one over [1, H, 3, D / H].
-    """
-
-    def __init__(self, section: ModelSection) -> None:
-        super().__init__()
-        self.num_heads = section.num_attention_heads
-        self.dropout = section.attention_probs_dropout_prob
-        self.query_key_value = nn.Linear(section.hidden_size, 3 * section.hidden_size)
-        self.output = nn.Linear(section.hidden_size, section.hidden_size)
-
-    def forward(
-        self, x: Tensor, lengths: Sequence[int], rotation: tuple[Tensor, Tensor] | None
-    ) -> Tensor:
-        """Mix the hidden vectors of each sequence, [N, D]."""
-        num_tokens, width = x.shape
-        qkv = self.query_key_value(x).view(num_tokens, 3, self.num_heads, -1)
-        if rotation is not None:
-            q, k, v = qkv.unbind(1)
-            qkv = torch.stack([rotate(q, rotation), rotate(k, rotation), v], 1)
-        runs = [(length, len(list(run))) for length, run in groupby(lengths)]
-        # split, not slices: a slice's gradient is a zero-filled tensor of the whole.
-        pieces = qkv.split([length * count for length, count in runs])
-        mixed = []
-        for piece, (length, count) in zip(pieces, runs, strict=True):
-            q, k, v = piece.view(count, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-            out = F.scaled_dot_product_attention(
-                q, k, v, dropout_p=self.dropout if self.training else 0.0
-            )
-            mixed.append(out.transpose(1, 2).reshape(count * length, width))
-        return self.output(torch.cat(mixed))  # type: ignore[no-any-return]
 
 
 class FeedForward(nn.Module):
@@ -187,13 +127,6 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Transform each hidden vector alone, [N, D]."""
         return self.output(self.activation(self.input(x)))  # type: ignore[no-any-return]
-
-
-def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair (i, i + half) of a head's components by the token's angle, [..., H, D / H]."""
-    cos, sin = rotation
-    first, second = x.chunk(2, -1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
 
 
 def activation(section: ModelSection) -> nn.Module:

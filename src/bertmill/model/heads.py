@@ -5,14 +5,15 @@ Letters in shapes: B sequences, N tokens, P predictions, D hidden, V vocabulary,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bertmill.config import ModelSection
-from bertmill.model.encoder import Encoder, PackedTokens, activation
+from bertmill.model.dropout import Dropout
+from bertmill.model.encoder import Encoder, activation
+from bertmill.model.packed import PackedTokens
 
 
 class MaskedTokenHead(nn.Module):
@@ -67,9 +68,9 @@ class PretrainingModel(nn.Module):
         head = self.masked_token_head
         return nn.functional.linear(head(hidden), self.decoder_weight, head.bias)
 
-    def pool(self, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
+    def pool(self, hidden: Tensor, packed: PackedTokens) -> Tensor:
         """Pool each sequence through its first token: [N, D] to [B, D]."""
-        return pool_first(self.pooler, hidden, lengths)
+        return pool_first(self.pooler, hidden, packed)
 
     def next_sentence_logits(self, pooled: Tensor) -> Tensor:
         """Score [B, 2]: column 0 is "follows", column 1 "random", as in Hugging Face."""
@@ -118,23 +119,22 @@ class TaskModel(nn.Module):
         self.section, self.vocab_size, self.task = pretrained.section, pretrained.vocab_size, task
         self.encoder = pretrained.encoder
         self.pooler = None if task.kind == "words" else pretrained.pooler
-        self.dropout = nn.Dropout(self.section.hidden_dropout_prob)
+        self.dropout = Dropout(self.section.hidden_dropout_prob)
         self.task_head = nn.Linear(self.section.hidden_size, task.num_outputs)
 
     def forward(self, packed: PackedTokens) -> Tensor:
         """Answer for each sequence, [B, C], or for each token, [N, C]; regression has C = 1."""
         hidden = self.encoder(packed)
         if self.pooler is not None:
-            hidden = pool_first(self.pooler, hidden, packed.lengths)
+            hidden = pool_first(self.pooler, hidden, packed)
         return self.task_head(self.dropout(hidden))  # type: ignore[no-any-return]
 
 
-def pool_first(pooler: nn.Module, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
+def pool_first(pooler: nn.Module, hidden: Tensor, packed: PackedTokens) -> Tensor:
     """Map each sequence's first token through the pooler: [N, D] to [B, D]."""
-    return torch.tanh(pooler(first_tokens(hidden, lengths)))
+    return torch.tanh(pooler(first_tokens(hidden, packed)))
 
 
-def first_tokens(hidden: Tensor, lengths: Sequence[int]) -> Tensor:
+def first_tokens(hidden: Tensor, packed: PackedTokens) -> Tensor:
     """Take each sequence's first token: [N, D] to [B, D]."""
-    sizes = torch.tensor(lengths, device=hidden.device)
-    return hidden.index_select(0, sizes.cumsum(0) - sizes)
+    return hidden.index_select(0, packed.starts[:-1])

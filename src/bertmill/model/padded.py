@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bertmill.model.encoder import Attention, Block, Encoder, rotate
+from bertmill.model.attention import Attention, rotate
+from bertmill.model.encoder import Block, Encoder
 
 
 class PaddedEncoder(nn.Module):

@@ -9,8 +9,8 @@ import torch
 
 from bertmill.data.batch import Batch
 from bertmill.errors import RecipeError
-from bertmill.model.encoder import PackedTokens
 from bertmill.model.losses import PretrainingInput
+from bertmill.model.packed import PackedTokens
 
 
 def open_device(name: str) -> torch.device:
@@ -51,7 +51,7 @@ def to_device(batch: Batch, device: torch.device) -> PretrainingInput:
     def tensor(array: np.ndarray[tuple[int], np.dtype[np.int64]]) -> torch.Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
 
-    packed = PackedTokens(
+    packed = PackedTokens.pack(
         torch.from_numpy(batch.token_ids),
         torch.from_numpy(batch.segment_ids),
         torch.from_numpy(batch.position_ids),

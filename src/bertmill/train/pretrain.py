@@ -20,6 +20,7 @@ from bertmill.model.transfer import Transferred, transfer_weights
 from bertmill.train.checkpoint import Checkpoint, State, restore, save_checkpoint
 from bertmill.train.device import device_name, synchronise, to_device
 from bertmill.train.doctor import diagnose_masked_tokens, diagnose_pairs
+from bertmill.train.memory import freed_memory_kept
 from bertmill.train.meters import Clock, LossMeter, SpeedMeter
 from bertmill.train.optimizer import make_optimizer, update
 from bertmill.train.progress import RunProgress
@@ -178,7 +179,7 @@ def pretrain_loop(
             progress.say("the run is finished already; --steps makes it longer")
 
     progress.start(held_out.yardsticks if held_out else None)
-    with stop_signals() as stop:
+    with freed_memory_kept(), stop_signals() as stop:
         while schedule.end_step is None or step < schedule.end_step:
             started = time.perf_counter()
             for group in optimizer.param_groups:

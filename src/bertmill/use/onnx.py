@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from bertmill.errors import MissingExtraError, ModelError
-from bertmill.model.encoder import Embeddings, Encoder, PackedTokens
+from bertmill.model.encoder import Embeddings, Encoder
 from bertmill.model.folder import LoadedModel, save_description
+from bertmill.model.packed import PackedTokens
 from bertmill.model.padded import PaddedEncoder
 from bertmill.use.pooling import longest_text
 
@@ -169,7 +170,7 @@ def _largest_difference(path: Path, encoder: Encoder) -> float:
             for high in (vocab_size, section.type_vocab_size)
         )
         position_ids = torch.cat([torch.arange(length) for length in lengths])
-        packed = PackedTokens(token_ids, segment_ids, position_ids, lengths)
+        packed = PackedTokens.pack(token_ids, segment_ids, position_ids, lengths)
         with torch.inference_mode():
             differences.append((twin(packed) - encoder(packed)).abs().max())
     return torch.stack(differences).max().item()

@@ -12,7 +12,6 @@ A third module, ``Normalize``, brings vectors to length 1; it has no file.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from torch.nn import functional as F
 from bertmill.errors import ModelError
 from bertmill.model.folder import LoadedModel
 from bertmill.model.heads import first_tokens
+from bertmill.model.packed import PackedTokens
 
 POOLING_MODES = ("mean", "cls")
 _MODULES_FILE, _LENGTH_FILE = "modules.json", "sentence_bert_config.json"
@@ -45,12 +45,12 @@ class Pooling:
     max_length: int
     """Tokens of a sentence at most; the rest is cut off."""
 
-    def pool(self, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
+    def pool(self, hidden: Tensor, packed: PackedTokens) -> Tensor:
         """Make a vector of each sequence: [N, D] to [B, D]."""
         if self.mode == "cls":
-            pooled = first_tokens(hidden, lengths)
+            pooled = first_tokens(hidden, packed)
         else:
-            sizes = torch.tensor(lengths, device=hidden.device)
+            sizes = packed.starts.diff()
             pooled = torch.segment_reduce(hidden, "mean", lengths=sizes, unsafe=True)
         return F.normalize(pooled) if self.normalize else pooled
 

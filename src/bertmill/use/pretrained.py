@@ -197,7 +197,7 @@ class Pretrained:
         @torch.inference_mode()
         def pooled(rows: Ints) -> torch.Tensor:
             packed = sequences.pack(rows, self._device)
-            return pooling.pool(self.model(packed), packed.lengths).cpu()
+            return pooling.pool(self.model(packed), packed).cpu()
 
         vectors = np.empty((len(texts), self.model.section.hidden_size), np.float32)
         batches = by_length(sequences.lengths)

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from bertmill.data.randomness import Ints
 from bertmill.data.store import spans
 from bertmill.errors import InputError
-from bertmill.model.encoder import PackedTokens
 from bertmill.model.heads import PretrainingModel
+from bertmill.model.packed import PackedTokens
 from bertmill.text.tokenizer import Tokenizer
 from bertmill.use.sequences import Sequences, by_length, make_sequences, map_batches
 

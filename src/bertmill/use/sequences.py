@@ -18,7 +18,7 @@ from bertmill.config import ModelSection
 from bertmill.data.randomness import Ints
 from bertmill.data.store import spans
 from bertmill.errors import InputError
-from bertmill.model.encoder import PackedTokens
+from bertmill.model.packed import PackedTokens
 from bertmill.text.tokenizer import Tokenizer
 
 _Result = TypeVar("_Result")
@@ -53,7 +53,7 @@ class Sequences:
         """Pack these rows for the encoder, in their order; by length is fastest."""
         lengths = self.lengths[rows]
         where = spans(self.starts[rows], lengths)
-        packed = PackedTokens(
+        packed = PackedTokens.pack(
             torch.from_numpy(self.token_ids[where]),
             torch.from_numpy(self.segment_ids[where]),
             torch.from_numpy(where - np.repeat(self.starts[rows], lengths)),
@@ -139,7 +139,7 @@ def pack_lists(token_ids: Sequence[Sequence[int]], device: torch.device) -> Pack
     """Pack sequences of one segment, special tokens included."""
     flat = torch.tensor([i for ids in token_ids for i in ids])
     places = torch.tensor([place for ids in token_ids for place in range(len(ids))])
-    packed = PackedTokens(flat, torch.zeros_like(flat), places, list(map(len, token_ids)))
+    packed = PackedTokens.pack(flat, torch.zeros_like(flat), places, list(map(len, token_ids)))
     return packed.to(device)
 
 

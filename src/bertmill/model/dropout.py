@@ -1,0 +1,49 @@
+"""Dropout whose random bits cost little on a CPU (Srivastava et al. 2014)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# A draw of 64 random bits decides on four elements.
+_BITS = 16
+
+
+class Dropout(nn.Module):
+    """Set elements to zero with probability `p` while training, and scale the others up.
+
+    Parameters
+    ----------
+    p : float
+        From 0 to below 1.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop, any shape."""
+        return drop(x, self.p) if self.training else x
+
+
+def drop(x: Tensor, p: float) -> Tensor:
+    """Set elements of `x` to zero with probability `p`, and scale the others up, any shape.
+
+    On a CPU `p` is rounded to a multiple of 2**-16, by which the scale goes too: whole words of
+    torch's generator, cut into 16 bits each, take a tenth of the time of its Bernoulli draws.
+    """
+    if not p:
+        return x
+    if x.device.type != "cpu":
+        return F.dropout(x, p)
+    num_dropped = min(round(p * 2**_BITS), 2**_BITS - 1)
+    words = torch.empty(math.ceil(x.numel() * _BITS / 64), dtype=torch.int64)
+    words.random_(-(2**63), None)
+    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
+    scale = torch.empty_like(x, memory_format=torch.contiguous_format, requires_grad=False)
+    torch.ge(bits, num_dropped - 2 ** (_BITS - 1), out=scale)
+    return x * scale.mul_(2**_BITS / (2**_BITS - num_dropped))

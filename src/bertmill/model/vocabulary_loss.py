@@ -1,0 +1,73 @@
+"""Cross entropy over the vocabulary without all logits at once.
+
+Letters in shapes: P predictions, R of them at once, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ROWS_AT_ONCE = 256
+"""Logits of so many predictions exist at once: with 30,522 entries 31 MB."""
+
+
+def vocabulary_loss(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+    """Sum the cross entropies of ``hidden @ weight.T + bias``, in nats, [].
+
+    The gradient is made on the way forward, while a chunk of logits is at hand, so that none is
+    kept. Under autocast the products are made in its 16 bits, everything else in 32.
+
+    Parameters
+    ----------
+    hidden : Tensor
+        [P, D].
+    weight : Tensor
+        [V, D].
+    bias : Tensor
+        [V].
+    labels : Tensor
+        [P], int64.
+    """
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    with torch.autocast(kind, enabled=False):
+        return _VocabularyLoss.apply(hidden, weight, bias, labels, dtype)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _VocabularyLoss(torch.autograd.Function):
+    """`vocabulary_loss`, with products in a type of their own."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        loss = bias.new_zeros(())
+        d_hidden, d_weight, d_bias = map(torch.zeros_like, (hidden, weight, bias))
+        w = weight.to(dtype)
+        for start in range(0, len(hidden), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            x, y = hidden[rows].to(dtype), labels[rows, None]
+            logits = (x @ w.T).to(bias.dtype).add_(bias)  # [R, V]
+            largest, right = logits.amax(1), logits.gather(1, y).squeeze(1)
+            p = torch.softmax(logits, 1, out=logits)
+            # The largest p is at least 1 / V, so that its logarithm is exact where that of the
+            # right one may be none: log p_right = right - largest + log p_largest.
+            loss += (largest - right - p.amax(1).log()).sum()
+            p.scatter_(1, y, p.gather(1, y) - 1)
+            d_bias += p.sum(0)
+            d_logits = p.to(dtype)
+            d_hidden[rows] = d_logits @ w
+            if dtype == d_weight.dtype:
+                d_weight.addmm_(d_logits.T, x)
+            else:
+                d_weight += d_logits.T @ x
+        ctx.save_for_backward(d_hidden, d_weight, d_bias)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        d_hidden, d_weight, d_bias = ctx.saved_tensors
+        return d_hidden * d_loss, d_weight * d_loss, d_bias * d_loss, None, None
