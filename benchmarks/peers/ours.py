@@ -1,0 +1,47 @@
+"""bertmill's own training step, as ``train/pretrain.py`` takes it."""
+
+import torch
+
+from bertmill.config import apply_settings, recipe_from_dict
+from bertmill.data.randomness import make_key
+from bertmill.model.encoder import initialise
+from bertmill.model.heads import PretrainingModel
+from bertmill.model.losses import pretraining_losses
+from bertmill.train.device import to_device
+from bertmill.train.optimizer import make_optimizer, update
+from peers.workload import Workload
+
+CPU = torch.device("cpu")
+
+
+class Bertmill:
+    def __init__(self, workload: Workload, settings=()):
+        values = workload.recipe.model_dump()
+        apply_settings(values, settings)
+        self.workload, self.recipe = workload, recipe_from_dict(values, "the benchmark")
+
+    def losses(self):
+        model = PretrainingModel(self.recipe.model, self.workload.vocab_size).eval()
+        weights = self.workload.weights()
+        model.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
+        batch = to_device(self.workload.batches[0], CPU)
+        with torch.no_grad():
+            sums = pretraining_losses(model, batch)
+        num_predictions, num_pairs = len(batch.masked_labels), len(batch.next_sentence_labels)
+        return float(sums.mlm) / num_predictions, float(sums.nsp) / num_pairs
+
+    def start(self):
+        section, seed = self.recipe.model, self.recipe.train.seed
+        self.model = PretrainingModel(section, self.workload.vocab_size).train()
+        initialise(self.model, section, torch.Generator().manual_seed(make_key(seed, "weights")))
+        self.optimizer = make_optimizer(self.model, self.recipe.optimizer)
+        self.inputs = [to_device(batch, CPU) for batch in self.workload.batches]
+
+    def step(self, number):
+        knobs, batch = self.recipe.train, self.inputs[number]
+        torch.manual_seed(make_key(knobs.seed, "dropout", number))
+        sums = pretraining_losses(self.model, batch)
+        num_predictions, num_pairs = len(batch.masked_labels), len(batch.next_sentence_labels)
+        loss = sums.mlm / num_predictions + knobs.nsp_weight * sums.nsp / num_pairs
+        loss.backward()
+        update(self.optimizer, loss, self.recipe.optimizer.clip_norm)
