@@ -118,6 +118,7 @@ SMALL = [
     "model.hidden_dropout_prob=0.1",
     "model.attention_probs_dropout_prob=0.1",
     "train.batch_size=8",
+    "train.precision=fp32",
     "train.log_every_steps=2",
     "train.validate_every_steps=4",
     "train.checkpoint_every_steps=4",

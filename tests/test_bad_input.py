@@ -22,6 +22,7 @@ SETTINGS = [
     "model.num_attention_heads=2",
     "model.intermediate_size=32",
     "train.batch_size=8",
+    "train.precision=fp32",
 ]
 
 

@@ -14,6 +14,7 @@ OUTCOME_KEYS = {
     "seconds",
     "mlm_loss",
     "nsp_loss",
+    "mfu",
     "pairs_per_second",
     "tokens_per_second",
     "device",
@@ -56,6 +57,7 @@ SETTINGS = [
     "model.num_attention_heads=2",
     "model.intermediate_size=32",
     "train.batch_size=8",
+    "train.precision=fp32",
     "train.log_every_steps=1",
 ]
 

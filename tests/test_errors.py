@@ -27,6 +27,7 @@ SMALL = [
     "model.hidden_size=16",
     "model.intermediate_size=32",
     "train.batch_size=8",
+    "train.precision=fp32",
     "schedule.warmup_steps=1",
 ]
 

@@ -30,6 +30,7 @@ SETTINGS = [
     "model.intermediate_size=16",
     "model.max_position_embeddings=32",
     "train.batch_size=8",
+    "train.precision=fp32",
     "train.log_every_steps=1",
     "train.validate_every_steps=4",
     "train.checkpoint_every_steps=4",
@@ -74,7 +75,7 @@ def assert_one_line(done, *parts):
 
 def end_of(run):
     newest = (run / "model").resolve().parent
-    clocks = ("seconds", "pairs_per_second", "tokens_per_second")
+    clocks = ("seconds", "pairs_per_second", "tokens_per_second", "mfu")
     return (
         newest.name,
         (newest / "model" / "model.safetensors").read_bytes(),

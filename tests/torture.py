@@ -38,6 +38,7 @@ SETTINGS = [
     "model.hidden_dropout_prob=0.1",
     "model.attention_probs_dropout_prob=0.1",
     "train.batch_size=8",
+    "train.precision=fp32",
     "train.log_every_steps=1",
     "train.validate_every_steps=20",
     "train.checkpoint_every_steps=7",
@@ -138,7 +139,7 @@ def _differences(one: RunFolder, other: RunFolder) -> list[str]:
 
 
 def _end_of(run: RunFolder) -> dict[str, Any]:
-    clocks = ("seconds", "pairs_per_second", "tokens_per_second")
+    clocks = ("seconds", "pairs_per_second", "tokens_per_second", "mfu")
     newest = run.model.resolve().parent
     return {
         "step": newest.name,

@@ -213,6 +213,10 @@ class TrainSection(Section):
     """Held-out sequences scored at a validation, at most."""
     device: str = "auto"
     """``auto``: CUDA where there is one, else the CPU."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """``bf16``: matrix products of 16-bit factors, everything else fp32. ``auto``: bf16 where the
+    device has units for it, on a CPU only where a measurement finds it clearly faster. A run keeps
+    what was chosen."""
 
 
 class Recipe(Section):

@@ -36,6 +36,7 @@ SETTINGS = [
     "model.initializer_range=0.3",
     f"model.max_position_embeddings={POSITIONS}",
     "train.batch_size=8",
+    "train.precision=fp32",
 ]
 SPECIALS = {"<pad>": "[PAD]", "<unk>": "[UNK]", "<cls>": "[CLS]", "<sep>": "[SEP]"}
 SPECIALS["<mask>"] = "[MASK]"

@@ -30,6 +30,7 @@ SETTINGS = [
     "model.num_attention_heads=2",
     "model.intermediate_size=32",
     "train.batch_size=8",
+    "train.precision=fp32",
     "train.validation_pairs=1000000",
     "schedule.warmup_steps=2",
     "optimizer.lr=1e-3",

@@ -38,6 +38,7 @@ NETWORK = [
 LOOP = [
     "text.held_out_fraction=0.2",
     "train.batch_size=8",
+    "train.precision=fp32",
     "train.log_every_steps=1",
     "train.validate_every_steps=4",
     "train.checkpoint_every_steps=4",

@@ -6,6 +6,8 @@ import math
 import pytest
 import torch
 
+from bertmill.config import load_recipe
+from bertmill.model.flops import count_step_flops
 from bertmill.model.losses import LossSums, PretrainingInput
 from bertmill.model.packed import PackedTokens
 from bertmill.train.meters import Clock, LossMeter, SpeedMeter
@@ -114,12 +116,21 @@ def packed(lengths):
     return step(1, len(lengths))._replace(packed=PackedTokens.pack(tokens, tokens, tokens, lengths))
 
 
+TINY = load_recipe("tiny").model
+
+
 def test_rates_are_sums_over_all_the_time():
-    meter = SpeedMeter()
-    assert meter.rates() == {"pairs_per_second": None, "tokens_per_second": None}
+    flops = [count_step_flops(TINY, 50, [5, 3], 1, 2), count_step_flops(TINY, 50, [2], 1, 1)]
+    meter = SpeedMeter(TINY, 50, peak_flops=sum(flops))
+    none = dict.fromkeys(("pairs_per_second", "tokens_per_second", "mfu"))
+    assert meter.rates() == none
     meter.add(packed([5, 3]), 0.5)
+    # What the device does at its peak in a second took it half of one, less the other step's part.
+    assert meter.rates()["mfu"] == pytest.approx(2 * flops[0] / sum(flops))
     meter.add(packed([2]), 1.5)
-    assert meter.rates() == {"pairs_per_second": 1.5, "tokens_per_second": 5.0}
+    assert meter.rates() == {"pairs_per_second": 1.5, "tokens_per_second": 5.0, "mfu": 0.5}
+    meter.reset()
+    assert meter.rates() == none
 
 
 def test_the_clock_goes_on_from_earlier_sessions(monkeypatch):

@@ -202,6 +202,7 @@ def test_a_run_without_pairs_has_no_second_row(corpus_file, tmp_path):
     settings += [
         "model.intermediate_size=32",
         "train.batch_size=8",
+        "train.precision=fp32",
         "pairs.kind=none",
         "text.held_out_fraction=0.2",
     ]

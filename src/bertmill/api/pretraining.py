@@ -35,6 +35,7 @@ from bertmill.show.curves import draw_curves
 from bertmill.text.tokenizer import load_tokenizer
 from bertmill.train.checkpoint import Checkpoint, newest_checkpoint
 from bertmill.train.device import open_device
+from bertmill.train.precision import choose_precision
 from bertmill.train.pretrain import Limits, Outcome, pretrain_loop
 from bertmill.train.progress import RunProgress
 from bertmill.train.run_data import RunData
@@ -189,6 +190,7 @@ def pretrain(
             )
             chosen = _with(chosen, "text", store.manifest["text"])
         data = RunData.open(store, chosen)
+        chosen = _with_precision(chosen, data, progress)
         facts = {
             "corpus": [_wherever_called_from(source) for source in sources],
             "held_out": [_wherever_called_from(source) for source in held_out_sources],
@@ -257,6 +259,7 @@ def _resume(
                     "bring the old ones back, or start a new run",
                 )
         data = RunData.open(store, recipe)
+        recipe = _with_precision(recipe, data, progress)
         if any(moved):
             run.write_facts(facts | {"store": str(store.folder.resolve())})
         run.write_recipe(recipe)
@@ -463,6 +466,11 @@ def _with(recipe: Recipe, section: str, values: dict[str, Any]) -> Recipe:
     whole = recipe.model_dump()
     whole[section] |= values
     return recipe_from_dict(whole, recipe.name)
+
+
+def _with_precision(recipe: Recipe, data: RunData, progress: RunProgress) -> Recipe:
+    """Write into the recipe which precision is computed in, so that a resume does the same."""
+    return _with(recipe, "train", {"precision": choose_precision(recipe, data, progress.say)})
 
 
 def _wherever_called_from(source: str) -> str:

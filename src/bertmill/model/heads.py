@@ -33,7 +33,9 @@ class MaskedTokenHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Prepare the hidden vectors of the predicted positions for the decoder, [P, D]."""
-        return self.norm(self.activation(self.dense(hidden)))  # type: ignore[no-any-return]
+        # Also where products are bf16 (autocast) the loss is computed in the parameters' type.
+        x = self.activation(self.dense(hidden)).to(self.bias.dtype)
+        return self.norm(x)  # type: ignore[no-any-return]
 
 
 class PretrainingModel(nn.Module):

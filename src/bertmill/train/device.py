@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -22,10 +25,12 @@ def open_device(name: str) -> torch.device:
         Another name, or a device that this machine has not.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     where, fix = f"train.device={name}", "set auto, cpu, cuda or cuda:N"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise RecipeError(where, "is not a device that bertmill trains on", fix)
+    if name != "cpu":  # before cuBLAS starts: what `repeatable_kernels` asks of it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
         return torch.zeros((), device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -43,6 +48,23 @@ def synchronise(device: torch.device) -> None:
     """Wait until the device has done all it was given, so that a clock may be read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@contextmanager
+def repeatable_kernels(device: torch.device) -> Iterator[None]:
+    """Have the same bits computed from the same numbers, on CUDA too.
+
+    On a CPU they are, as long as rows are taken with ``index_select`` and ``F.embedding``.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def to_device(batch: Batch, device: torch.device) -> PretrainingInput:

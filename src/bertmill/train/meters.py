@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bertmill.config import ModelSection
+from bertmill.model.flops import count_step_flops
 from bertmill.model.losses import LossSums, PretrainingInput
 
 SUM_NAMES = ("mlm", "nsp", "predictions", "pairs", "skipped", "skipped_in_a_row")
@@ -66,23 +68,49 @@ class LossMeter:
 
 
 class SpeedMeter:
-    """Sequences, tokens and time summed over steps."""
+    """Sequences, tokens, arithmetic and time summed over steps.
 
-    def __init__(self) -> None:
-        self._sequences = self._tokens = 0
+    Parameters
+    ----------
+    section : ModelSection
+    vocab_size : int
+    peak_flops : float
+        Operations a second of the device's matrix products at their best.
+    """
+
+    def __init__(self, section: ModelSection, vocab_size: int, peak_flops: float) -> None:
+        self._section, self._vocab_size, self._peak_flops = section, vocab_size, peak_flops
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new interval."""
+        self._sequences = self._tokens = self._flops = 0
         self._seconds = 0.0
 
     def add(self, batch: PretrainingInput, seconds: float) -> None:
         """Count a step."""
-        self._sequences += len(batch.packed.lengths)
+        lengths = batch.packed.lengths
+        num_predictions, num_pairs = len(batch.masked_labels), len(batch.next_sentence_labels)
+        self._sequences += len(lengths)
         self._tokens += len(batch.packed.token_ids)
+        self._flops += count_step_flops(
+            self._section, self._vocab_size, lengths, num_predictions, num_pairs
+        )
         self._seconds += seconds
 
     def rates(self) -> dict[str, float | None]:
-        """Sequences and tokens a second; None before the first step."""
+        """Sequences and tokens a second; None before the first step.
+
+        ``mfu`` (model FLOPs utilisation) is the arithmetic that the steps needed as a share of
+        what the device could have done in their time; above 1 where it was slow when its peak was
+        measured.
+        """
+        if not self._sequences:
+            return {"pairs_per_second": None, "tokens_per_second": None, "mfu": None}
         return {
-            "pairs_per_second": self._sequences / self._seconds if self._sequences else None,
-            "tokens_per_second": self._tokens / self._seconds if self._sequences else None,
+            "pairs_per_second": self._sequences / self._seconds,
+            "tokens_per_second": self._tokens / self._seconds,
+            "mfu": self._flops / self._seconds / self._peak_flops,
         }
 
 

@@ -18,11 +18,12 @@ from bertmill.model.heads import PretrainingModel
 from bertmill.model.losses import pretraining_losses
 from bertmill.model.transfer import Transferred, transfer_weights
 from bertmill.train.checkpoint import Checkpoint, State, restore, save_checkpoint
-from bertmill.train.device import device_name, synchronise, to_device
+from bertmill.train.device import device_name, repeatable_kernels, synchronise, to_device
 from bertmill.train.doctor import diagnose_masked_tokens, diagnose_pairs
 from bertmill.train.memory import freed_memory_kept
 from bertmill.train.meters import Clock, LossMeter, SpeedMeter
 from bertmill.train.optimizer import make_optimizer, update
+from bertmill.train.precision import autocast, measure_peak_flops
 from bertmill.train.progress import RunProgress
 from bertmill.train.run_data import RunData
 from bertmill.train.run_folder import RunFolder
@@ -60,6 +61,8 @@ class Outcome:
     """Training losses over the last log interval."""
     pairs_per_second: float | None
     tokens_per_second: float | None
+    mfu: float | None
+    """Arithmetic that the steps needed, as a share of what the device can do in their time."""
     device: str
     held_out: HeldOutScores | None
     diagnosis: tuple[str, ...]
@@ -80,6 +83,7 @@ def pretrain_loop(
     Parameters
     ----------
     recipe : Recipe
+        Its precision is chosen.
     data : RunData
     run : RunFolder
         Created and locked.
@@ -97,7 +101,8 @@ def pretrain_loop(
         The loss is not finite, or the run cannot be saved.
     """
     knobs, store, held_out, device = recipe.train, data.store, data.held_out, data.device
-    tokenizer = store.tokenizer
+    tokenizer, precision = store.tokenizer, knobs.precision
+    assert precision != "auto"
     if held_out is None:
         progress.say("no held-out text: give --held-out, or raise text.held_out_fraction")
     if limits.budget_seconds is None and recipe.schedule.warmup_steps > knobs.steps:
@@ -108,7 +113,7 @@ def pretrain_loop(
     length = f"{knobs.steps:,} steps" if limits.budget_seconds is None else "for the time budget"
     progress.say(
         f"training {length}, {knobs.batch_size:,} sequences a step, "
-        f"{data.train.num_examples:,} in an epoch, on {device_name(device)}"
+        f"{data.train.num_examples:,} in an epoch, on {device_name(device)} in {precision}"
     )
     model = PretrainingModel(recipe.model, tokenizer.size)
     initialise(model, recipe.model, torch.Generator().manual_seed(make_key(knobs.seed, "weights")))
@@ -125,7 +130,8 @@ def pretrain_loop(
     )
 
     step, clock = 0, Clock(0.0)
-    losses, speed, session_speed = LossMeter(device), SpeedMeter(), SpeedMeter()
+    losses, peak_flops = LossMeter(device), measure_peak_flops(device, precision)
+    speed, session_speed = (SpeedMeter(recipe.model, tokenizer.size, peak_flops) for _ in range(2))
     saved_at = validated_at = -1
     held_out_loss: float | None = None
     is_diagnosed = False
@@ -179,7 +185,7 @@ def pretrain_loop(
             progress.say("the run is finished already; --steps makes it longer")
 
     progress.start(held_out.yardsticks if held_out else None)
-    with freed_memory_kept(), stop_signals() as stop:
+    with freed_memory_kept(), repeatable_kernels(device), stop_signals() as stop:
         while schedule.end_step is None or step < schedule.end_step:
             started = time.perf_counter()
             for group in optimizer.param_groups:
@@ -188,7 +194,8 @@ def pretrain_loop(
             num_predictions, num_pairs = len(batch.masked_labels), len(batch.next_sentence_labels)
 
             torch.manual_seed(make_key(knobs.seed, "dropout", step))
-            sums = pretraining_losses(model, batch)
+            with autocast(device, precision):
+                sums = pretraining_losses(model, batch)
             loss = sums.mlm / num_predictions + knobs.nsp_weight * sums.nsp / max(1, num_pairs)
             loss.backward()  # type: ignore[no-untyped-call]
             is_skipped = update(optimizer, loss, recipe.optimizer.clip_norm)
@@ -212,7 +219,7 @@ def pretrain_loop(
                 if losses.skipped_in_a_row >= _SKIPPED_IN_A_ROW:
                     raise _not_finite("the loss or its gradient", step, run)
                 losses.reset()
-                speed = SpeedMeter()
+                speed.reset()
             if step % knobs.validate_every_steps == 0 or step == schedule.end_step:
                 validate()
             if step % knobs.checkpoint_every_steps == 0:

@@ -99,7 +99,8 @@ class RunProgress:
         line = (
             f"step {record['step']:>6,}  {self._losses(record)}  "
             f"{record['pairs_per_second']:,.0f} pairs/s  "
-            f"{record['tokens_per_second']:,.0f} tokens/s  {_clock(seconds_left)} left"
+            f"{record['tokens_per_second']:,.0f} tokens/s  mfu {record['mfu']:.0%}  "
+            f"{_clock(seconds_left)} left"
         )
         if self._bar is None:
             self.say(line)
