@@ -1,0 +1,221 @@
+"""What a step promises, on every device: the same checks on the CPU and, where there is one, CUDA.
+
+Marked ``gpu`` where CUDA is meant; skipped, with what was not checked, where there is none.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+import bertmill
+from bertmill.config import Recipe, load_recipe
+from bertmill.data.batch import Batch
+from bertmill.model.encoder import initialise
+from bertmill.model.heads import PretrainingModel
+from bertmill.model.losses import pretraining_losses
+from bertmill.model.padded import PaddedEncoder
+from bertmill.train.device import open_device, repeatable_kernels, to_device
+from bertmill.train.meters import LossMeter
+from bertmill.train.optimizer import make_optimizer, update
+from bertmill.train.precision import autocast
+
+LENGTHS = [32, 19, 19, 12, 7, 7, 7, 3]
+VOCAB = 211
+# No dropout: devices draw it differently.
+SMALL = [
+    "model.hidden_size=48",
+    "model.num_attention_heads=4",
+    "model.intermediate_size=96",
+    "model.hidden_dropout_prob=0.0",
+    "model.attention_probs_dropout_prob=0.0",
+]
+RECIPES = {name: load_recipe(name, SMALL) for name in ("tiny", "quick")}
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request) -> torch.device:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        told = request.node.originalname.removeprefix("test_").replace("_", " ")
+        pytest.skip(f"no CUDA device, so not checked there: {told}")
+    return open_device(request.param)
+
+
+def make_batch(lengths, vocab_size: int) -> Batch:
+    draws = np.random.default_rng(3)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    masked_at = np.unique(np.concatenate([starts[:-1] + 1, starts[1:] - 1]))
+    return Batch(
+        token_ids=draws.integers(5, vocab_size, starts[-1]),
+        segment_ids=np.concatenate([np.arange(n) >= n // 2 for n in lengths]).astype(np.int64),
+        position_ids=np.concatenate([np.arange(n) for n in lengths]),
+        sequence_starts=starts,
+        masked_at=masked_at,
+        masked_labels=draws.integers(5, vocab_size, len(masked_at)),
+        next_sentence_labels=draws.integers(0, 2, len(lengths)),
+    )
+
+
+def make_model(recipe: Recipe, vocab_size: int = VOCAB) -> PretrainingModel:
+    model = PretrainingModel(recipe.model, vocab_size).train()
+    section = recipe.model.model_copy(update={"init": "normal", "initializer_range": 0.15})
+    initialise(model, section, torch.Generator().manual_seed(1))
+    return model
+
+
+def step(model, optimizer, meter, batch, device, precision="fp32"):
+    """One step as the loop makes it, up to where the loop reads the losses."""
+    on_device = to_device(batch, device)
+    with autocast(device, precision):
+        sums = pretraining_losses(model, on_device)
+    loss = sums.mlm / len(batch.masked_labels) + sums.nsp / len(batch.next_sentence_labels)
+    loss.backward()
+    meter.add(sums, on_device, update(optimizer, loss, 1.0))
+
+
+def losses_and_gradient(model, batch, device, precision="fp32"):
+    """Both sums and the whole gradient end to end, in float64 on the CPU."""
+    model.zero_grad()
+    with autocast(device, precision):
+        sums = pretraining_losses(model, to_device(batch, device))
+    assert all(value.dtype == next(model.parameters()).dtype for value in sums)
+    (sums.mlm + sums.nsp).backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+    return torch.stack(sums).detach().double().cpu(), gradient.double().cpu()
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_packed_is_padded(recipe, device):
+    model, batch = make_model(recipe).to(device), make_batch(LENGTHS, VOCAB)
+    packed = model(to_device(batch, device).packed)
+    rows = [torch.from_numpy(batch.token_ids).split(LENGTHS)]
+    rows.append(torch.from_numpy(batch.segment_ids).split(LENGTHS))
+    ids, segments = (torch.nn.utils.rnn.pad_sequence(r, batch_first=True).to(device) for r in rows)
+    mask = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).to(device)
+    padded = PaddedEncoder(model.encoder)(ids, mask.long(), segments)
+    torch.testing.assert_close(packed, padded[mask], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_losses_and_gradients_are_those_of_float64(recipe, device):
+    model, batch = make_model(recipe), make_batch(LENGTHS, VOCAB)
+    exact_losses, exact = losses_and_gradient(model.double(), batch, torch.device("cpu"))
+    losses, gradient = losses_and_gradient(model.float().to(device), batch, device)
+    torch.testing.assert_close(losses, exact_losses, atol=0.0, rtol=1e-5)
+    assert (gradient - exact).norm() < 1e-5 * exact.norm()
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_bf16_losses_and_gradients_are_near_those_of_fp32(recipe, device):
+    """A product's factors have 8 bits, a relative error of 2^-9 each; sums are fp32."""
+    model, batch = make_model(recipe).to(device), make_batch(LENGTHS, VOCAB)
+    losses, gradient = losses_and_gradient(model, batch, device)
+    rough_losses, rough = losses_and_gradient(model, batch, device, "bf16")
+    torch.testing.assert_close(rough_losses, losses, atol=0.0, rtol=1e-2)
+    assert 0 < (rough - gradient).norm() < 0.05 * gradient.norm()
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_never_waits_for_the_device(precision, device):
+    """On the CPU: with tensors that have no values, so that a read of one is an error."""
+    batch = make_batch(LENGTHS, VOCAB)
+
+    def make_step():
+        model = make_model(RECIPES["tiny"])
+        if device.type == "cuda":  # what has no values cannot be moved
+            model.to(device)
+        optimizer, meter = make_optimizer(model, RECIPES["tiny"].optimizer), LossMeter(device)
+        return meter, lambda: step(model, optimizer, meter, batch, device, precision)
+
+    if device.type == "cpu":
+        with FakeTensorMode():
+            meter, make = make_step()
+            make()
+            with pytest.raises(DataDependentOutputException):
+                meter.state()
+        return
+    meter, make = make_step()
+    make()  # the libraries start up
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        make()
+        with pytest.raises(RuntimeError, match="synchroniz"):
+            meter.state()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_resume_has_the_same_bits(precision, device, corpus_file, tmp_path):
+    settings = [
+        *SMALL[:3],  # with dropout
+        "tokenizer.vocab_size=200",
+        "pairs.max_length=32",
+        "text.held_out_fraction=0.2",
+        "train.batch_size=8",
+        "schedule.warmup_steps=2",
+        f"train.device={device}",
+        f"train.precision={precision}",
+    ]
+
+    def weights(run):
+        tensors = load_file(run.folder / "model" / "model.safetensors")
+        return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+
+    how = {"steps": 6, "settings": settings}
+    whole = bertmill.pretrain(corpus_file, "tiny", out=tmp_path / "whole", **how)
+    parts = bertmill.pretrain(corpus_file, "tiny", out=tmp_path / "parts", stop_after=1e-6, **how)
+    assert parts.outcome.steps == 1
+    parts = bertmill.pretrain(resume=parts.folder)
+    assert weights(parts) == weights(whole)
+    assert whole.outcome.mfu > 0
+
+
+def test_repeatable_kernels_leave_the_setting_as_it_was(device):
+    with repeatable_kernels(device):
+        assert torch.are_deterministic_algorithms_enabled() == (device.type == "cuda")
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+BASE = load_recipe("base")
+
+
+def step_of_base(device: torch.device) -> None:
+    """One step of BERT-Base on 32 sequences of 128 tokens."""
+    model = PretrainingModel(BASE.model, 30_522).to(device).train()
+    lengths = [BASE.pairs.max_length] * 32
+    batch = make_batch(lengths, 30_522)
+    masked_at = np.sort(np.random.default_rng(1).permutation(sum(lengths))[: 32 * 19])
+    labels = np.arange(len(masked_at)) + 5
+    batch = replace(batch, masked_at=masked_at, masked_labels=labels)
+    optimizer = make_optimizer(model, BASE.optimizer)
+    step(model, optimizer, LossMeter(device), batch, device)
+
+
+@pytest.mark.slow
+def test_base_at_32_times_128_fits_in_8_gb(device):
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        step_of_base(device)
+        assert torch.cuda.max_memory_allocated() < 8e9
+        return
+    program = (
+        "import runpy, sys, torch\n"
+        "runpy.run_path(sys.argv[1])['step_of_base'](torch.device('cpu'))\n"
+        "status = open('/proc/self/status').read()\n"
+        "print(int(status.split('VmHWM:')[1].split()[0]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, __file__], capture_output=True, text=True, check=True
+    )
+    peak_bytes = 1024 * json.loads(done.stdout)
+    # Weights, gradients and both moments alone are 16 bytes each.
+    assert 16 * 110e6 < peak_bytes < 8e9
