@@ -6,9 +6,8 @@
 All programs train on the same pairs, with the same loss and precision. Before anything is timed,
 those of the same loss are given the same weights and must agree on the first batch. Each runs in a
 process of its own; in a round each has its turn, on the same batch, while the others wait. The
-first round, where networks are compiled, is not counted, nor the first step of a turn that has
-others. Prints a table for each shape and writes ``results/throughput.json``. Run it on an otherwise
-idle machine.
+first round, where networks are compiled, is not counted. Prints a table for each shape and writes
+``results/throughput.json``. Run it on an otherwise idle machine.
 """
 
 import argparse
@@ -31,19 +30,24 @@ from measure import (
     timed,
     write_results,
 )
+from peers.floor import PEAK_STEP_FLOPS
 from peers.workload import Workload, prepare_workload
 
 from bertmill.config import load_recipe
+from bertmill.model.flops import count_step_flops
 
-OURS = "bertmill"
+OURS, OURS_WITHOUT_DROPOUT = "bertmill", "bertmill, no dropout"
+FLOOR, PEAK = "floor: the matrix products alone", "wide matrix products"
 # Module, class and options of each row; one more program is one more line here.
 PROGRAMS = {
     OURS: ("peers.ours", "Bertmill", {}),
-    "bertmill, no dropout": (
+    OURS_WITHOUT_DROPOUT: (
         "peers.ours",
         "Bertmill",
         {"settings": ["model.hidden_dropout_prob=0.0", "model.attention_probs_dropout_prob=0.0"]},
     ),
+    FLOOR: ("peers.floor", "Floor", {}),
+    PEAK: ("peers.floor", "Peak", {}),
     "reference program, eager": ("peers.reference", "ReferenceProgram", {}),
     "reference program, tf.function": ("peers.reference", "ReferenceProgram", {"as_graph": True}),
     "plain PyTorch, padded": ("peers.padded", "PaddedTorch", {}),
@@ -52,8 +56,7 @@ PROGRAMS = {
 }
 # So much of the larger loss may two programs differ by.
 TOLERANCE = 1e-4
-# A turn is one step, or as many as take this long. Where there are others the first is left out: it
-# gets its memory anew from the system, which no step of a training run does.
+# A turn is one step, or as many as take this long.
 TURN_SECONDS = 3.0
 PACKAGES = ["bertmill", "numpy", "torch", "transformers"]
 
@@ -85,7 +88,7 @@ def main():
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     arguments = parser.parse_args()
-    programs = list(dict.fromkeys([OURS, *arguments.programs]))
+    programs = list(dict.fromkeys([OURS, FLOOR, PEAK, *arguments.programs]))
     if not find_spec("tensorflow"):
         say("no TensorFlow here, so no reference program: pip install 'bertmill[bench]'")
         programs = [name for name in programs if PROGRAMS[name][0] != "peers.reference"]
@@ -102,6 +105,7 @@ def main():
             workload = make_workload(arguments, shape, num_rounds + 1, Path(folder) / "weights")
             results[name] = measure(workload, programs, num_rounds)
         print(f"\n{describe(name, workload)}\n\n{table(results[name]['programs'])}")
+        print(f"\n{describe_floor(results[name])}")
     packages = [*PACKAGES, "tensorflow-cpu", "keras"] if find_spec("tensorflow") else PACKAGES
     is_whole = len(results) == len(SHAPES)
     name = "-".join(["throughput", *([] if is_whole else results)])
@@ -153,6 +157,8 @@ def measure(workload, programs, num_rounds):
         memory = {name: pipe.recv() for name, pipe in pipes.items()}
     seconds = {name: each[1:] for name, each in seconds.items()}
     num_pairs = workload.recipe.train.batch_size
+    flops = [count_flops(workload, batch) for batch in batches]
+    peak_seconds = seconds.pop(PEAK)
     return {
         "corpus": [Path(source).name for source in workload.store.manifest["corpus"]],
         "batch_size": num_pairs,
@@ -161,6 +167,16 @@ def measure(workload, programs, num_rounds):
         "tokens_of_each_batch": [len(batch.token_ids) for batch in batches],
         "predictions_of_each_batch": [len(batch.masked_labels) for batch in batches],
         "losses": losses,
+        "step_flops_of_each_batch": flops,
+        "floor_flops_per_second": Spread.of(
+            f / s for f, s in zip(flops, seconds[FLOOR], strict=True)
+        ),
+        "peak_flops_per_second": Spread.of(PEAK_STEP_FLOPS / s for s in peak_seconds),
+        "share_of_floor": {
+            name: round_ratios(seconds[FLOOR], seconds[name])
+            for name in (OURS, OURS_WITHOUT_DROPOUT)
+            if name in seconds
+        },
         "programs": {
             name: {
                 "pairs_per_second": Spread.of(num_pairs / s for s in each),
@@ -188,9 +204,19 @@ def work(pipe, name, workload: Workload):
         seconds = []
         while not seconds or sum(seconds) < turn_seconds:
             seconds.append(timed(lambda: program.step(number)))
-        pipe.send(statistics.mean(seconds[1:] or seconds))
+        pipe.send(statistics.mean(seconds))
         turn_seconds = TURN_SECONDS
     pipe.send(peak_memory_bytes())
+
+
+def count_flops(workload, batch):
+    return count_step_flops(
+        workload.recipe.model,
+        workload.vocab_size,
+        batch.lengths,
+        len(batch.masked_labels),
+        len(batch.next_sentence_labels),
+    )
 
 
 def forget_peak_memory():
@@ -217,6 +243,15 @@ def describe(name, workload):
         f"{name}: {recipe.train.batch_size} pairs of at most {recipe.pairs.max_length} tokens "
         f"({share:.0%} of the rectangle is tokens), {len(batch.masked_labels):,} predictions, "
         f"{workload.vocab_size:,} entries"
+    )
+
+
+def describe_floor(figures):
+    floor, peak = figures["floor_flops_per_second"], figures["peak_flops_per_second"]
+    shares = ", ".join(f"{name} {s.show()}" for name, s in figures["share_of_floor"].items())
+    return (
+        f"Of the floor's speed: {shares}. The floor makes {floor.median / 1e9:,.0f} GFLOP/s, "
+        f"{floor.median / peak.median:.0%} of the {peak.median / 1e9:,.0f} of {PEAK}."
     )
 
 

@@ -8,6 +8,7 @@ from bertmill.model.encoder import initialise
 from bertmill.model.heads import PretrainingModel
 from bertmill.model.losses import pretraining_losses
 from bertmill.train.device import to_device
+from bertmill.train.memory import freed_memory_kept
 from bertmill.train.optimizer import make_optimizer, update
 from peers.workload import Workload
 
@@ -31,6 +32,7 @@ class Bertmill:
         return float(sums.mlm) / num_predictions, float(sums.nsp) / num_pairs
 
     def start(self):
+        freed_memory_kept().__enter__()  # for the rest of the process
         section, seed = self.recipe.model, self.recipe.train.seed
         self.model = PretrainingModel(section, self.workload.vocab_size).train()
         initialise(self.model, section, torch.Generator().manual_seed(make_key(seed, "weights")))

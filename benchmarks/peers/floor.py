@@ -1,0 +1,134 @@
+"""The floor: every matrix product of a step at its true packed shape, and nothing else.
+
+No program that makes the same step of the same products can be faster. Each is made in the fastest
+of several tilings, into buffers that are used again.
+"""
+
+from itertools import groupby
+
+import torch
+from measure import timed
+
+from peers.workload import Workload
+
+PEAK_WIDTH, PEAK_PRODUCTS = 1024, 50
+ROWS_AT_ONCE = (256, 512, 1024, 4096, None)
+SEQUENCES_AT_ONCE = (8, 32, None)
+TRIALS = 3
+
+
+class Peak:
+    """What the machine can do: wide products, far from any memory's limits."""
+
+    def __init__(self, workload: Workload):
+        pass
+
+    def losses(self):
+        return None
+
+    def start(self):
+        self.left, self.right, self.out = torch.rand(3, PEAK_WIDTH, PEAK_WIDTH)
+
+    def step(self, number):
+        for _ in range(PEAK_PRODUCTS):
+            torch.mm(self.left, self.right, out=self.out)
+
+
+PEAK_STEP_FLOPS = 2 * PEAK_WIDTH**3 * PEAK_PRODUCTS
+
+
+class Floor:
+    def __init__(self, workload: Workload):
+        self.workload = workload
+        self.tile_sizes = {}
+
+    def losses(self):
+        return None
+
+    def start(self):
+        """Choose the tilings, on the first batch that has such products."""
+        self.products = [self._products(batch) for batch in self.workload.batches]
+
+    @torch.inference_mode()
+    def step(self, number):
+        for count, product in self.products[number]:
+            for _ in range(count):
+                product()
+
+    @torch.inference_mode()
+    def _products(self, batch):
+        """Every product of a batch's step, forward and backward, and how often it is made."""
+        section, vocab_size = self.workload.recipe.model, self.workload.vocab_size
+        width, inner, depth = (
+            section.hidden_size,
+            section.intermediate_size,
+            section.num_hidden_layers,
+        )
+        num_tokens, num_predictions = len(batch.token_ids), len(batch.masked_at)
+        num_pairs = len(batch.next_sentence_labels)
+        maps = [
+            (depth, num_tokens, width, 3 * width),
+            (depth, num_tokens, width, width),
+            (depth, num_tokens, width, inner),
+            (depth, num_tokens, inner, width),
+            (1, num_predictions, width, width),
+            (1, num_predictions, width, vocab_size),
+            (1, num_pairs, width, width),
+            (1, num_pairs, width, 2),
+        ]
+        heads = section.num_attention_heads
+        return [
+            *((count, self._linear(*shape)) for count, *shape in maps),
+            *(
+                (depth, self._attention(len(list(run)) * heads, length, width // heads))
+                for length, run in groupby(batch.lengths)
+            ),
+        ]
+
+    def _linear(self, num_rows, num_in, num_out):
+        """A map of rows, and both products of its backward pass."""
+        x, y = torch.randn(num_rows, num_in), torch.randn(num_rows, num_out)
+        weight, d_weight = torch.randn(num_out, num_in), torch.zeros(num_out, num_in)
+        products = {
+            "forward": lambda rows: torch.mm(x[rows], weight.T, out=y[rows]),
+            "to the input": lambda rows: torch.mm(y[rows], weight, out=x[rows]),
+            "to the weight": lambda rows: d_weight.addmm_(y[rows].T, x[rows]),
+        }
+        ways = [
+            self._tiled((name, num_in, num_out), product, num_rows, ROWS_AT_ONCE)
+            for name, product in products.items()
+        ]
+        return lambda: [way() for way in ways]
+
+    def _attention(self, num_rows, length, size):
+        """Scores and mixing in all heads of sequences of one length, and their backward pass."""
+        left, right, out = (torch.randn(num_rows, length, size) for _ in range(3))
+        scores = torch.randn(num_rows, length, length)
+        products = {
+            "score": lambda rows: torch.bmm(left[rows], right.mT[rows], out=scores[rows]),
+            "mix": lambda rows: torch.bmm(scores[rows], right[rows], out=out[rows]),
+            "mix turned": lambda rows: torch.bmm(scores.mT[rows], right[rows], out=out[rows]),
+        }
+        ways = [
+            self._tiled((name, length), product, num_rows, SEQUENCES_AT_ONCE)
+            for name, product in products.items()
+        ]
+        # Forward a score and a mix; backward as many, and to keys and values the turned one.
+        return lambda: [way() for way in ways for _ in range(2)]
+
+    def _tiled(self, kind, product, num_rows, sizes):
+        """Make the product in tiles of the size that is fastest for its kind."""
+
+        def way_of(size):
+            size = size or num_rows
+            tiles = [slice(start, start + size) for start in range(0, num_rows, size)]
+            return lambda: [product(tile) for tile in tiles]
+
+        if kind not in self.tile_sizes:
+            tried = {s: way_of(s) for s in sizes if s is None or s < num_rows}
+            self.tile_sizes[kind] = min(tried, key=lambda s: best_seconds(tried[s]))
+        return way_of(self.tile_sizes[kind])
+
+
+def best_seconds(compute):
+    return min(timed(compute) for _ in range(TRIALS))
