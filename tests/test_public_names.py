@@ -30,13 +30,28 @@ def test_an_unknown_name_is_an_attribute_error():
         bertmill.pretrian  # noqa: B018
 
 
-def test_import_is_light():
+HELP = """
+from bertmill.cli import main
+sys.argv = ["bertmill", "--help"]
+try:
+    main()
+except SystemExit as end:
+    assert end.code == 0
+"""
+
+
+@pytest.mark.parametrize("code", ["import bertmill", HELP], ids=["import", "help"])
+def test_import_and_help_load_nothing_heavy(code):
     heavy = ("torch", "numpy", "pyarrow", "pydantic", "tokenizers", "matplotlib")
-    code = (
-        f"import bertmill, json, sys; print(json.dumps([m for m in {heavy} if m in sys.modules]))"
+    tell = f"print(json.dumps([m for m in {heavy} if m in sys.modules]), file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import json, sys\n{code}\n{tell}"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == []
+    assert json.loads(done.stderr) == []
+    assert ("pretrain" in done.stdout) == (code == HELP)
 
 
 def undocumented(module) -> list[str]:

