@@ -17,8 +17,12 @@ from bertmill.data.masking import mask_tokens
 from bertmill.data.order import EpochOrder
 from bertmill.data.pairs import PairMaker, Pairs
 from bertmill.data.randomness import Ints, UInts, make_key, random_bits
-from bertmill.data.store import TokenStore, spans
+from bertmill.data.store import TokenStore
 from bertmill.text.tokenizer import Tokenizer
+
+# Pairs are drawn for several small batches at once: a draw takes some hundred calls of numpy, and
+# those cost the same for 32 examples as for a thousand.
+_EXAMPLES_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -149,11 +153,15 @@ class Batches:
         self._maker = PairMaker(store, pairs, name)
         self.num_examples = int(self._maker.block_examples.sum())
         self._order = lru_cache(maxsize=2)(self._epoch_order)
+        self._steps_at_once = max(1, min(_EXAMPLES_AT_ONCE, self.num_examples) // batch_size)
+        self._pairs_of = lru_cache(maxsize=2)(self._pairs_of_steps)
 
     def batch_at(self, step: int) -> Batch:
         """Make the batch of a step, counted from 0."""
-        start = step * self.batch_size
-        return self.batch_of(np.arange(start, start + self.batch_size))
+        pairs, keys = self._pairs_of(step // self._steps_at_once)
+        start = step % self._steps_at_once * self.batch_size
+        rows = slice(start, start + self.batch_size)
+        return self._assemble(Pairs._make(column[rows] for column in pairs), keys[rows])
 
     def batch_of(self, places: Ints) -> Batch:
         """Make a batch of the examples at any places, counted across all epochs."""
@@ -179,6 +187,10 @@ class Batches:
                 mask_keys[here] = random_bits(mask_key, blocks, located.examples)
         return pairs, mask_keys
 
+    def _pairs_of_steps(self, number: int) -> tuple[Pairs, UInts]:
+        num_examples = self._steps_at_once * self.batch_size
+        return self.pairs_at(np.arange(number * num_examples, (number + 1) * num_examples))
+
     def _epoch_order(self, epoch: int) -> EpochOrder:
         return EpochOrder(
             self._maker.block_examples,
@@ -197,16 +209,16 @@ class Batches:
         # [CLS] a a a [SEP] b b [SEP]: lengths 3 and 2 make 8 tokens.
         lengths = a_lengths + b_lengths + self._maker.num_specials
         starts = np.concatenate([[0], np.cumsum(lengths)])
-        token_ids = np.full(starts[-1], self._tokenizer.sep_id, np.int64)
-        maskable = np.zeros(starts[-1], bool)
-        token_ids[starts[:-1]] = self._tokenizer.cls_id
-        segments = [(starts[:-1] + 1, a_starts, a_lengths)]
+        sources, sizes = a_starts, a_lengths
         if has_second:
-            segments.append((starts[:-1] + 2 + a_lengths, b_starts, b_lengths))
-        for to, source, size in segments:
-            positions = spans(to, size)
-            token_ids[positions] = self._store.gather(source, size)
-            maskable[positions] = True
+            sources = np.stack([a_starts, b_starts], 1).ravel()
+            sizes = np.stack([a_lengths, b_lengths], 1).ravel()
+        separators = np.concatenate([starts[:-1] + 1 + a_lengths, starts[1:] - 1])
+        maskable = np.ones(starts[-1], bool)
+        maskable[starts[:-1]] = maskable[separators] = False
+        token_ids = np.full(starts[-1], self._tokenizer.sep_id, np.int64)
+        token_ids[starts[:-1]] = self._tokenizer.cls_id
+        token_ids[maskable] = self._store.gather(sources, sizes)
 
         first = a_lengths + 2
         both = np.stack([first, lengths - first], 1).ravel()

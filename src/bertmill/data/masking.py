@@ -68,29 +68,30 @@ def mask_tokens(
     # A group is what is chosen and treated together: a token, or a word of several pieces.
     if section.whole_word:
         joins = tokenizer.continues_word[token_ids[at]]
-        joins &= np.append(False, np.diff(at) == 1)
+        joins[1:] &= np.diff(at) == 1
+        joins[:1] = False
         first = np.flatnonzero(~joins)
         group = np.cumsum(~joins) - 1
     else:
         first = group = np.arange(len(at))
     group_sequence, group_inside = sequence[first], inside[first]
-    group_keys = keys[group_sequence]
     sizes = np.diff(np.append(first, len(at)))
 
+    # Sequences stay in their order, and the groups of each are shuffled.
+    random = random_bits(keys[group_sequence], _CHOICE, group_inside)
     order = np.argsort(
         (group_sequence.astype(np.uint64) << _RANDOM_BITS)
-        | (random_bits(group_keys, _CHOICE, group_inside) >> (np.uint64(64) - _RANDOM_BITS))
+        | (random >> (np.uint64(64) - _RANDOM_BITS))
     )
-    before = np.cumsum(sizes[order]) - sizes[order]
-    in_order = group_sequence[order]
-    starts = np.flatnonzero(np.append(True, np.diff(in_order) > 0))
-    before -= np.repeat(before[starts], np.diff(np.append(starts, len(order))))
+    sizes = sizes[order]
+    before = np.cumsum(sizes) - sizes
+    before -= before[np.searchsorted(group_sequence, np.arange(len(lengths)))[group_sequence]]
     taken = np.zeros(len(first), bool)
-    taken[order] = (before == 0) | (2 * before + sizes[order] <= 2 * wanted[in_order])
+    taken[order] = (before == 0) | (2 * before + sizes <= 2 * wanted[group_sequence])
 
-    chosen = taken[group]
-    masked_at = at[chosen]
-    kind = uniform(group_keys, _KIND, group_inside)[group[chosen]]
+    chosen = np.flatnonzero(taken[group])
+    masked_at, own_keys = at[chosen], keys[sequence[chosen]]
+    kind = uniform(own_keys, _KIND, inside[first[group[chosen]]])
     labels = token_ids[masked_at]
     shown = token_ids.copy()
     shown[masked_at] = np.where(
@@ -98,7 +99,7 @@ def mask_tokens(
         tokenizer.mask_id,
         np.where(
             kind < section.mask_token_fraction + section.random_token_fraction,
-            _random_tokens(keys[sequence[chosen]], inside[chosen], tokenizer),
+            _random_tokens(own_keys, inside[chosen], tokenizer),
             labels,
         ),
     )
@@ -106,5 +107,10 @@ def mask_tokens(
 
 
 def _random_tokens(keys: UInts, inside: Ints, tokenizer: Tokenizer) -> Ints:
-    ordinary = np.flatnonzero(~tokenizer.is_special)
-    return ordinary[below(len(ordinary), keys, _REPLACEMENT, inside)]
+    specials = {tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id}
+    specials |= {tokenizer.sep_id, tokenizer.mask_id}
+    ids = below(tokenizer.size - len(specials), keys, _REPLACEMENT, inside)
+    # The number of an ordinary token becomes its id by stepping over the special ones.
+    for special in sorted(specials):
+        ids += ids >= special
+    return ids

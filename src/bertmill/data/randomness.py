@@ -11,6 +11,7 @@ a Feistel network with cycle walking (Black and Rogaway 2002).
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +33,7 @@ def random_bits(key: npt.ArrayLike, *counters: npt.ArrayLike) -> UInts:
     """Draw 64 random bits for each combination of key and counters, broadcast together."""
     h = np.atleast_1d(np.asarray(key, np.uint64))
     for counter in counters:
-        c = np.atleast_1d(np.asarray(counter)).astype(np.uint64)
-        h = _mix(h ^ _mix(c + _GOLDEN))
+        h = _mix(h ^ (_mixed_number(counter) if isinstance(counter, int) else _mixed(counter)))
     return h
 
 
@@ -77,7 +77,8 @@ class Permutation:
     """
 
     def __init__(self, n: int, key: int) -> None:
-        self.n, self.key = n, key
+        self.n = n
+        self._round_keys = [random_bits(key, i) for i in range(_FEISTEL_ROUNDS)]
         self._half_bits = np.uint64(max(1, (max(n - 1, 1).bit_length() + 1) // 2))
         self._mask = (np.uint64(1) << self._half_bits) - np.uint64(1)
 
@@ -91,12 +92,23 @@ class Permutation:
 
     def _encrypt(self, x: UInts) -> UInts:
         left, right = x >> self._half_bits, x & self._mask
-        for i in range(_FEISTEL_ROUNDS):
-            left, right = right, left ^ (random_bits(self.key, i, right) & self._mask)
+        for key in self._round_keys:
+            left, right = right, left ^ (random_bits(key, right) & self._mask)
         return (left << self._half_bits) | right
 
 
+def _mixed(counter: npt.ArrayLike) -> UInts:
+    return _mix(np.atleast_1d(np.asarray(counter)).astype(np.uint64) + _GOLDEN)
+
+
+# What a draw is for and the number of an attempt come again in every batch.
+_mixed_number = lru_cache(maxsize=256)(_mixed)
+
+
 def _mix(x: UInts) -> UInts:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x = x ^ (x >> np.uint64(30))
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
