@@ -17,6 +17,7 @@ OUTCOME_KEYS = {
     "mfu",
     "pairs_per_second",
     "tokens_per_second",
+    "waiting_fraction",
     "device",
     "held_out",
     "diagnosis",

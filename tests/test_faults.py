@@ -75,7 +75,7 @@ def assert_one_line(done, *parts):
 
 def end_of(run):
     newest = (run / "model").resolve().parent
-    clocks = ("seconds", "pairs_per_second", "tokens_per_second", "mfu")
+    clocks = ("seconds", "pairs_per_second", "tokens_per_second", "mfu", "waiting_fraction")
     return (
         newest.name,
         (newest / "model" / "model.safetensors").read_bytes(),

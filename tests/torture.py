@@ -139,7 +139,7 @@ def _differences(one: RunFolder, other: RunFolder) -> list[str]:
 
 
 def _end_of(run: RunFolder) -> dict[str, Any]:
-    clocks = ("seconds", "pairs_per_second", "tokens_per_second", "mfu")
+    clocks = ("seconds", "pairs_per_second", "tokens_per_second", "mfu", "waiting_fraction")
     newest = run.model.resolve().parent
     return {
         "step": newest.name,

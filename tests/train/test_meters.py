@@ -122,13 +122,18 @@ TINY = load_recipe("tiny").model
 def test_rates_are_sums_over_all_the_time():
     flops = [count_step_flops(TINY, 50, [5, 3], 1, 2), count_step_flops(TINY, 50, [2], 1, 1)]
     meter = SpeedMeter(TINY, 50, peak_flops=sum(flops))
-    none = dict.fromkeys(("pairs_per_second", "tokens_per_second", "mfu"))
+    none = dict.fromkeys(("pairs_per_second", "tokens_per_second", "mfu", "waiting_fraction"))
     assert meter.rates() == none
-    meter.add(packed([5, 3]), 0.5)
+    meter.add(packed([5, 3]), 0.5, 0.25)
     # What the device does at its peak in a second took it half of one, less the other step's part.
     assert meter.rates()["mfu"] == pytest.approx(2 * flops[0] / sum(flops))
-    meter.add(packed([2]), 1.5)
-    assert meter.rates() == {"pairs_per_second": 1.5, "tokens_per_second": 5.0, "mfu": 0.5}
+    meter.add(packed([2]), 1.5, 0.0)
+    assert meter.rates() == {
+        "pairs_per_second": 1.5,
+        "tokens_per_second": 5.0,
+        "mfu": 0.5,
+        "waiting_fraction": 0.125,
+    }
     meter.reset()
     assert meter.rates() == none
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from safetensors.torch import load_file
 
 import bertmill
 from bertmill.config import load_recipe
-from bertmill.errors import BertmillError, RunError
+from bertmill.data.batch import Batches
+from bertmill.errors import BertmillError, RunError, StoreError
+from bertmill.train.feed import NUM_AHEAD
 from bertmill.train.run_folder import RunFolder
 
 # As in the shared run; spelled out because a child process needs them too.
@@ -53,7 +56,7 @@ def moments(run: Path) -> dict[str, bytes]:
 
 def numbers(run: Path) -> list[dict]:
     """Metrics without what depends on the clock."""
-    clocks = ("seconds", "pairs_per_second", "tokens_per_second", "mfu")
+    clocks = ("seconds", "pairs_per_second", "tokens_per_second", "mfu", "waiting_fraction")
     return [
         {k: v for k, v in record.items() if k not in clocks} for record in RunFolder(run).metrics()
     ]
@@ -88,6 +91,45 @@ def test_the_summary_is_the_last_line_of_the_metrics(undisturbed):
     assert outcome.nsp_loss == last["train"]["nsp_loss"]
     assert outcome.held_out.mlm_loss == last["held_out"]["mlm_loss"]
     assert outcome.held_out.num_pairs == last["held_out"]["num_pairs"] > 0
+
+
+def test_batches_are_made_ahead_once_each_and_the_waiting_is_logged(
+    corpus_file, tmp_path, monkeypatch
+):
+    asked = []
+    make = Batches.batch_at
+
+    def counting(self, step):
+        asked.append((step, threading.current_thread().name.startswith("bertmill-feed")))
+        return make(self, step)
+
+    monkeypatch.setattr(Batches, "batch_at", counting)
+    run = bertmill.pretrain(
+        str(corpus_file), "tiny", out=tmp_path / "run", steps=6, settings=SETTINGS
+    )
+    assert asked == [(step, True) for step in range(len(asked))]
+    assert 6 <= len(asked) <= 6 + NUM_AHEAD
+    assert not [t for t in threading.enumerate() if t.name.startswith("bertmill-feed")]
+    records = [r for r in RunFolder(run.folder).metrics() if r["split"] == "train"]
+    assert len(records) == 3
+    assert all(0.0 < record["waiting_fraction"] < 1.0 for record in records)
+
+
+def test_what_goes_wrong_in_the_feed_is_raised_as_it_is(corpus_file, tmp_path, monkeypatch):
+    make = Batches.batch_at
+
+    def failing(self, step):
+        if step == 5:
+            raise StoreError("shard", "cannot be read", "prepare the corpus again")
+        return make(self, step)
+
+    monkeypatch.setattr(Batches, "batch_at", failing)
+    with pytest.raises(StoreError, match="shard: cannot be read; prepare the corpus again"):
+        bertmill.pretrain(
+            str(corpus_file), "tiny", out=tmp_path / "run", steps=6, settings=SETTINGS
+        )
+    assert not [t for t in threading.enumerate() if t.name.startswith("bertmill-feed")]
+    assert [r["step"] for r in RunFolder(tmp_path / "run").metrics()] == [2, 4, 4]
 
 
 def test_same_recipe_same_bits(undisturbed, corpus_file, tmp_path):

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,19 +69,21 @@ def repeatable_kernels(device: torch.device) -> Iterator[None]:
 
 
 def to_device(batch: Batch, device: torch.device) -> PretrainingInput:
-    """Copy a batch to the device."""
+    """Copy a batch to the device, without waiting; on a CPU the arrays' memory is shared."""
 
-    def tensor(array: np.ndarray[tuple[int], np.dtype[np.int64]]) -> torch.Tensor:
-        return torch.from_numpy(array).to(device, non_blocking=True)
+    def tensor(array: np.ndarray[tuple[int], np.dtype[Any]]) -> torch.Tensor:
+        # A copy to a GPU is only made in the background from memory that is pinned.
+        host = torch.from_numpy(array)
+        return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
 
-    packed = PackedTokens.pack(
-        torch.from_numpy(batch.token_ids),
-        torch.from_numpy(batch.segment_ids),
-        torch.from_numpy(batch.position_ids),
-        batch.lengths,
-    )
     return PretrainingInput(
-        packed.to(device),
+        PackedTokens(
+            tensor(batch.token_ids),
+            tensor(batch.segment_ids),
+            tensor(batch.position_ids),
+            tensor(batch.sequence_starts.astype(np.int32)),
+            batch.lengths,
+        ),
         tensor(batch.masked_at),
         tensor(batch.masked_labels),
         tensor(batch.next_sentence_labels),

@@ -85,10 +85,10 @@ class SpeedMeter:
     def reset(self) -> None:
         """Begin a new interval."""
         self._sequences = self._tokens = self._flops = 0
-        self._seconds = 0.0
+        self._seconds = self._waited_seconds = 0.0
 
-    def add(self, batch: PretrainingInput, seconds: float) -> None:
-        """Count a step."""
+    def add(self, batch: PretrainingInput, seconds: float, waited_seconds: float) -> None:
+        """Count a step; it waited for its batch for a part of its time."""
         lengths = batch.packed.lengths
         num_predictions, num_pairs = len(batch.masked_labels), len(batch.next_sentence_labels)
         self._sequences += len(lengths)
@@ -97,21 +97,22 @@ class SpeedMeter:
             self._section, self._vocab_size, lengths, num_predictions, num_pairs
         )
         self._seconds += seconds
+        self._waited_seconds += waited_seconds
 
     def rates(self) -> dict[str, float | None]:
-        """Sequences and tokens a second; None before the first step.
+        """Sequences and tokens a second, and two shares; None before the first step.
 
         ``mfu`` (model FLOPs utilisation) is the arithmetic that the steps needed as a share of
         what the device could have done in their time; above 1 where it was slow when its peak was
-        measured.
+        measured. ``waiting_fraction`` is the share of their time that steps waited for a batch.
         """
-        if not self._sequences:
-            return {"pairs_per_second": None, "tokens_per_second": None, "mfu": None}
-        return {
-            "pairs_per_second": self._sequences / self._seconds,
-            "tokens_per_second": self._tokens / self._seconds,
-            "mfu": self._flops / self._seconds / self._peak_flops,
+        sums = {
+            "pairs_per_second": self._sequences,
+            "tokens_per_second": self._tokens,
+            "mfu": self._flops / self._peak_flops,
+            "waiting_fraction": self._waited_seconds,
         }
+        return {k: value / self._seconds if self._sequences else None for k, value in sums.items()}
 
 
 class Clock:

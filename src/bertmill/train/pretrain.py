@@ -20,6 +20,7 @@ from bertmill.model.transfer import Transferred, transfer_weights
 from bertmill.train.checkpoint import Checkpoint, State, restore, save_checkpoint
 from bertmill.train.device import device_name, repeatable_kernels, synchronise, to_device
 from bertmill.train.doctor import diagnose_masked_tokens, diagnose_pairs
+from bertmill.train.feed import Feed
 from bertmill.train.memory import freed_memory_kept
 from bertmill.train.meters import Clock, LossMeter, SpeedMeter
 from bertmill.train.optimizer import make_optimizer, update
@@ -63,6 +64,8 @@ class Outcome:
     tokens_per_second: float | None
     mfu: float | None
     """Arithmetic that the steps needed, as a share of what the device can do in their time."""
+    waiting_fraction: float | None
+    """Share of the steps' time in which they waited for their batch."""
     device: str
     held_out: HeldOutScores | None
     diagnosis: tuple[str, ...]
@@ -185,12 +188,13 @@ def pretrain_loop(
             progress.say("the run is finished already; --steps makes it longer")
 
     progress.start(held_out.yardsticks if held_out else None)
-    with freed_memory_kept(), repeatable_kernels(device), stop_signals() as stop:
+    feed = Feed(lambda step: to_device(data.train.batch_at(step), device), step)
+    with freed_memory_kept(), repeatable_kernels(device), stop_signals() as stop, feed:
         while schedule.end_step is None or step < schedule.end_step:
             started = time.perf_counter()
             for group in optimizer.param_groups:
                 group["lr"] = recipe.optimizer.lr * schedule.scale(step)
-            batch = to_device(data.train.batch_at(step), device)
+            batch = feed.take()
             num_predictions, num_pairs = len(batch.masked_labels), len(batch.next_sentence_labels)
 
             torch.manual_seed(make_key(knobs.seed, "dropout", step))
@@ -206,8 +210,8 @@ def pretrain_loop(
                 synchronise(device)
             elapsed = time.perf_counter() - started
             losses.add(sums, batch, is_skipped)
-            speed.add(batch, elapsed)
-            session_speed.add(batch, elapsed)
+            speed.add(batch, elapsed, feed.waited_seconds)
+            session_speed.add(batch, elapsed, feed.waited_seconds)
             if isinstance(schedule, BudgetSchedule):
                 schedule.decide(step, clock.seconds, elapsed)
 
