@@ -3,6 +3,8 @@ import inspect
 import random
 import subprocess
 import sys
+import tracemalloc
+from functools import cache
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from bertmill.config import MaskingSection, PairsSection, TextSection, TokenizerSection
 from bertmill.data.batch import Batch, Batches
 from bertmill.data.prepare import prepare
-from bertmill.data.store import EncodedDocuments, Store, StoreWriter
+from bertmill.data.store import EncodedDocuments, Store, StoreWriter, TokenStore
 from bertmill.text.tokenizer import load_tokenizer
 
 KINDS = ["sentences", "segments", "none"]
@@ -127,22 +129,98 @@ def test_masks_are_fresh_in_every_epoch(make_batches):
     assert masked[0] != masked[1]
 
 
-def test_a_batch_touches_only_the_blocks_of_its_window(make_batches, small_store):
+@pytest.fixture(scope="module")
+def write_synthetic(tmp_path_factory):
+    """Write a store of many blocks; blocks are alike, whatever their number."""
+    folder = tmp_path_factory.mktemp("synthetic")
+    vocabulary = folder / "vocab.txt"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words += [f"{'##' if i % 5 == 0 else ''}w{i}" for i in range(995)]
+    vocabulary.write_text("\n".join(words), "utf-8")
+
+    @cache
+    def write(num_blocks):
+        rng = np.random.default_rng(0)
+        path = folder / str(num_blocks)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("bertmill.data.store.BLOCK_TOKENS", 1)  # a block whenever some are added
+            path.mkdir()
+            writer = StoreWriter(path, load_tokenizer(vocabulary))
+            for _ in range(num_blocks):
+                sentences = rng.integers(1, 40, 2000)
+                ids = rng.integers(5, 1000, sentences.sum())
+                writer.add("train", EncodedDocuments(ids, sentences, np.full(200, 10)))
+            writer.close({"text": {}, "tokenizer": {}})
+        return Store(path)
+
+    return write
+
+
+def open_large(store, kind="segments", whole_word=False):
+    section, masking = PairsSection(kind=kind, max_length=64), MaskingSection(whole_word=whole_word)
+    return Batches(store.train, store.tokenizer, section, masking, 32, 1, "text")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_touches_only_its_own_documents(write_synthetic, monkeypatch, kind):
     """Work, not time: what a batch reads does not grow with the corpus."""
-    batches = make_batches()
-    touched = set()
-    original = small_store.train.block
+    store = write_synthetic(40)
+    blocks, read = set(), []
+    block, gather = TokenStore.block, TokenStore.gather
 
-    def counting(number):
-        touched.add(number)
-        return original(number)
+    def counting_block(self, number):
+        blocks.add(number)
+        return block(self, number)
 
-    small_store.train.block = counting
-    try:
-        batches.batch_at(3)
-    finally:
-        del small_store.train.block
-    assert touched == {0}
+    def counting_gather(self, starts, lengths):
+        read.append((starts, lengths))
+        return gather(self, starts, lengths)
+
+    monkeypatch.setattr("bertmill.data.batch._EXAMPLES_AT_ONCE", 256)  # within a window
+    monkeypatch.setattr(TokenStore, "block", counting_block)
+    monkeypatch.setattr(TokenStore, "gather", counting_gather)
+    batches = open_large(store, kind)
+    order = batches._order(0)
+    windows, starts = order.windows, order._starts
+    assert [len(window.blocks) for window in windows] == [16, 16, 8]
+    for number, window in enumerate(windows):
+        step = int(starts[number] + starts[number + 1]) // 2 // 32
+        blocks.clear()
+        read.clear()
+        batch = batches.batch_at(step)
+        assert blocks <= set(window.blocks.tolist())
+        # Each token is read once: those of the batch, special tokens apart, and no other.
+        framing = len(batch.lengths) * (2 if kind == "none" else 3)
+        assert sum(lengths.sum() for _, lengths in read) == len(batch.token_ids) - framing
+        pairs, _ = batches.pairs_at(np.arange(step * 32, (step + 1) * 32))
+        own = set(zip(pairs.a_starts.tolist(), pairs.a_stops.tolist(), strict=True))
+        if kind != "none":
+            own |= set(zip(pairs.b_starts.tolist(), pairs.b_stops.tolist(), strict=True))
+        ranges = {
+            (int(a), int(a + n)) for s, lengths in read for a, n in zip(s, lengths, strict=True)
+        }
+        assert ranges == own
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_memory_of_a_batch_does_not_grow_with_the_corpus(write_synthetic, monkeypatch, kind):
+    monkeypatch.setattr("bertmill.data.batch._EXAMPLES_AT_ONCE", 256)  # drawn several times
+
+    def allocated(num_blocks):
+        batches = open_large(write_synthetic(num_blocks), kind, whole_word=True)
+        peaks = []
+        batches.batch_at(0)
+        tracemalloc.start()
+        for step in range(1, 64):
+            held, _ = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+            batches.batch_at(step)
+            peaks.append(tracemalloc.get_traced_memory()[1] - held)
+        tracemalloc.stop()
+        return max(peaks)
+
+    small, large = allocated(17), allocated(100)
+    assert large < 1.05 * small
 
 
 # --- the same batches whoever makes them, and when -----------------------------------------------

@@ -20,9 +20,9 @@ from bertmill.data.randomness import Ints, UInts, make_key, random_bits
 from bertmill.data.store import TokenStore
 from bertmill.text.tokenizer import Tokenizer
 
-# Pairs are drawn for several small batches at once: a draw takes some hundred calls of numpy, and
-# those cost the same for 32 examples as for a thousand.
-_EXAMPLES_AT_ONCE = 1024
+# Pairs are drawn for several batches at once: a draw takes some hundred calls of numpy, more where
+# there are many blocks, and those cost the same for 32 examples as for a thousand.
+_EXAMPLES_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,9 @@ _IS_NEXT, _IS_SHORT, _TARGET, _SPLIT, _DOCUMENT, _SENTENCE, _FRONT_A, _FRONT_B =
 
 _REDRAWS = 32
 
+# As wide as the block's own offsets: the examples of many blocks are held in memory.
+_Examples = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
+
 
 class Pairs(NamedTuple):
     """Token ranges over the store, in positions of the split, and whether B follows A."""
@@ -59,7 +62,7 @@ class PairMaker:
         self.store, self.section = store, section
         self.num_specials = 2 if section.kind == "none" else 3
         self._room = section.max_length - self.num_specials
-        self._indexed: OrderedDict[int, tuple[Ints, Ints]] = OrderedDict()
+        self._indexed: OrderedDict[int, _Examples] = OrderedDict()
         needs_random = section.kind == "segments" or (
             section.kind == "sentences" and section.next_fraction < 1.0
         )
@@ -98,7 +101,7 @@ class PairMaker:
 
     # --- examples --------------------------------------------------------------------------------
 
-    def _examples(self, number: int) -> tuple[Ints, Ints]:
+    def _examples(self, number: int) -> _Examples:
         """List a block's examples: first and last-plus-one sentence (``none``: token)."""
         if number not in self._indexed:
             self._indexed[number] = self._index(self.store.block(number))
@@ -107,13 +110,13 @@ class PairMaker:
         self._indexed.move_to_end(number)
         return self._indexed[number]
 
-    def _index(self, block: Block) -> tuple[Ints, Ints]:
+    def _index(self, block: Block) -> _Examples:
         if self.section.kind == "none":
-            starts = np.arange(0, len(block.tokens), self._room)
-            return starts, np.minimum(starts + self._room, len(block.tokens))
+            starts = np.arange(0, len(block.tokens), self._room, dtype=np.int32)
+            return starts, np.append(starts[1:], np.int32(len(block.tokens)))
         if self.section.kind == "sentences":
-            starts = _fitting_neighbours(block, self._room)
-            return starts, starts + 2
+            neighbours = _fitting_neighbours(block, self._room)
+            return neighbours, neighbours + np.int32(2)
         return _cut_into_units(block, self._room)
 
     # --- the reference's way ---------------------------------------------------------------------
@@ -236,16 +239,16 @@ def _search(offsets: npt.NDArray[np.int32], wanted: Ints, side: Literal["left", 
     return np.searchsorted(offsets, wanted.astype(np.int32), side)
 
 
-def _fitting_neighbours(block: Block, room: int) -> Ints:
+def _fitting_neighbours(block: Block, room: int) -> npt.NDArray[np.int32]:
     """List sentences that, with the next one of the same document, have at most `room` tokens."""
     offsets = block.sentence_starts.astype(np.int64)
     has_next = np.ones(len(offsets) - 1, bool)
     has_next[block.document_starts[1:] - 1] = False
     fits = np.append(offsets[2:] - offsets[:-2] <= room, False)
-    return np.flatnonzero(has_next & fits)
+    return np.flatnonzero(has_next & fits).astype(np.int32)
 
 
-def _cut_into_units(block: Block, room: int) -> tuple[Ints, Ints]:
+def _cut_into_units(block: Block, room: int) -> _Examples:
     """Cut each document into runs of whole sentences that just reach `room` tokens.
 
     For every sentence we know where a unit that begins there would end; from each document's
@@ -263,7 +266,7 @@ def _cut_into_units(block: Block, room: int) -> tuple[Ints, Ints]:
         at, own_stop = stops[at], document_stops[at]
         at = at[at < own_stop]
     starts = np.sort(np.concatenate(found))
-    return starts, stops[starts]
+    return starts.astype(np.int32), stops[starts].astype(np.int32)
 
 
 def _truncate(

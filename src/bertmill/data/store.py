@@ -155,9 +155,7 @@ class TokenStore:
         batch.validate(full=True)
         sentences = batch.column(0)
         return Block(
-            sentences.values.values.to_numpy(),
-            sentences.values.offsets.to_numpy(),
-            sentences.offsets.to_numpy(),
+            *map(_view, (sentences.values.values, sentences.values.offsets, sentences.offsets))
         )
 
     def _check_block(self, block: Block, number: int) -> None:
@@ -384,6 +382,11 @@ class _SplitWriter:
         shard = self._shards[-1]
         shard.update(_describe_file(self._folder / shard["file"]), blocks=self._blocks)
         self._blocks = []
+
+
+def _view(array: pa.Array) -> npt.NDArray[Any]:
+    """View an array in place; its own ``to_numpy`` loads pandas first, where that is installed."""
+    return np.from_dlpack(array)
 
 
 def _schema(ids: pa.DataType) -> pa.Schema:
