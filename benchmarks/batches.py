@@ -259,8 +259,8 @@ def main() -> None:
                 rows.append(json.loads(done.stdout))
         print(f"{size:,} tokens measured", file=sys.stderr)
     print(show(rows))
-    draw(rows)
     write_results("batches", {"rows": rows}, ["numpy", "pyarrow"], num_threads=1)
+    draw(rows)
 
 
 if __name__ == "__main__":
