@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
 from bertmill.config import TokenizerSection
 from bertmill.errors import TokenizerError
+from bertmill.text.stretches import Encoded, StretchCache, end_to_end, flatten, groups
 
 _CONTINUATION = "##"
 _LARGEST_VOCABULARY = 2**24
-_CHARACTERS_AT_ONCE = 1_000_000
-_CHARACTERS_A_TEXT = 100
-"""What a text counts for besides its own: the library's result for a word is a kilobyte."""
+_FREQUENT_MARKS = ",.()\"'-:;!?/"
 _LONGEST_WORD = 100
 """Characters; a longer word is unknown to WordPiece as published, whatever its pieces."""
 _SPECIAL_KEYS = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
@@ -63,6 +61,7 @@ class Tokenizer:
             ids.append(special_id)
         backend.no_truncation()
         backend.no_padding()
+        backend.post_processor = None  # bertmill frames sequences itself
         backend.encode_special_tokens = True  # their names in a text are plain text
         self.backend = backend
         self.special_tokens = tuple(special_tokens)
@@ -91,6 +90,12 @@ class Tokenizer:
         # A text that spells a special token out must not become one, except the unknown token.
         self._plain = np.arange(self.size, dtype=np.int64)
         self._plain[[i for i in ids if i != self.unk_id]] = self.unk_id
+        marks = _marks_of_their_own(backend)
+        self._cache = (
+            None
+            if marks is None
+            else StretchCache(self._encode_whole, self._encode_ascii_words, marks)
+        )
 
     @cached_property
     def identity(self) -> str:
@@ -116,9 +121,7 @@ class Tokenizer:
         words = [0 if word is None else word for word in encoding.word_ids]
         return [int(i) for i in self._plain[encoding.ids]], words
 
-    def encode_batch(
-        self, texts: Sequence[str]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def encode_batch(self, texts: Sequence[str]) -> Encoded:
         """Turn texts into ids end to end, and the number of ids of each text.
 
         Returns
@@ -126,22 +129,31 @@ class Tokenizer:
         ids : ndarray of int64, shape (N,)
         lengths : ndarray of int64, shape (len(texts),)
         """
-        sizes = np.fromiter(map(len, texts), np.int64, len(texts)) + _CHARACTERS_A_TEXT
-        group = np.cumsum(sizes) // _CHARACTERS_AT_ONCE
-        starts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(texts)]
-        parts = [self._encode_some(texts[i:j]) for i, j in itertools.pairwise(starts)]
-        ids, lengths = zip(*parts, strict=True)
-        return np.concatenate(ids), np.concatenate(lengths)
+        encode = self._encode_whole if self._cache is None else self._cache
+        return end_to_end(encode(group) for group in groups(texts))
 
-    def _encode_some(
-        self, texts: Sequence[str]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def _encode_whole(self, texts: Sequence[str]) -> Encoded:
+        return end_to_end(self._encode_some(group) for group in groups(texts))
+
+    def _encode_some(self, texts: Sequence[str]) -> Encoded:
         with _library_errors():
             encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        lists = [encoding.ids for encoding in encodings]
-        lengths = np.fromiter(map(len, lists), np.int64, len(lists))
-        flat = np.fromiter((i for ids in lists for i in ids), np.int64, int(lengths.sum()))
-        return self._plain[flat], lengths
+        ids, lengths = flatten([encoding.ids for encoding in encodings])
+        return self._plain[ids], lengths
+
+    def _encode_ascii_words(self, words: Sequence[str]) -> Encoded:
+        """Encode words that nothing but lower-casing changes: the model alone is much faster."""
+        model, normalizer = self.backend.model, self.backend.normalizer
+        lowercase = isinstance(normalizer, normalizers.Lowercase) or (
+            isinstance(normalizer, normalizers.BertNormalizer) and normalizer.lowercase
+        )
+        with _library_errors():
+            lists = [
+                [token.id for token in model.tokenize(word.lower() if lowercase else word)]
+                for word in words
+            ]
+        ids, lengths = flatten(lists)
+        return self._plain[ids], lengths
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """Name each id."""
@@ -293,9 +305,12 @@ def _shell(section: TokenizerSection) -> tokenizers.Tokenizer:
         shell = tokenizers.Tokenizer(models.WordLevel(unk_token=section.unk_token))
         if section.lowercase:
             shell.normalizer = normalizers.Lowercase()
-        blank = tokenizers.Regex("[ \t\r\n]+")
-        shell.pre_tokenizer = pre_tokenizers.Split(blank, "removed")
+        shell.pre_tokenizer = _split_at_blanks()
     return shell
+
+
+def _split_at_blanks() -> pre_tokenizers.Split:
+    return pre_tokenizers.Split(tokenizers.Regex("[ \t\r\n]+"), "removed")
 
 
 def _count_words(texts: Iterable[str], shell: tokenizers.Tokenizer) -> Counter[str]:
@@ -387,6 +402,25 @@ def _wordpiece(
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.add_special_tokens([name for name in special_tokens if name in vocab])
     return backend
+
+
+def _marks_of_their_own(backend: tokenizers.Tokenizer) -> str | None:
+    """Name frequent characters that the tokenizer takes for words by themselves everywhere.
+
+    None: it is not known to treat each stretch between two blanks by itself (see `StretchCache`).
+    """
+    normalizer, splitter = backend.normalizer, backend.pre_tokenizer
+    if (
+        not isinstance(normalizer, (NoneType, normalizers.BertNormalizer, normalizers.Lowercase))
+        or not isinstance(backend.model, (models.WordPiece, models.WordLevel))
+        # Special ones are plain text here; another may hold a blank, or be part of a word.
+        or not all(token.special for token in backend.get_added_tokens_decoder().values())
+    ):
+        return None
+    if isinstance(splitter, pre_tokenizers.BertPreTokenizer):
+        return _FREQUENT_MARKS
+    at_blanks = _split_at_blanks().__getstate__()
+    return "" if splitter is not None and splitter.__getstate__() == at_blanks else None
 
 
 @contextmanager
