@@ -59,7 +59,7 @@ def prepare(
     held_out : sequence of str
         Sources that training never sees; empty: a share of the corpus is held out.
     workers : int
-        Processes that encode. 1: this process, whose tokenizer uses every core by itself. A script
+        Processes that encode; 1: this one. More pay from some tens of megabytes of text on. A script
         that asks for more needs ``if __name__ == "__main__":`` around its work.
     say : callable
         Takes a line about each stage.

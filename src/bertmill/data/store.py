@@ -88,7 +88,7 @@ class _Manifest(Section, extra="allow"):
 class EncodedDocuments(NamedTuple):
     """Documents as token ids, end to end."""
 
-    tokens: npt.NDArray[np.int64]
+    tokens: npt.NDArray[Any]
     sentence_lengths: npt.NDArray[np.int64]
     """Tokens in each sentence; none is 0."""
     document_lengths: npt.NDArray[np.int64]
@@ -337,7 +337,7 @@ class _SplitWriter:
     def add(self, documents: EncodedDocuments) -> None:
         if not len(documents.document_lengths):
             return
-        self._pending.append(documents)
+        self._pending.append(documents._replace(tokens=documents.tokens.astype(self._dtype)))
         self._pending_tokens += len(documents.tokens)
         if self._pending_tokens >= BLOCK_TOKENS:
             self._write_block()
@@ -361,7 +361,7 @@ class _SplitWriter:
         self._pending, self._pending_tokens = [], 0
         sentences = pa.ListArray.from_arrays(
             _offsets(document_lengths),
-            pa.ListArray.from_arrays(_offsets(sentence_lengths), tokens.astype(self._dtype)),
+            pa.ListArray.from_arrays(_offsets(sentence_lengths), tokens),
         )
         if self._writer is None:
             path = self._folder / f"{self._name}-{len(self._shards):05d}.arrow"

@@ -23,6 +23,7 @@ from bertmill.text.stretches import Encoded, StretchCache, end_to_end, flatten, 
 _CONTINUATION = "##"
 _LARGEST_VOCABULARY = 2**24
 _FREQUENT_MARKS = ",.()\"'-:;!?/"
+_WORDS_AT_ONCE = 1000
 _LONGEST_WORD = 100
 """Characters; a longer word is unknown to WordPiece as published, whatever its pieces."""
 _SPECIAL_KEYS = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
@@ -259,8 +260,8 @@ def train_tokenizer(texts: Iterable[str], section: TokenizerSection) -> Tokenize
     Parameters
     ----------
     texts : iterable of str
-        WordPiece (Schuster and Nakajima 2012, as ``tokenizers`` trains it by pair counts) holds
-        them all; words are counted as they pass.
+        Words are counted as they pass; both kinds are made of these counts (WordPiece: Schuster
+        and Nakajima 2012, as ``tokenizers`` trains it by pair counts).
 
     Raises
     ------
@@ -268,16 +269,15 @@ def train_tokenizer(texts: Iterable[str], section: TokenizerSection) -> Tokenize
         The texts hold no words, or none that is frequent enough.
     """
     shell = _shell(section)
-    texts = texts if section.kind == "word" else list(texts)
     counts = _count_words(texts, shell)
-    if section.kind == "wordpiece":
-        _leave_out_long_words(counts, shell)
+    if section.kind == "wordpiece":  # which takes no longer words
+        counts = Counter({word: n for word, n in counts.items() if len(word) <= _LONGEST_WORD})
     if not counts:
         raise TokenizerError("tokenizer", "the corpus holds no words", "give a corpus with text")
     if section.kind == "word":
         kept = Counter({word: n for word, n in counts.items() if n >= section.min_frequency})
     else:
-        kept = _count_pieces(texts, counts, shell, section)
+        kept = _count_pieces(counts, section)
     for special in section.special_tokens:
         kept.pop(special, None)
     ranked = sorted(kept, key=lambda token: (-kept[token], token))
@@ -317,34 +317,16 @@ def _count_words(texts: Iterable[str], shell: tokenizers.Tokenizer) -> Counter[s
     """Count words; only distinct stretches between blanks are split further, which is the same."""
     stretches: Counter[str] = Counter()
     for text in texts:
-        for line in text.split("\n"):
-            plain = shell.normalizer.normalize_str(line) if shell.normalizer else line
-            stretches.update(plain.split(" "))
+        stretches.update(text.replace("\n", " ").split(" "))
     counts: Counter[str] = Counter()
     for stretch, n in stretches.items():
-        for word, _ in shell.pre_tokenizer.pre_tokenize_str(stretch):
+        plain = shell.normalizer.normalize_str(stretch) if shell.normalizer else stretch
+        for word, _ in shell.pre_tokenizer.pre_tokenize_str(plain):
             counts[word] += n
     return counts
 
 
-def _leave_out_long_words(counts: Counter[str], shell: tokenizers.Tokenizer) -> None:
-    """Train on no word that WordPiece will not take: the trainer needs the square of its length."""
-    long_words = [word for word in counts if len(word) > _LONGEST_WORD]
-    for word in long_words:
-        del counts[word]
-    if long_words:
-        too_long = tokenizers.Regex(rf"[\s\S]{{{_LONGEST_WORD + 1},}}")
-        shell.pre_tokenizer = pre_tokenizers.Sequence(
-            [shell.pre_tokenizer, pre_tokenizers.Split(too_long, "removed")]
-        )
-
-
-def _count_pieces(
-    texts: Iterable[str],
-    counts: Counter[str],
-    shell: tokenizers.Tokenizer,
-    section: TokenizerSection,
-) -> Counter[str]:
+def _count_pieces(counts: Counter[str], section: TokenizerSection) -> Counter[str]:
     """Train WordPiece and count each piece over the words it was trained on.
 
     The trainer breaks ties by id and numbers single characters in the order of a hash map: giving
@@ -374,15 +356,23 @@ def _count_pieces(
         limit_alphabet=len(kept),
         show_progress=False,
     )
-    # By lines, because the library takes many times the memory of the longest text.
-    shell.train_from_iterator((line for text in texts for line in text.split("\n")), trainer)
+    learner = tokenizers.Tokenizer(models.WordPiece(unk_token=section.unk_token))
+    learner.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    learner.train_from_iterator(_spelled_out(counts), trainer)
     words = list(counts)
-    pieces: Counter[str] = Counter(dict.fromkeys(shell.get_vocab(), 0))
-    plain = tokenizers.Tokenizer(shell.model)  # the words are normalised and split already
+    pieces: Counter[str] = Counter(dict.fromkeys(learner.get_vocab(), 0))
+    plain = tokenizers.Tokenizer(learner.model)  # the words are normalised and split already
     for word, encoding in zip(words, plain.encode_batch(words), strict=True):
         for token in encoding.tokens:
             pieces[token] += counts[word]
     return pieces
+
+
+def _spelled_out(counts: Counter[str]) -> Iterator[str]:
+    """Say each word as often as it was counted, which is how the trainer learns of counts."""
+    for word, n in counts.items():
+        for said in range(0, n, _WORDS_AT_ONCE):
+            yield f"{word} " * min(n - said, _WORDS_AT_ONCE)
 
 
 def _wordpiece(
