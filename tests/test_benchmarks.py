@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from torch.utils.flop_counter import FlopCounterMode
 
 from bertmill.config import apply_settings, recipe_from_dict
 from bertmill.train.run_folder import RunFolder
@@ -118,18 +119,33 @@ def test_a_step_moves_every_weight(workload, name):
 
 
 @pytest.mark.slow
-def test_rounds_of_two_processes(workload):
-    figures = import_module("throughput").measure(workload, ["bertmill", "bertmill, no dropout"], 1)
-    ours, other = figures["programs"].values()
+def test_rounds_of_several_processes(workload):
+    throughput = import_module("throughput")
+    others = [throughput.FLOOR, throughput.PEAK, throughput.OURS_WITHOUT_DROPOUT]
+    figures = throughput.measure(workload, [throughput.OURS, *others], 1)
+    assert list(figures["programs"]) == [throughput.OURS, others[0], others[2]]
+    ours, floor, other = figures["programs"].values()
     assert ours["times_ours"].median == 1.0
-    [seconds] = ours["seconds_of_each_round"]
+    [seconds], [floor_seconds] = ours["seconds_of_each_round"], floor["seconds_of_each_round"]
     assert ours["pairs_per_second"].median == pytest.approx(8 / seconds)
     assert ours["tokens_per_second"].median == pytest.approx(
         len(workload.batches[1].token_ids) / seconds
     )
+    assert figures["share_of_floor"][throughput.OURS].median == floor_seconds / seconds
     assert other["times_ours"].median == other["seconds_of_each_round"][0] / seconds
     assert other["peak_memory_bytes"] > 2**26
-    assert figures["losses"]["bertmill"] == figures["losses"]["bertmill, no dropout"]
+    losses = figures["losses"]
+    assert losses[throughput.OURS] == losses[throughput.OURS_WITHOUT_DROPOUT]
+
+
+def test_the_floor_makes_every_product_of_the_step_and_no_other(workload):
+    floor = import_module("peers.floor").Floor(workload)
+    floor.start()
+    with FlopCounterMode(display=False) as counted:
+        floor.step(1)
+    throughput = import_module("throughput")
+    flops = throughput.count_flops(workload, workload.batches[1])
+    assert counted.get_total_flops() == flops
 
 
 def test_spread_and_ratios_are_of_each_round():

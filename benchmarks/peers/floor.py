@@ -92,7 +92,7 @@ class Floor:
         products = {
             "forward": lambda rows: torch.mm(x[rows], weight.T, out=y[rows]),
             "to the input": lambda rows: torch.mm(y[rows], weight, out=x[rows]),
-            "to the weight": lambda rows: d_weight.addmm_(y[rows].T, x[rows]),
+            "to the weight": lambda rows: torch.addmm(d_weight, y[rows].T, x[rows], out=d_weight),
         }
         ways = [
             self._tiled((name, num_in, num_out), product, num_rows, ROWS_AT_ONCE)

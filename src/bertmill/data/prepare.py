@@ -59,8 +59,8 @@ def prepare(
     held_out : sequence of str
         Sources that training never sees; empty: a share of the corpus is held out.
     workers : int
-        Processes that encode; 1: this one. More pay from some tens of megabytes of text on. A script
-        that asks for more needs ``if __name__ == "__main__":`` around its work.
+        Processes that encode; 1: this one. More pay from some tens of megabytes of text on. A
+        script that asks for more needs ``if __name__ == "__main__":`` around its work.
     say : callable
         Takes a line about each stage.
 
