@@ -23,7 +23,7 @@ Encoded = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 _CHARACTERS_AT_ONCE = 1_000_000
 _CHARACTERS_A_TEXT = 100
 """What a text counts for besides its own: the library's result for a word is a kilobyte."""
-_CACHE_BYTES = 32_000_000
+_CACHE_BYTES = 16_000_000
 """What is remembered between two calls at most; beyond it all is forgotten."""
 _ID = np.dtype(np.int32)
 _END = -1
