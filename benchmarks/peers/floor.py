@@ -1,7 +1,8 @@
 """The floor: every matrix product of a step at its true packed shape, and nothing else.
 
 No program that makes the same step of the same products can be faster. Each is made in the fastest
-of several tilings, into buffers that are used again.
+of several tilings, into buffers that are used again, or whole by the other library of products that
+torch has (oneDNN; by itself it takes MKL) where that is faster.
 """
 
 from itertools import groupby
@@ -9,11 +10,13 @@ from itertools import groupby
 import torch
 from measure import timed
 
+from bertmill.train.memory import freed_memory_kept
 from peers.workload import Workload
 
 PEAK_WIDTH, PEAK_PRODUCTS = 1024, 50
 ROWS_AT_ONCE = (256, 512, 1024, 4096, None)
 SEQUENCES_AT_ONCE = (8, 32, None)
+ONEDNN = torch.ops.mkldnn._linear_pointwise
 TRIALS = 3
 
 
@@ -40,13 +43,14 @@ PEAK_STEP_FLOPS = 2 * PEAK_WIDTH**3 * PEAK_PRODUCTS
 class Floor:
     def __init__(self, workload: Workload):
         self.workload = workload
-        self.tile_sizes = {}
+        self.choices = {}
 
     def losses(self):
         return None
 
     def start(self):
-        """Choose the tilings, on the first batch that has such products."""
+        """Choose the ways, on the first batch that has such products."""
+        freed_memory_kept().__enter__()  # for the rest of the process
         self.products = [self._products(batch) for batch in self.workload.batches]
 
     @torch.inference_mode()
@@ -90,13 +94,21 @@ class Floor:
         x, y = torch.randn(num_rows, num_in), torch.randn(num_rows, num_out)
         weight, d_weight = torch.randn(num_out, num_in), torch.zeros(num_out, num_in)
         products = {
-            "forward": lambda rows: torch.mm(x[rows], weight.T, out=y[rows]),
-            "to the input": lambda rows: torch.mm(y[rows], weight, out=x[rows]),
-            "to the weight": lambda rows: torch.addmm(d_weight, y[rows].T, x[rows], out=d_weight),
+            "forward": (
+                lambda rows: torch.mm(x[rows], weight.T, out=y[rows]),
+                lambda rows: ONEDNN(x[rows], weight, None, "none", [], ""),
+            ),
+            "to the input": (
+                lambda rows: torch.mm(y[rows], weight, out=x[rows]),
+                lambda rows: ONEDNN(y[rows], weight.T, None, "none", [], ""),
+            ),
+            "to the weight": (
+                lambda rows: torch.addmm(d_weight, y[rows].T, x[rows], out=d_weight),
+            ),
         }
         ways = [
-            self._tiled((name, num_in, num_out), product, num_rows, ROWS_AT_ONCE)
-            for name, product in products.items()
+            self._fastest((name, num_in, num_out), either, num_rows, ROWS_AT_ONCE)
+            for name, either in products.items()
         ]
         return lambda: [way() for way in ways]
 
@@ -110,24 +122,29 @@ class Floor:
             "mix turned": lambda rows: torch.bmm(scores.mT[rows], right[rows], out=out[rows]),
         }
         ways = [
-            self._tiled((name, length), product, num_rows, SEQUENCES_AT_ONCE)
+            self._fastest((name, length), [product], num_rows, SEQUENCES_AT_ONCE)
             for name, product in products.items()
         ]
         # Forward a score and a mix; backward as many, and to keys and values the turned one.
         return lambda: [way() for way in ways for _ in range(2)]
 
-    def _tiled(self, kind, product, num_rows, sizes):
-        """Make the product in tiles of the size that is fastest for its kind."""
+    def _fastest(self, kind, products, num_rows, sizes):
+        """Make the product in the tiles, and by the library, that are fastest for its kind."""
 
-        def way_of(size):
+        def way_of(number, size):
             size = size or num_rows
             tiles = [slice(start, start + size) for start in range(0, num_rows, size)]
-            return lambda: [product(tile) for tile in tiles]
+            return lambda: [products[number](tile) for tile in tiles]
 
-        if kind not in self.tile_sizes:
-            tried = {s: way_of(s) for s in sizes if s is None or s < num_rows}
-            self.tile_sizes[kind] = min(tried, key=lambda s: best_seconds(tried[s]))
-        return way_of(self.tile_sizes[kind])
+        if kind not in self.choices:
+            choices = [
+                (number, size)
+                for number in range(len(products))
+                for size in sizes
+                if size is None or size < num_rows
+            ]
+            self.choices[kind] = min(choices, key=lambda choice: best_seconds(way_of(*choice)))
+        return way_of(*self.choices[kind])
 
 
 def best_seconds(compute):

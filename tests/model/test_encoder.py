@@ -255,3 +255,24 @@ def test_all_logits_are_never_held(monkeypatch):
         sums = pretraining_losses(model, batch)
         (sums.mlm + sums.nsp).backward()
     assert largest < 0.5 * len(batch.masked_at) * vocab
+
+
+def test_no_padded_token_is_computed(monkeypatch):
+    model = PretrainingModel(QUICK, 60)
+    packed = make_batch(60).packed
+    num_tokens = len(packed.token_ids)
+    rows, attended = [], []
+    for module in model.encoder.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.LayerNorm):
+            module.register_forward_hook(lambda _, inputs, out: rows.append(inputs[0].shape[0]))
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def counted(q, k, v, **options):
+        attended.append(q.shape[0] * q.shape[2])
+        return attend(q, k, v, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    model.eval()(packed)
+    assert set(rows) == {num_tokens}
+    assert sum(attended) == num_tokens * QUICK.num_hidden_layers
+    assert len(attended) > QUICK.num_hidden_layers  # of several lengths
