@@ -94,4 +94,5 @@ def _is_for_onednn(rows: Tensor) -> bool:
     It compiles a product for each new shape, so that only whole chunks gain by it.
     """
     is_fp32_cpu = rows.dtype == torch.float32 and rows.device.type == "cpu"
-    return is_fp32_cpu and len(rows) == _ROWS_AT_ONCE and torch.backends.mkldnn.is_available()
+    is_whole = len(rows) == _ROWS_AT_ONCE
+    return is_fp32_cpu and is_whole and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
