@@ -57,7 +57,7 @@ PROGRAMS = {
 # So much of the larger loss may two programs differ by.
 TOLERANCE = 1e-4
 # A turn is one step, or as many as take this long.
-TURN_SECONDS = 3.0
+TURN_SECONDS = 2.0
 PACKAGES = ["bertmill", "numpy", "torch", "transformers"]
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -73,9 +73,9 @@ class Shape:
 
 
 SHAPES = {
-    "d2l": Shape("d2l", 3),
-    "mini": Shape("mini", 3, ("train.batch_size=32",)),
-    "base": Shape("base", 3, ("train.batch_size=4",)),
+    "d2l": Shape("d2l", 2),
+    "mini": Shape("mini", 2, ("train.batch_size=32",)),
+    "base": Shape("base", 2, ("train.batch_size=4",)),
 }
 
 

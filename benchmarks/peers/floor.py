@@ -10,13 +10,13 @@ from itertools import groupby
 import torch
 from measure import timed
 
+from bertmill.model import onednn
 from bertmill.train.memory import freed_memory_kept
 from peers.workload import Workload
 
 PEAK_WIDTH, PEAK_PRODUCTS = 1024, 50
 ROWS_AT_ONCE = (256, 512, 1024, 4096, None)
 SEQUENCES_AT_ONCE = (8, 32, None)
-ONEDNN = torch.ops.mkldnn._linear_pointwise
 TRIALS = 3
 
 
@@ -96,11 +96,11 @@ class Floor:
         products = {
             "forward": (
                 lambda rows: torch.mm(x[rows], weight.T, out=y[rows]),
-                lambda rows: ONEDNN(x[rows], weight, None, "none", [], ""),
+                lambda rows: onednn.multiply(x[rows], weight),
             ),
             "to the input": (
                 lambda rows: torch.mm(y[rows], weight, out=x[rows]),
-                lambda rows: ONEDNN(y[rows], weight.T, None, "none", [], ""),
+                lambda rows: onednn.multiply(y[rows], weight.T),
             ),
             "to the weight": (
                 lambda rows: torch.addmm(d_weight, y[rows].T, x[rows], out=d_weight),

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from bertmill.config import ModelSection
 from bertmill.model.dropout import drop
+from bertmill.model.onednn import Linear
 from bertmill.model.packed import PackedTokens
 
 
@@ -24,8 +25,8 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = section.num_attention_heads
         self.dropout = section.attention_probs_dropout_prob
-        self.query_key_value = nn.Linear(section.hidden_size, 3 * section.hidden_size)
-        self.output = nn.Linear(section.hidden_size, section.hidden_size)
+        self.query_key_value = Linear(section.hidden_size, 3 * section.hidden_size)
+        self.output = Linear(section.hidden_size, section.hidden_size)
 
     def forward(
         self, x: Tensor, packed: PackedTokens, rotation: tuple[Tensor, Tensor] | None
@@ -94,4 +95,5 @@ def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     """Turn each pair (i, i + half) of a head's components by the token's angle, [..., H, D / H]."""
     cos, sin = rotation
     first, second = x.chunk(2, -1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
+    turned = torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
+    return turned.to(x.dtype)  # under autocast the angles have more bits than the components

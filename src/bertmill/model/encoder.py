@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bertmill.config import ModelSection
 from bertmill.model.attention import Attention
 from bertmill.model.dropout import Dropout
+from bertmill.model.onednn import Linear
 from bertmill.model.packed import PackedTokens
 
 _ROTARY_BASE = 10_000.0
@@ -120,9 +121,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, section: ModelSection) -> None:
         super().__init__()
-        self.input = nn.Linear(section.hidden_size, section.intermediate_size)
+        self.input = Linear(section.hidden_size, section.intermediate_size)
         self.activation = activation(section)
-        self.output = nn.Linear(section.intermediate_size, section.hidden_size)
+        self.output = Linear(section.intermediate_size, section.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform each hidden vector alone, [N, D]."""

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bertmill.model import onednn
+
 _ROWS_AT_ONCE = 256
 """Logits of so many predictions exist at once: with 30,522 entries 31 MB."""
-_onednn = torch.ops.mkldnn._linear_pointwise
 
 
 def vocabulary_loss(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
@@ -77,22 +78,17 @@ class _VocabularyLoss(torch.autograd.Function):
 def _scores(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Score every entry, [R, D] to [R, V], in the bias's type."""
     if _is_for_onednn(x):
-        return _onednn(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+        return onednn.multiply(x, weight, bias)
     return (x @ weight.T).to(bias.dtype).add_(bias)
 
 
 def _gradient_of_rows(d_scores: Tensor, weight: Tensor) -> Tensor:
     """Go back from scores to hidden vectors, [R, V] to [R, D]."""
     if _is_for_onednn(d_scores):
-        return _onednn(d_scores, weight.T, None, "none", [], "")  # type: ignore[no-any-return]
+        return onednn.multiply(d_scores, weight.T)
     return d_scores @ weight
 
 
 def _is_for_onednn(rows: Tensor) -> bool:
-    """Whether oneDNN multiplies faster than torch's own choice, which in 32 bits is MKL.
-
-    It compiles a product for each new shape, so that only whole chunks gain by it.
-    """
-    is_fp32_cpu = rows.dtype == torch.float32 and rows.device.type == "cpu"
-    is_whole = len(rows) == _ROWS_AT_ONCE
-    return is_fp32_cpu and is_whole and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    """Whether this is a whole chunk: only shapes that come again are worth compiling."""
+    return len(rows) == _ROWS_AT_ONCE and onednn.is_usable(rows)

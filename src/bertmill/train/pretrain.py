@@ -12,6 +12,7 @@ import torch
 from bertmill.config import Recipe
 from bertmill.data.randomness import make_key
 from bertmill.errors import RunError
+from bertmill.model.attention import takes_all_lengths
 from bertmill.model.encoder import initialise
 from bertmill.model.folder import LoadedModel
 from bertmill.model.heads import PretrainingModel
@@ -114,9 +115,12 @@ def pretrain_loop(
             "another run may lower it with --set schedule.warmup_steps=N"
         )
     length = f"{knobs.steps:,} steps" if limits.budget_seconds is None else "for the time budget"
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    is_at_once = takes_all_lengths(device, dtype, recipe.model.attention_probs_dropout_prob)
     progress.say(
         f"training {length}, {knobs.batch_size:,} sequences a step, "
-        f"{data.train.num_examples:,} in an epoch, on {device_name(device)} in {precision}"
+        f"{data.train.num_examples:,} in an epoch, on {device_name(device)} in {precision}, "
+        f"attention {'over all lengths at once' if is_at_once else 'length by length'}"
     )
     model = PretrainingModel(recipe.model, tokenizer.size)
     initialise(model, recipe.model, torch.Generator().manual_seed(make_key(knobs.seed, "weights")))
