@@ -267,7 +267,9 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(corpus_file, tmp_path):
     """A rate that is far too high, and stays, makes held-out loss rise again."""
     run = bertmill.pretrain(
         str(corpus_file), "tiny", out=tmp_path / "run", steps=40,
-        settings=[*SETTINGS, "optimizer.lr=0.3", "schedule.hold_fraction=1.0", "train.keep_checkpoints=1"],
+        settings=[
+            *SETTINGS, "optimizer.lr=0.3", "schedule.hold_fraction=1.0", "train.keep_checkpoints=1"
+        ],
     ).folder  # fmt: skip
     validated = {
         r["step"]: r["mlm_loss"] for r in RunFolder(run).metrics() if r["split"] == "held_out"
