@@ -67,7 +67,8 @@ def main() -> None:
 
 def measure(args: argparse.Namespace, scratch: Path) -> None:
     trained = run("train", args.corpus, "-", scratch, args.workers)
-    vocab = args.vocab or str(Path(trained["out"]) / "tokenizer" / "vocab.txt")
+    tokenizer = Path(trained.pop("out")) / "tokenizer"
+    vocab = args.vocab or str(tokenizer / "vocab.txt")
     figures = []
 
     def add(program: str, megabytes: float, text: Path, **more: object) -> dict:
