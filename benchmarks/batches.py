@@ -21,7 +21,7 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
-from measure import Spread, markdown_table, timed, write_results
+from measure import Spread, markdown_table, memory_bytes, timed, write_results
 
 from bertmill.config import MaskingSection, PairsSection
 from bertmill.data.batch import Batches
@@ -90,9 +90,7 @@ class AnonymousMemory:
 
     @staticmethod
     def now() -> int:
-        status = Path("/proc/self/status").read_text("utf-8")
-        line = next(line for line in status.splitlines() if line.startswith("RssAnon:"))
-        return int(line.split()[1]) * 1024
+        return memory_bytes("RssAnon")
 
     def _watch(self) -> None:
         while not self._done.wait(0.02):

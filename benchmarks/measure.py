@@ -60,11 +60,16 @@ def interleave(
     return seconds
 
 
+def memory_bytes(kind: str, process: int | str = "self") -> int:
+    """Read ``VmHWM``, ``RssAnon`` and the like of a process (Linux); 0 where it has none."""
+    status = Path(f"/proc/{process}/status").read_text("utf-8")
+    found = [line for line in status.splitlines() if line.startswith(f"{kind}:")]
+    return int(found[0].split()[1]) * 1024 if found else 0
+
+
 def peak_memory_bytes() -> int:
-    """Most memory that this process has held so far (Linux)."""
-    status = Path("/proc/self/status").read_text("utf-8")
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
+    """Most memory that this process has held so far."""
+    return memory_bytes("VmHWM")
 
 
 def describe_machine(num_threads: int | None = None) -> dict[str, str | int]:

@@ -16,10 +16,10 @@ from bertmill.data.batch import Batches
 from bertmill.data.prepare import open_or_prepare
 from bertmill.model.encoder import initialise
 from bertmill.model.heads import PretrainingModel
-from bertmill.model.losses import pretraining_losses
 from bertmill.train.device import to_device
-from bertmill.train.optimizer import make_optimizer, update
-from bertmill.train.precision import autocast, measure_peak_flops
+from bertmill.train.optimizer import make_optimizer
+from bertmill.train.precision import measure_peak_flops
+from bertmill.train.step import take_step
 
 # Recipe, vocabulary and sequences in a step.
 SHAPES = [
@@ -32,20 +32,11 @@ SHAPES = [
 CPU = torch.device("cpu")
 
 
-def make_step(recipe, vocab_size, batch, precision):
+def make_step(recipe, vocab_size, batch):
     model = PretrainingModel(recipe.model, vocab_size).train()
     initialise(model, recipe.model, torch.Generator().manual_seed(1))
     optimizer = make_optimizer(model, recipe.optimizer)
-
-    def step():
-        torch.manual_seed(1)
-        with autocast(CPU, precision):
-            sums = pretraining_losses(model, batch)
-        loss = sums.mlm / len(batch.masked_labels) + sums.nsp / len(batch.next_sentence_labels)
-        loss.backward()
-        update(optimizer, loss, recipe.optimizer.clip_norm)
-
-    return step
+    return lambda: take_step(model, optimizer, batch, recipe, 0)
 
 
 def main() -> None:
@@ -63,7 +54,10 @@ def main() -> None:
             store.train, store.tokenizer, recipe.pairs, recipe.masking, size, 1, "sample:sotu"
         )
         batch = to_device(batches.batch_at(0), CPU)
-        steps = {p: make_step(recipe, vocab_size, batch, p) for p in ("fp32", "bf16")}
+        steps = {
+            p: make_step(load_recipe(name, [f"train.precision={p}"]), vocab_size, batch)
+            for p in ("fp32", "bf16")
+        }
         interleave(steps, 1)
         seconds = interleave(steps, rounds)
         found[name] = {p: Spread.of(values) for p, values in seconds.items()}

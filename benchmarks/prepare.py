@@ -35,7 +35,7 @@ import time
 import unicodedata
 from pathlib import Path
 
-from measure import RESULTS, markdown_table, write_results
+from measure import RESULTS, markdown_table, memory_bytes, write_results
 
 from bertmill.config import MaskingSection, PairsSection, TextSection, TokenizerSection
 from bertmill.text.corpus import read_documents
@@ -209,11 +209,10 @@ def watch(process: subprocess.Popen, peaks: dict[int, int]) -> None:
     while process.poll() is None:
         for pid in [process.pid, *children(process.pid)]:
             try:
-                status = Path(f"/proc/{pid}/status").read_text("utf-8")
+                peak = memory_bytes("VmHWM", pid)
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            if "VmHWM:" in status:
-                peaks[pid] = int(status.split("VmHWM:")[1].split()[0]) * 1024
+            peaks[pid] = peak or peaks.get(pid, 0)  # one that has ended has none
         time.sleep(0.05)
 
 

@@ -9,7 +9,8 @@ from bertmill.model.heads import PretrainingModel
 from bertmill.model.losses import pretraining_losses
 from bertmill.train.device import to_device
 from bertmill.train.memory import freed_memory_kept
-from bertmill.train.optimizer import make_optimizer, update
+from bertmill.train.optimizer import make_optimizer
+from bertmill.train.step import take_step
 from peers.workload import Workload
 
 CPU = torch.device("cpu")
@@ -18,7 +19,7 @@ CPU = torch.device("cpu")
 class Bertmill:
     def __init__(self, workload: Workload, settings=()):
         values = workload.recipe.model_dump()
-        apply_settings(values, settings)
+        apply_settings(values, ["train.precision=fp32", *settings])
         self.workload, self.recipe = workload, recipe_from_dict(values, "the benchmark")
 
     def losses(self):
@@ -40,10 +41,4 @@ class Bertmill:
         self.inputs = [to_device(batch, CPU) for batch in self.workload.batches]
 
     def step(self, number):
-        knobs, batch = self.recipe.train, self.inputs[number]
-        torch.manual_seed(make_key(knobs.seed, "dropout", number))
-        sums = pretraining_losses(self.model, batch)
-        num_predictions, num_pairs = len(batch.masked_labels), len(batch.next_sentence_labels)
-        loss = sums.mlm / num_predictions + knobs.nsp_weight * sums.nsp / num_pairs
-        loss.backward()
-        update(self.optimizer, loss, self.recipe.optimizer.clip_norm)
+        take_step(self.model, self.optimizer, self.inputs[number], self.recipe, number)

@@ -23,8 +23,9 @@ from bertmill.model.losses import pretraining_losses
 from bertmill.model.padded import PaddedEncoder
 from bertmill.train.device import open_device, repeatable_kernels, to_device
 from bertmill.train.meters import LossMeter
-from bertmill.train.optimizer import make_optimizer, update
+from bertmill.train.optimizer import make_optimizer
 from bertmill.train.precision import autocast
+from bertmill.train.step import take_step
 
 LENGTHS = [32, 19, 19, 12, 7, 7, 7, 3]
 VOCAB = 211
@@ -69,14 +70,13 @@ def make_model(recipe: Recipe, vocab_size: int = VOCAB) -> PretrainingModel:
     return model
 
 
-def step(model, optimizer, meter, batch, device, precision="fp32"):
-    """One step as the loop makes it, up to where the loop reads the losses."""
+def step(model, optimizer, meter, batch, device, recipe, precision="fp32"):
+    """One step of the loop, up to where the loop reads the losses."""
+    knobs = recipe.train.model_copy(update={"precision": precision})
     on_device = to_device(batch, device)
-    with autocast(device, precision):
-        sums = pretraining_losses(model, on_device)
-    loss = sums.mlm / len(batch.masked_labels) + sums.nsp / len(batch.next_sentence_labels)
-    loss.backward()
-    meter.add(sums, on_device, update(optimizer, loss, 1.0))
+    recipe = recipe.model_copy(update={"train": knobs})
+    sums, is_skipped = take_step(model, optimizer, on_device, recipe, 0)
+    meter.add(sums, on_device, is_skipped)
 
 
 def losses_and_gradient(model, batch, device, precision="fp32"):
@@ -128,11 +128,12 @@ def test_a_step_never_waits_for_the_device(precision, device):
     batch = make_batch(LENGTHS, VOCAB)
 
     def make_step():
-        model = make_model(RECIPES["tiny"])
+        recipe = RECIPES["tiny"]
+        model = make_model(recipe)
         if device.type == "cuda":  # what has no values cannot be moved
             model.to(device)
-        optimizer, meter = make_optimizer(model, RECIPES["tiny"].optimizer), LossMeter(device)
-        return meter, lambda: step(model, optimizer, meter, batch, device, precision)
+        optimizer, meter = make_optimizer(model, recipe.optimizer), LossMeter(device)
+        return meter, lambda: step(model, optimizer, meter, batch, device, recipe, precision)
 
     if device.type == "cpu":
         with FakeTensorMode():
@@ -197,7 +198,7 @@ def step_of_base(device: torch.device) -> None:
     labels = np.arange(len(masked_at)) + 5
     batch = replace(batch, masked_at=masked_at, masked_labels=labels)
     optimizer = make_optimizer(model, BASE.optimizer)
-    step(model, optimizer, LossMeter(device), batch, device)
+    step(model, optimizer, LossMeter(device), batch, device, BASE)
 
 
 @pytest.mark.slow

@@ -237,16 +237,16 @@ def test_a_prepared_store_is_a_corpus(corpus_file, tmp_path):
 @pytest.fixture
 def spoil(monkeypatch):
     """Make the masked-token loss of the given updates (counted from 0) infinite."""
-    from bertmill.train import pretrain
+    from bertmill.train import step
 
-    honest, calls = pretrain.pretraining_losses, itertools.count()
+    honest, calls = step.pretraining_losses, itertools.count()
 
     def set_up(*updates):
         def losses(model, batch):
             sums = honest(model, batch)
             return sums._replace(mlm=sums.mlm * torch.inf) if next(calls) in updates else sums
 
-        monkeypatch.setattr(pretrain, "pretraining_losses", losses)
+        monkeypatch.setattr(step, "pretraining_losses", losses)
 
     return set_up
 

@@ -16,7 +16,6 @@ from bertmill.model.attention import takes_all_lengths
 from bertmill.model.encoder import initialise
 from bertmill.model.folder import LoadedModel
 from bertmill.model.heads import PretrainingModel
-from bertmill.model.losses import pretraining_losses
 from bertmill.model.transfer import Transferred, transfer_weights
 from bertmill.train.checkpoint import Checkpoint, State, restore, save_checkpoint
 from bertmill.train.device import device_name, repeatable_kernels, synchronise, to_device
@@ -24,13 +23,14 @@ from bertmill.train.doctor import diagnose_masked_tokens, diagnose_pairs
 from bertmill.train.feed import Feed
 from bertmill.train.memory import freed_memory_kept
 from bertmill.train.meters import Clock, LossMeter, SpeedMeter
-from bertmill.train.optimizer import make_optimizer, update
-from bertmill.train.precision import autocast, measure_peak_flops
+from bertmill.train.optimizer import make_optimizer
+from bertmill.train.precision import measure_peak_flops
 from bertmill.train.progress import RunProgress
 from bertmill.train.run_data import RunData
 from bertmill.train.run_folder import RunFolder
 from bertmill.train.schedule import BudgetSchedule, StepSchedule
 from bertmill.train.signals import stop_signals
+from bertmill.train.step import take_step
 from bertmill.train.validate import HeldOutScores
 
 # Of the run; until then a loss at the no-context level is nothing to worry about.
@@ -199,15 +199,7 @@ def pretrain_loop(
             for group in optimizer.param_groups:
                 group["lr"] = recipe.optimizer.lr * schedule.scale(step)
             batch = feed.take()
-            num_predictions, num_pairs = len(batch.masked_labels), len(batch.next_sentence_labels)
-
-            torch.manual_seed(make_key(knobs.seed, "dropout", step))
-            with autocast(device, precision):
-                sums = pretraining_losses(model, batch)
-            loss = sums.mlm / num_predictions + knobs.nsp_weight * sums.nsp / max(1, num_pairs)
-            loss.backward()  # type: ignore[no-untyped-call]
-            is_skipped = update(optimizer, loss, recipe.optimizer.clip_norm)
-
+            sums, is_skipped = take_step(model, optimizer, batch, recipe, step)
             step += 1
             is_logged = step % knobs.log_every_steps == 0 or step == schedule.end_step
             if is_logged:
