@@ -30,7 +30,7 @@ from measure import (
     timed,
     write_results,
 )
-from peers.floor import PEAK_STEP_FLOPS
+from peers.floor import PEAK_STEP_FLOPS, selected_counts
 from peers.workload import Workload, prepare_workload
 
 from bertmill.config import load_recipe
@@ -214,6 +214,7 @@ def count_flops(workload, batch):
         workload.recipe.model,
         workload.vocab_size,
         batch.lengths,
+        selected_counts(batch),
         len(batch.masked_labels),
         len(batch.next_sentence_labels),
     )

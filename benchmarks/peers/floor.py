@@ -7,6 +7,7 @@ torch has (oneDNN; by itself it takes MKL) where that is faster.
 
 from itertools import groupby
 
+import numpy as np
 import torch
 from measure import timed
 
@@ -69,12 +70,19 @@ class Floor:
             section.num_hidden_layers,
         )
         num_tokens, num_predictions = len(batch.token_ids), len(batch.masked_at)
-        num_pairs = len(batch.next_sentence_labels)
+        num_pairs, num_selected = len(batch.next_sentence_labels), selected_counts(batch)
+        num_asking = sum(num_selected)
         maps = [
-            (depth, num_tokens, width, 3 * width),
-            (depth, num_tokens, width, width),
-            (depth, num_tokens, width, inner),
-            (depth, num_tokens, inner, width),
+            (depth - 1, num_tokens, width, 3 * width),
+            (depth - 1, num_tokens, width, width),
+            (depth - 1, num_tokens, width, inner),
+            (depth - 1, num_tokens, inner, width),
+            # In the last block all tokens are keys and values, but few have a reader.
+            (1, num_tokens, width, 2 * width),
+            (1, num_asking, width, width),
+            (1, num_asking, width, width),
+            (1, num_asking, width, inner),
+            (1, num_asking, inner, width),
             (1, num_predictions, width, width),
             (1, num_predictions, width, vocab_size),
             (1, num_pairs, width, width),
@@ -82,14 +90,15 @@ class Floor:
         ]
         heads = section.num_attention_heads
         return [
-            *((count, self._linear(*shape)) for count, *shape in maps),
+            *((count, self._linear(i, *shape)) for i, (count, *shape) in enumerate(maps)),
             *(
-                (depth, self._attention(len(list(run)) * heads, length, width // heads))
-                for length, run in groupby(batch.lengths)
+                (count, self._attention(len(list(run)) * heads, *sizes, width // heads))
+                for count, asking in ((depth - 1, batch.lengths), (1, num_selected))
+                for sizes, run in groupby(zip(asking, batch.lengths, strict=True))
             ),
         ]
 
-    def _linear(self, num_rows, num_in, num_out):
+    def _linear(self, number, num_rows, num_in, num_out):
         """A map of rows, and both products of its backward pass."""
         x, y = torch.randn(num_rows, num_in), torch.randn(num_rows, num_out)
         weight, d_weight = torch.randn(num_out, num_in), torch.zeros(num_out, num_in)
@@ -107,22 +116,23 @@ class Floor:
             ),
         }
         ways = [
-            self._fastest((name, num_in, num_out), either, num_rows, ROWS_AT_ONCE)
+            self._fastest((name, number), either, num_rows, ROWS_AT_ONCE)
             for name, either in products.items()
         ]
         return lambda: [way() for way in ways]
 
-    def _attention(self, num_rows, length, size):
+    def _attention(self, num_rows, num_asking, length, size):
         """Scores and mixing in all heads of sequences of one length, and their backward pass."""
-        left, right, out = (torch.randn(num_rows, length, size) for _ in range(3))
-        scores = torch.randn(num_rows, length, length)
+        queries, mixed = torch.randn(2, num_rows, num_asking, size)
+        keys, out = torch.randn(2, num_rows, length, size)
+        scores = torch.randn(num_rows, num_asking, length)
         products = {
-            "score": lambda rows: torch.bmm(left[rows], right.mT[rows], out=scores[rows]),
-            "mix": lambda rows: torch.bmm(scores[rows], right[rows], out=out[rows]),
-            "mix turned": lambda rows: torch.bmm(scores.mT[rows], right[rows], out=out[rows]),
+            "score": lambda rows: torch.bmm(queries[rows], keys.mT[rows], out=scores[rows]),
+            "mix": lambda rows: torch.bmm(scores[rows], keys[rows], out=mixed[rows]),
+            "mix turned": lambda rows: torch.bmm(scores.mT[rows], queries[rows], out=out[rows]),
         }
         ways = [
-            self._fastest((name, length), [product], num_rows, SEQUENCES_AT_ONCE)
+            self._fastest((name, num_asking, length), [product], num_rows, SEQUENCES_AT_ONCE)
             for name, product in products.items()
         ]
         # Forward a score and a mix; backward as many, and to keys and values the turned one.
@@ -145,6 +155,11 @@ class Floor:
             ]
             self.choices[kind] = min(choices, key=lambda choice: best_seconds(way_of(*choice)))
         return way_of(*self.choices[kind])
+
+
+def selected_counts(batch):
+    """Count the tokens of each sequence that a loss reads."""
+    return np.diff(np.searchsorted(batch.read_at, batch.sequence_starts)).tolist()
 
 
 def best_seconds(compute):

@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from bertmill.model import attention
 from bertmill.model.attention import attend_at_once, attend_by_length, takes_all_lengths
-from bertmill.model.packed import PackedTokens
+from bertmill.model.packed import PackedTokens, Selection
 
 HEADS, SIZE = 3, 4
 
@@ -14,6 +14,13 @@ def make(lengths, dtype=torch.float64):
     qkv = torch.randn(sum(lengths), 3, HEADS, SIZE, generator=generator, dtype=dtype)
     ids = torch.zeros(sum(lengths), dtype=torch.int64)
     return qkv.requires_grad_(), PackedTokens.pack(ids, ids, ids, lengths)
+
+
+def call(attend, qkv, packed, dropout, selection=None):
+    q, kv = qkv[:, 0], qkv[:, 1:]
+    if selection is None:
+        return attend(q, kv, packed, packed, dropout)
+    return attend(q[selection.at], kv, selection, packed, dropout)
 
 
 def padded(qkv, lengths):
@@ -26,9 +33,15 @@ def padded(qkv, lengths):
     return mixed.transpose(1, 2).flatten(2)[is_token]
 
 
-def check_against_padded(attend, lengths, dropout):
+def check_against_padded(attend, lengths, dropout, selected=None):
     (qkv, packed), (again, _) = make(lengths), make(lengths)
-    got, wanted = attend(qkv, packed, dropout), padded(again, lengths)
+    wanted, selection = padded(again, lengths), None
+    if selected is not None:
+        at = torch.tensor(selected)
+        starts = torch.searchsorted(at, packed.starts.long()).int()
+        selection = Selection(at, starts, starts.diff().tolist())
+        wanted = wanted[selection.at]
+    got = call(attend, qkv, packed, dropout, selection)
     torch.testing.assert_close(got, wanted)
     outer = torch.randn(wanted.shape, dtype=wanted.dtype)
     got.backward(outer)
@@ -39,6 +52,22 @@ def check_against_padded(attend, lengths, dropout):
 @pytest.mark.parametrize("lengths", [[5, 5, 3], [1], [7], [4, 2, 4, 4, 1, 1]])
 def test_by_length_is_the_padded_form(lengths):
     check_against_padded(attend_by_length, lengths, 0.0)
+
+
+SELECTED = {
+    "as many of each": [0, 2, 5, 9, 10, 11],
+    "not as many of each": [4, 6, 7, 8, 12],
+    "none of the first": [7, 10],
+    "none of one between": [0, 12],
+    "none of the last": [3, 4, 5],
+}
+
+
+@pytest.mark.parametrize("selected", SELECTED.values(), ids=SELECTED)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_where_some_ask_they_get_what_they_would_among_all(selected, dropout, monkeypatch):
+    monkeypatch.setattr(attention, "drop", lambda weights, p: weights)
+    check_against_padded(attend_by_length, [5, 5, 3], dropout, selected)
 
 
 def test_the_form_for_dropout_is_the_padded_form_where_nothing_is_dropped(monkeypatch):
@@ -59,25 +88,27 @@ def test_dropout_keeps_the_mean():
     qkv, packed = make([6] * 2000, torch.float32)
     qkv = qkv.detach()[:6].repeat(2000, 1, 1, 1)  # the same sequence, dropped anew each time
     torch.manual_seed(1)
-    mean = attend_by_length(qkv, packed, 0.2).view(2000, 6, -1).mean(0)
-    wanted = attend_by_length(qkv, packed, 0.0)[:6]
+    mean = call(attend_by_length, qkv, packed, 0.2).view(2000, 6, -1).mean(0)
+    wanted = call(attend_by_length, qkv, packed, 0.0)[:6]
     torch.testing.assert_close(mean, wanted, atol=0.06, rtol=0)
     assert (mean - wanted).abs().max() > 1e-4
 
 
-def test_at_once_tells_the_kernel_where_sequences_begin(monkeypatch):
+@pytest.mark.parametrize("selected", [None, [0, 6, 7, 13]], ids=["all", "some"])
+def test_at_once_tells_the_kernel_where_sequences_begin(monkeypatch, selected):
     """The kernel itself needs CUDA; its arguments, as documented, are checked by a slow one."""
 
     def slow(q, k, v, starts_q, starts_k, longest_q, longest_k):
         assert starts_q.dtype == starts_k.dtype == torch.int32
-        assert longest_q == longest_k == starts_q.diff().max()
-        sizes = starts_q.diff().tolist()
-        parts = zip(*(x.transpose(0, 1).split(sizes, 1) for x in (q, k, v)), strict=True)
-        mixed = [F.scaled_dot_product_attention(*part) for part in parts]
+        assert longest_q == starts_q.diff().max()
+        assert longest_k == starts_k.diff().max()
+        each = ((q, starts_q), (k, starts_k), (v, starts_k))
+        parts = (x.transpose(0, 1).split(starts.diff().tolist(), 1) for x, starts in each)
+        mixed = [F.scaled_dot_product_attention(*part) for part in zip(*parts, strict=True)]
         return torch.cat(mixed, 1).transpose(0, 1)
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", slow)
-    check_against_padded(attend_at_once, [5, 5, 3, 1], 0.0)
+    check_against_padded(attend_at_once, [5, 5, 3, 1], 0.0, selected)
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,23 @@
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from transformers import BertConfig, BertForPreTraining
 
 from bertmill.config import ModelSection, load_recipe
+from bertmill.data.batch import Batch
 from bertmill.model.encoder import (
     Encoder,
-    PackedTokens,
     count_encoder_weights,
     initialise,
 )
 from bertmill.model.heads import PretrainingModel
 from bertmill.model.huggingface import from_huggingface
 from bertmill.model.losses import PretrainingInput, pretraining_losses, score_batch
+from bertmill.model.packed import PackedTokens, Selection
+from bertmill.train.device import to_device
 
 LENGTHS = [19, 19, 12, 7, 7, 7, 3, 2]
 
@@ -26,24 +30,20 @@ SHAPES = {
 }
 
 
-def make_batch(vocab_size: int, lengths=LENGTHS) -> PretrainingInput:
-    generator = torch.Generator().manual_seed(3)
-    total = sum(lengths)
-    starts = torch.tensor([0, *lengths]).cumsum(0)
-    segments = torch.cat([(torch.arange(n) >= n // 2).long() for n in lengths])
-    packed = PackedTokens.pack(
-        torch.randint(5, vocab_size, (total,), generator=generator),
-        segments,
-        torch.cat([torch.arange(n) for n in lengths]),
-        lengths,
+def make_batch(vocab_size: int, lengths=LENGTHS, **changes) -> PretrainingInput:
+    draws = np.random.default_rng(3)
+    starts = np.cumsum([0, *lengths])
+    masked_at = np.union1d(starts[:-1], starts[1:-1] + 1)
+    batch = Batch(
+        token_ids=draws.integers(5, vocab_size, starts[-1]),
+        segment_ids=np.concatenate([np.arange(n) >= n // 2 for n in lengths]).astype(np.int64),
+        position_ids=np.concatenate([np.arange(n) for n in lengths]),
+        sequence_starts=starts,
+        masked_at=masked_at,
+        masked_labels=draws.integers(5, vocab_size, len(masked_at)),
+        next_sentence_labels=draws.integers(0, 2, len(lengths)),
     )
-    masked_at = torch.cat([starts[:-1], starts[1:-1] + 1]).unique()
-    return PretrainingInput(
-        packed,
-        masked_at,
-        torch.randint(5, vocab_size, (len(masked_at),), generator=generator),
-        torch.tensor([1, 0, 0, 1, 1, 0, 1, 0]),
-    )
+    return to_device(replace(batch, **changes), torch.device("cpu"))
 
 
 def padded(packed: PackedTokens, values: torch.Tensor) -> torch.Tensor:
@@ -74,8 +74,6 @@ def test_everything_equals_transformers(shape):
 
     batch = make_batch(vocab)
     packed = batch.packed
-    labels = torch.full((sum(LENGTHS),), -100)
-    labels[batch.masked_at] = batch.masked_labels
     lengths = torch.tensor(LENGTHS)
     wanted = theirs(
         input_ids=padded(packed, packed.token_ids),
@@ -84,10 +82,11 @@ def test_everything_equals_transformers(shape):
         output_hidden_states=True,
     )
     real = torch.arange(max(LENGTHS)) < lengths[:, None]
+    masked_at = batch.selection.at[batch.masked_at]
     hidden = ours(packed)
     close = {"atol": 1e-5, "rtol": 1e-5}
     torch.testing.assert_close(hidden, wanted.hidden_states[-1][real], **close)
-    pooled = ours.pool(hidden, packed)
+    pooled = ours.pool(hidden[packed.starts[:-1]])
     torch.testing.assert_close(
         ours.next_sentence_logits(pooled), wanted.seq_relationship_logits, **close
     )
@@ -96,7 +95,7 @@ def test_everything_equals_transformers(shape):
     )
     sums = pretraining_losses(ours, batch)
     mlm = torch.nn.functional.cross_entropy(
-        wanted.prediction_logits[real][batch.masked_at], batch.masked_labels, reduction="sum"
+        wanted.prediction_logits[real][masked_at], batch.masked_labels, reduction="sum"
     )
     # Hugging Face's label 0 says "next", ours 1.
     nsp = torch.nn.functional.cross_entropy(
@@ -107,10 +106,11 @@ def test_everything_equals_transformers(shape):
     scores = score_batch(ours, batch)
     torch.testing.assert_close(scores.mlm.sum(), mlm, **close)
     torch.testing.assert_close(scores.nsp.sum(), nsp, **close)
-    right = wanted.prediction_logits[real][batch.masked_at].argmax(-1) == batch.masked_labels
+    right = wanted.prediction_logits[real][masked_at].argmax(-1) == batch.masked_labels
     assert torch.equal(scores.mlm_right, right)
 
 
+NOTHING = np.empty(0, np.int64)
 QUICK = load_recipe("quick").model.model_copy(
     update={"hidden_size": 24, "num_attention_heads": 2, "intermediate_size": 48}
 )
@@ -162,7 +162,8 @@ def test_rotary_attention_is_the_papers():
     attention = model.encoder.blocks[0].attention.requires_grad_(False)
     x = torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
     positions = torch.tensor([0, 1, 2, 3, 0, 1])
-    got = attention(x, PackedTokens.pack(x, x, x, [4, 2]), model.encoder._rotation(positions))
+    packed = PackedTokens.pack(x, x, x, [4, 2])
+    got = attention(x, x, packed, None, model.encoder._rotation(positions))
     q, k, v = attention.query_key_value(x).chunk(3, -1)
     mixed = torch.cat(
         [
@@ -221,9 +222,34 @@ def test_weights_are_counted_without_making_them(name):
     assert count_encoder_weights(section, 70) == made
 
 
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("position", ["rotary", "absolute"])
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_what_is_selected_is_as_in_the_whole(norm, position, num_layers):
+    changes = {"norm": norm, "position_embedding": position, "num_hidden_layers": num_layers}
+    section = QUICK.model_copy(update={**changes, "init": "normal"})
+    model = PretrainingModel(section, 60).double().eval()
+    initialise(model, section, torch.Generator().manual_seed(2))
+    packed = make_batch(60).packed
+    at = torch.tensor([0, 1, 18, 19, 40, 60, 61, 75])  # none of some sequences
+    outer = torch.randn(len(at), section.hidden_size, dtype=torch.float64)
+
+    def vectors_and_gradients(compute):
+        model.zero_grad()
+        found = compute()
+        found.backward(outer)
+        return [found, *(p.grad for p in model.parameters() if p.grad is not None)]
+
+    whole = vectors_and_gradients(lambda: model(packed)[at])
+    starts = torch.searchsorted(at, packed.starts.long()).int()
+    selection = Selection(at, starts, starts.diff().tolist())
+    some = vectors_and_gradients(lambda: model(packed, selection))
+    torch.testing.assert_close(some, whole)
+
+
 def test_without_pairs_the_second_loss_is_zero():
     model = PretrainingModel(QUICK, 60).eval()
-    batch = make_batch(60)._replace(next_sentence_labels=torch.empty(0, dtype=torch.int64))
+    batch = make_batch(60, next_sentence_labels=NOTHING)
     assert pretraining_losses(model, batch).nsp == 0
     assert not len(score_batch(model, batch).nsp)
 
@@ -234,12 +260,8 @@ def test_all_logits_are_never_held(monkeypatch):
 
     vocab, lengths = 5000, [128] * 32
     model = PretrainingModel(QUICK, vocab)
-    batch = make_batch(vocab, lengths)
-    batch = batch._replace(
-        masked_at=torch.arange(0, sum(lengths), 2),
-        masked_labels=torch.randint(5, vocab, (sum(lengths) // 2,)),
-        next_sentence_labels=torch.ones(32, dtype=torch.int64),
-    )
+    every_other = np.arange(0, sum(lengths), 2)
+    batch = make_batch(vocab, lengths, masked_at=every_other, masked_labels=every_other)
     largest = 0
 
     class Watch(TorchDispatchMode):
@@ -276,3 +298,23 @@ def test_no_padded_token_is_computed(monkeypatch):
     assert set(rows) == {num_tokens}
     assert sum(attended) == num_tokens * QUICK.num_hidden_layers
     assert len(attended) > QUICK.num_hidden_layers  # of several lengths
+
+
+def test_first_tokens():
+    first = make_batch(60).packed.first_tokens()
+    assert first.at.tolist() == [0, 19, 38, 50, 57, 64, 71, 74]
+    assert first.starts.tolist() == list(range(9))
+    assert first.lengths == [1] * 8
+
+
+def test_behind_the_last_attention_nothing_is_computed_that_no_loss_reads():
+    batch = make_batch(60)
+    model, rows = PretrainingModel(QUICK, 60), []
+    for module in model.encoder.blocks[-1].modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.LayerNorm):
+            module.register_forward_hook(lambda _, inputs, out: rows.append(inputs[0].shape[0]))
+    pretraining_losses(model, batch)
+    num_tokens, num_selected = len(batch.packed.token_ids), len(batch.selection.at)
+    assert num_selected < num_tokens
+    # The norm before the attention is of all tokens, for keys and values.
+    assert sorted(rows) == [num_selected] * 5 + [num_tokens]

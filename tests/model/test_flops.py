@@ -15,15 +15,20 @@ def section(**changes) -> ModelSection:
 
 
 def test_a_tiny_step_by_hand():
-    """One layer of width 4, inner 8, vocabulary 10; sequences of 3 and 2, 2 masks, 2 pairs."""
-    blocks = 2 * 5 * (4 * 12 + 4 * 4 + 4 * 8 + 8 * 4)
-    scores = 2 * (3 * 4 * 3 + 2 * 4 * 2)
-    mixing = 2 * (3 * 3 * 4 + 2 * 2 * 4)
+    """Two layers of width 4, inner 8, vocabulary 10; sequences of 3 and 2, 2 masks, 2 pairs."""
+    first = 2 * 5 * (4 * 12 + 4 * 4 + 4 * 8 + 8 * 4)
+    first += 2 * (3 * 4 * 3 + 2 * 4 * 2)  # scores
+    first += 2 * (3 * 3 * 4 + 2 * 2 * 4)  # mixing
+    # Both masks are in the first sequence, so that 3 and 1 tokens ask in the second layer.
+    last = 2 * 5 * 4 * 8 + 2 * 4 * (4 * 4 + 4 * 4 + 4 * 8 + 8 * 4)
+    last += 2 * (3 * 4 * 3 + 1 * 4 * 2)
+    last += 2 * (3 * 3 * 4 + 1 * 2 * 4)
     masks = 2 * 2 * (4 * 4 + 4 * 10)
     pairs = 2 * 2 * (4 * 4 + 4 * 2)
-    assert blocks + scores + mixing + masks + pairs == 1280 + 104 + 104 + 224 + 96
-    assert count_step_flops(section(), 10, [3, 2], 2, 2) == 3 * 1808
-    assert count_step_flops(section(), 10, [3, 2], 2, 0) == 3 * (1808 - 96)
+    assert [first, last, masks, pairs] == [1488, 1264, 224, 96]
+    two = section(num_hidden_layers=2)
+    assert count_step_flops(two, 10, [3, 2], [3, 1], 2, 2) == 3 * 3072
+    assert count_step_flops(two, 10, [3, 2], [3, 1], 2, 0) == 3 * (3072 - 96)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -48,4 +53,4 @@ def test_as_many_as_transformers_makes(tied, heads):
             model(ids, labels=ids, next_sentence_label=labels).loss.backward()
         made += counter.get_total_flops()
     lengths = [5, 5, 3, 9, 9, 9, 9]
-    assert count_step_flops(own, 50, lengths, sum(lengths), 7) == made
+    assert count_step_flops(own, 50, lengths, lengths, sum(lengths), 7) == made

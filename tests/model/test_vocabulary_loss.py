@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -5,11 +6,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bertmill.config import ModelSection
+from bertmill.data.batch import Batch
 from bertmill.model.encoder import initialise
 from bertmill.model.heads import PretrainingModel
-from bertmill.model.losses import PretrainingInput, pretraining_losses
-from bertmill.model.packed import PackedTokens
+from bertmill.model.losses import pretraining_losses
 from bertmill.model.vocabulary_loss import vocabulary_loss
+from bertmill.train.device import to_device
 
 
 def draw(num_rows, vocab_size=50, width=8, dtype=torch.float64, spread=1.0):
@@ -83,14 +85,17 @@ def test_a_step_never_holds_all_logits(is_tied):
     )
     model = PretrainingModel(section, vocab_size)
     initialise(model, section, torch.Generator().manual_seed(1))
-    ids = torch.arange(2000) % vocab_size
-    zeros = torch.zeros_like(ids)
-    batch = PretrainingInput(
-        PackedTokens.pack(ids, zeros, torch.arange(2000) % 20, [20] * 100),
-        torch.arange(num_predictions),
-        torch.arange(num_predictions),
-        torch.ones(100, dtype=torch.int64),
+    ids = np.arange(2000)
+    batch = Batch(
+        token_ids=ids,
+        segment_ids=np.zeros_like(ids),
+        position_ids=ids % 20,
+        sequence_starts=np.arange(0, 2001, 20),
+        masked_at=ids[:num_predictions],
+        masked_labels=ids[:num_predictions],
+        next_sentence_labels=np.ones(100, np.int64),
     )
+    batch = to_device(batch, torch.device("cpu"))
     with LargestTensor() as seen:
         sums = pretraining_losses(model, batch)
         (sums.mlm + sums.nsp).backward()

@@ -122,6 +122,22 @@ def test_bf16_losses_and_gradients_are_near_those_of_fp32(recipe, device):
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
 
 
+def test_what_the_losses_read_is_selected():
+    batch = make_batch([4, 3, 5], VOCAB)
+    some = replace(batch, masked_at=np.array([2, 3, 8, 11]))
+    got = to_device(some, torch.device("cpu"))
+    assert got.selection.at.tolist() == [0, 2, 3, 4, 7, 8, 11]
+    assert got.selection.starts.tolist() == [0, 3, 4, 7]
+    assert got.selection.lengths == [3, 1, 3]
+    assert got.masked_at.tolist() == [1, 2, 5, 6]
+
+    without_pairs = replace(some, next_sentence_labels=np.empty(0, np.int64))
+    got = to_device(without_pairs, torch.device("cpu"))
+    assert got.selection.at.tolist() == [2, 3, 8, 11]
+    assert got.selection.lengths == [2, 0, 2]
+    assert got.masked_at.tolist() == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_step_never_waits_for_the_device(precision, device):
     """On the CPU: with tensors that have no values, so that a read of one is an error."""

@@ -9,7 +9,7 @@ import torch
 from bertmill.config import load_recipe
 from bertmill.model.flops import count_step_flops
 from bertmill.model.losses import LossSums, PretrainingInput
-from bertmill.model.packed import PackedTokens
+from bertmill.model.packed import PackedTokens, Selection
 from bertmill.train.meters import Clock, LossMeter, SpeedMeter
 
 CPU = torch.device("cpu")
@@ -19,6 +19,7 @@ def step(num_predictions, num_pairs):
     """A batch of so many answers; the meter reads nothing else of it."""
     return PretrainingInput(
         packed=None,
+        selection=None,
         masked_at=torch.zeros(num_predictions, dtype=torch.long),
         masked_labels=torch.zeros(num_predictions, dtype=torch.long),
         next_sentence_labels=torch.zeros(num_pairs, dtype=torch.long),
@@ -112,15 +113,22 @@ def test_a_saved_meter_goes_on_exactly_through_json():
 
 
 def packed(lengths):
+    """Sequences of these lengths, the second token of the first masked."""
     tokens = torch.zeros(sum(lengths), dtype=torch.long)
-    return step(1, len(lengths))._replace(packed=PackedTokens.pack(tokens, tokens, tokens, lengths))
+    return step(1, len(lengths))._replace(
+        packed=PackedTokens.pack(tokens, tokens, tokens, lengths),
+        selection=Selection(None, None, [2, *[1] * (len(lengths) - 1)]),
+    )
 
 
 TINY = load_recipe("tiny").model
 
 
 def test_rates_are_sums_over_all_the_time():
-    flops = [count_step_flops(TINY, 50, [5, 3], 1, 2), count_step_flops(TINY, 50, [2], 1, 1)]
+    flops = [
+        count_step_flops(TINY, 50, [5, 3], [2, 1], 1, 2),
+        count_step_flops(TINY, 50, [2], [2], 1, 1),
+    ]
     meter = SpeedMeter(TINY, 50, peak_flops=sum(flops))
     none = dict.fromkeys(("pairs_per_second", "tokens_per_second", "mfu", "waiting_fraction"))
     assert meter.rates() == none

@@ -50,6 +50,13 @@ class Batch:
         """Tokens in each sequence."""
         return [int(n) for n in np.diff(self.sequence_starts)]
 
+    @property
+    def read_at(self) -> Ints:
+        """Rising positions that the losses read: predictions and, with pairs, first tokens."""
+        if not len(self.next_sentence_labels):
+            return self.masked_at
+        return np.union1d(self.masked_at, self.sequence_starts[:-1])
+
     def padded(self, max_length: int, max_predictions: int, pad_id: int) -> PaddedBatch:
         """Lay the batch out in rectangles, as programs that pad take it.
 

@@ -1,6 +1,7 @@
 """The encoder: BERT over packed sequences, no padding computed (Devlin et al. 2019, section 3).
 
-Letters in shapes: B sequences, N tokens of all of them end to end, D hidden, H heads, V vocabulary.
+Letters in shapes: B sequences, N tokens of all of them end to end, S tokens selected, D hidden,
+H heads, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from bertmill.config import ModelSection
-from bertmill.model.attention import Attention
+from bertmill.model.attention import Attention, Rotation
 from bertmill.model.dropout import Dropout
 from bertmill.model.onednn import Linear
-from bertmill.model.packed import PackedTokens
+from bertmill.model.packed import PackedTokens, Selection
 
 _ROTARY_BASE = 10_000.0
 
@@ -35,9 +36,11 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(section) for _ in range(section.num_hidden_layers))
         self.final_norm = _norm(section) if section.norm == "pre" else nn.Identity()
 
-    def forward(self, packed: PackedTokens) -> Tensor:
-        """Return the hidden vector of every token, [N, D]."""
-        return self.transform(packed.token_ids, packed.segment_ids, packed.position_ids, packed)
+    def forward(self, packed: PackedTokens, selection: Selection | None = None) -> Tensor:
+        """Return the hidden vector of every token, [N, D], or of those selected, [S, D]."""
+        return self.transform(
+            packed.token_ids, packed.segment_ids, packed.position_ids, packed, selection
+        )
 
     def transform(
         self,
@@ -45,6 +48,7 @@ class Encoder(nn.Module):
         segment_ids: Tensor,
         position_ids: Tensor,
         sequences: PackedTokens | Tensor,
+        selection: Selection | None = None,
     ) -> Tensor:
         """Do the same for tokens in any leading shape, [...] to [..., D].
 
@@ -52,18 +56,20 @@ class Encoder(nn.Module):
         """
         x = self.embeddings(token_ids, segment_ids, position_ids)
         rotation = self._rotation(position_ids)
-        for block in self.blocks:
-            x = block(x, sequences, rotation)
+        *inner, last = self.blocks
+        for block in inner:
+            x = block(x, sequences, None, rotation)
+        # Nothing reads the other tokens' vectors behind the last block.
+        x = last(x, sequences, selection, rotation)
         return self.final_norm(x)  # type: ignore[no-any-return]
 
-    def _rotation(self, position_ids: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Cosine and sine of each token's rotary angles, [..., 1, D / H / 2]."""
+    def _rotation(self, position_ids: Tensor) -> Rotation | None:
         if self.section.position_embedding != "rotary":
             return None
         half = self.section.hidden_size // self.section.num_attention_heads // 2
         steps = torch.arange(half, device=position_ids.device, dtype=torch.float32) / half
         angles = position_ids[..., None, None] * _ROTARY_BASE**-steps
-        return angles.cos(), angles.sin()
+        return Rotation(angles.cos(), angles.sin())
 
 
 class Embeddings(nn.Module):
@@ -106,13 +112,20 @@ class Block(nn.Module):
         self,
         x: Tensor,
         sequences: PackedTokens | Tensor,
-        rotation: tuple[Tensor, Tensor] | None,
+        selection: Selection | None,
+        rotation: Rotation | None,
     ) -> Tensor:
-        """Transform the hidden vectors, [..., D]."""
+        """Transform the hidden vectors, [..., D], and return those selected."""
+        read = self.attention_norm(x) if self.norm_first else x
+        asking = read
+        if selection is not None:
+            x = x.index_select(0, selection.at)
+            asking = self.attention_norm(x) if self.norm_first else x
+        mixed = self.attention(asking, read, sequences, selection, rotation)
+        x = x + self.dropout(mixed)
         if self.norm_first:
-            x = x + self.dropout(self.attention(self.attention_norm(x), sequences, rotation))
             return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # type: ignore[no-any-return]
-        x = self.attention_norm(x + self.dropout(self.attention(x, sequences, rotation)))
+        x = self.attention_norm(x)
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))  # type: ignore[no-any-return]
 
 

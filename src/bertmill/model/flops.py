@@ -11,6 +11,7 @@ def count_step_flops(
     section: ModelSection,
     vocab_size: int,
     lengths: Sequence[int],
+    num_selected: Sequence[int],
     num_predictions: int,
     num_pairs: int,
 ) -> int:
@@ -18,7 +19,8 @@ def count_step_flops(
 
     A product of [m, k] and [k, n] is 2 m k n operations, and its backward pass, two products of
     that size, twice as many. What each token needs besides (norms, activations, embedding rows) is
-    not counted, and neither is padding, because none is computed.
+    not counted; neither is padding, nor what the last block would make of tokens that no loss
+    reads: neither is computed.
 
     Parameters
     ----------
@@ -26,17 +28,24 @@ def count_step_flops(
     vocab_size : int
     lengths : sequence of int
         Tokens in each sequence.
+    num_selected : sequence of int
+        Tokens of each sequence whose vectors the losses read.
     num_predictions : int
         Masked tokens to be told.
     num_pairs : int
         Sequences whose next-sentence label is to be told: all of them, or 0.
     """
     width, inner = section.hidden_size, section.intermediate_size
-    # Query, key, value and output of the attention, and both maps of the feed-forward.
-    per_token = 4 * width * width + 2 * width * inner
-    # Every token is scored against every token of its sequence, and mixes them by that.
-    attention = 2 * width * sum(length * length for length in lengths)
-    blocks = section.num_hidden_layers * (sum(lengths) * per_token + attention)
+
+    def block(num_asking: Sequence[int]) -> int:
+        keys_values = 2 * width * width * sum(lengths)
+        # Query and output of the attention, and both maps of the feed-forward.
+        per_token = 2 * width * width + 2 * width * inner
+        # A token is scored against every token of its sequence, and mixes them by that.
+        attention = 2 * width * sum(n * m for n, m in zip(num_asking, lengths, strict=True))
+        return keys_values + per_token * sum(num_asking) + attention
+
+    blocks = (section.num_hidden_layers - 1) * block(lengths) + block(num_selected)
     masked_tokens = num_predictions * (width * width + width * vocab_size)
     next_sentence = num_pairs * (width * width + 2 * width)
     return 3 * 2 * (blocks + masked_tokens + next_sentence)

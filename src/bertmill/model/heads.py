@@ -1,6 +1,7 @@
 """The heads: the two of pretraining, and that of a fine-tuned task, each joined to the encoder.
 
-Letters in shapes: B sequences, N tokens, P predictions, D hidden, V vocabulary, C classes.
+Letters in shapes: B sequences, N tokens, S tokens selected, P predictions, D hidden, V vocabulary,
+C classes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from bertmill.config import ModelSection
 from bertmill.model.dropout import Dropout
 from bertmill.model.encoder import Encoder, activation
-from bertmill.model.packed import PackedTokens
+from bertmill.model.packed import PackedTokens, Selection
 
 
 class MaskedTokenHead(nn.Module):
@@ -55,9 +56,9 @@ class PretrainingModel(nn.Module):
         self.masked_token_head = MaskedTokenHead(section, vocab_size)
         self.next_sentence_head = nn.Linear(section.hidden_size, 2)
 
-    def forward(self, packed: PackedTokens) -> Tensor:
-        """Encode, [N, D]."""
-        return self.encoder(packed)  # type: ignore[no-any-return]
+    def forward(self, packed: PackedTokens, selection: Selection | None = None) -> Tensor:
+        """Encode: all tokens, [N, D], or those selected, [S, D]."""
+        return self.encoder(packed, selection)  # type: ignore[no-any-return]
 
     @property
     def decoder_weight(self) -> Tensor:
@@ -70,9 +71,9 @@ class PretrainingModel(nn.Module):
         head = self.masked_token_head
         return nn.functional.linear(head(hidden), self.decoder_weight, head.bias)
 
-    def pool(self, hidden: Tensor, packed: PackedTokens) -> Tensor:
-        """Pool each sequence through its first token: [N, D] to [B, D]."""
-        return pool_first(self.pooler, hidden, packed)
+    def pool(self, first: Tensor) -> Tensor:
+        """Map each sequence's first token through the pooler, [B, D]."""
+        return torch.tanh(self.pooler(first))
 
     def next_sentence_logits(self, pooled: Tensor) -> Tensor:
         """Score [B, 2]: column 0 is "follows", column 1 "random", as in Hugging Face."""
@@ -126,17 +127,8 @@ class TaskModel(nn.Module):
 
     def forward(self, packed: PackedTokens) -> Tensor:
         """Answer for each sequence, [B, C], or for each token, [N, C]; regression has C = 1."""
-        hidden = self.encoder(packed)
-        if self.pooler is not None:
-            hidden = pool_first(self.pooler, hidden, packed)
+        if self.pooler is None:
+            hidden = self.encoder(packed)
+        else:
+            hidden = torch.tanh(self.pooler(self.encoder(packed, packed.first_tokens())))
         return self.task_head(self.dropout(hidden))  # type: ignore[no-any-return]
-
-
-def pool_first(pooler: nn.Module, hidden: Tensor, packed: PackedTokens) -> Tensor:
-    """Map each sequence's first token through the pooler: [N, D] to [B, D]."""
-    return torch.tanh(pooler(first_tokens(hidden, packed)))
-
-
-def first_tokens(hidden: Tensor, packed: PackedTokens) -> Tensor:
-    """Take each sequence's first token: [N, D] to [B, D]."""
-    return hidden.index_select(0, packed.starts[:-1])

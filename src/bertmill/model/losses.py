@@ -1,6 +1,6 @@
 """The two losses, as sums: whoever knows the global counts divides, once, at the end.
 
-Letters in shapes: B sequences, P predictions, D hidden, V vocabulary.
+Letters in shapes: B sequences, P predictions, S tokens selected, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bertmill.model.heads import PretrainingModel
-from bertmill.model.packed import PackedTokens
+from bertmill.model.packed import PackedTokens, Selection
 from bertmill.model.vocabulary_loss import vocabulary_loss
 
 _ROWS_AT_ONCE = 512
@@ -22,8 +22,10 @@ class PretrainingInput(NamedTuple):
     """A batch on the model's device."""
 
     packed: PackedTokens
+    selection: Selection
+    """What the losses read: masked tokens and, with pairs, the first token of each sequence."""
     masked_at: Tensor
-    """[P], rising."""
+    """Places of the masked tokens among the selected, [P], rising."""
     masked_labels: Tensor
     """[P]."""
     next_sentence_labels: Tensor
@@ -58,7 +60,7 @@ def pretraining_losses(model: PretrainingModel, batch: PretrainingInput) -> Loss
     LossSums
         `nsp` is 0 where the batch has no pairs.
     """
-    hidden = model(batch.packed)
+    hidden = model(batch.packed, batch.selection)
     head = model.masked_token_head
     mlm = vocabulary_loss(
         head(hidden.index_select(0, batch.masked_at)),
@@ -68,14 +70,14 @@ def pretraining_losses(model: PretrainingModel, batch: PretrainingInput) -> Loss
     )
     if not len(batch.next_sentence_labels):
         return LossSums(mlm, mlm.new_zeros(()))
-    logits = model.next_sentence_logits(model.pool(hidden, batch.packed))
+    logits = _next_sentence_logits(model, hidden, batch)
     return LossSums(mlm, F.cross_entropy(logits, _rows(batch), reduction="sum"))
 
 
 @torch.no_grad()
 def score_batch(model: PretrainingModel, batch: PretrainingInput) -> Scores:
     """Score every answer of a batch; the model should be in evaluation mode."""
-    hidden = model(batch.packed)
+    hidden = model(batch.packed, batch.selection)
     mlm, mlm_right = [], []
     for start in range(0, len(batch.masked_at), _ROWS_AT_ONCE):
         rows = batch.masked_at[start : start + _ROWS_AT_ONCE]
@@ -85,10 +87,18 @@ def score_batch(model: PretrainingModel, batch: PretrainingInput) -> Scores:
         mlm_right.append(logits.argmax(-1) == labels)
     nsp, nsp_right = hidden.new_zeros(0), hidden.new_zeros(0, dtype=torch.bool)
     if len(batch.next_sentence_labels):
-        logits = model.next_sentence_logits(model.pool(hidden, batch.packed))
+        logits = _next_sentence_logits(model, hidden, batch)
         nsp = F.cross_entropy(logits, _rows(batch), reduction="none")
         nsp_right = logits.argmax(-1) == _rows(batch)
     return Scores(torch.cat(mlm), torch.cat(mlm_right), nsp, nsp_right)
+
+
+def _next_sentence_logits(
+    model: PretrainingModel, hidden: Tensor, batch: PretrainingInput
+) -> Tensor:
+    """Score each pair from the vectors of the selected tokens: [S, D] to [B, 2]."""
+    first = hidden.index_select(0, batch.selection.starts[:-1])
+    return model.next_sentence_logits(model.pool(first))
 
 
 def _rows(batch: PretrainingInput) -> Tensor:

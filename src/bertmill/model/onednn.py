@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 # An operator that torch makes no promise about; its version is pinned to one minor release.
 _linear = torch.ops.mkldnn._linear_pointwise
@@ -34,11 +35,16 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map the rows, [..., I] to [..., O]."""
-        is_large = 2 * x.numel() * self.out_features >= _LARGE_FLOPS
-        is_autocast = torch.is_autocast_enabled(x.device.type)
-        if is_large and x.requires_grad and x.ndim == 2 and is_usable(x) and not is_autocast:
-            return _LargeLinear.apply(x, self.weight, self.bias)  # type: ignore[no-any-return,no-untyped-call]
-        return super().forward(x)
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Map the rows, [..., I] by [O, I] to [..., O]; large products are oneDNN's while training."""
+    is_large = 2 * x.numel() * len(weight) >= _LARGE_FLOPS
+    is_autocast = torch.is_autocast_enabled(x.device.type)
+    if is_large and x.requires_grad and x.ndim == 2 and is_usable(x) and not is_autocast:
+        return _LargeLinear.apply(x, weight, bias)  # type: ignore[no-any-return,no-untyped-call]
+    return F.linear(x, weight, bias)
 
 
 class _LargeLinear(torch.autograd.Function):

@@ -1,6 +1,6 @@
-"""Sequences end to end: what the encoder computes on.
+"""Sequences end to end: what the encoder computes on, and which of its vectors are wanted.
 
-Letters in shapes: B sequences, N tokens of all of them.
+Letters in shapes: B sequences, N tokens of all of them, S tokens selected.
 """
 
 from __future__ import annotations
@@ -42,9 +42,34 @@ class PackedTokens(NamedTuple):
     def to(self, device: torch.device) -> PackedTokens:
         """Copy to a device, without waiting."""
         return PackedTokens(
-            self.token_ids.to(device, non_blocking=True),
-            self.segment_ids.to(device, non_blocking=True),
-            self.position_ids.to(device, non_blocking=True),
-            self.starts.to(device, non_blocking=True),
+            copy_to(device, self.token_ids),
+            copy_to(device, self.segment_ids),
+            copy_to(device, self.position_ids),
+            copy_to(device, self.starts),
             self.lengths,
         )
+
+    def first_tokens(self) -> Selection:
+        """Select the first token of each sequence, S = B."""
+        count = len(self.lengths)
+        starts = torch.arange(count + 1, dtype=torch.int32, device=self.starts.device)
+        return Selection(self.starts[:-1].long(), starts, [1] * count)
+
+
+class Selection(NamedTuple):
+    """Tokens whose vectors are wanted of the encoder: its last block computes no others."""
+
+    at: Tensor
+    """[S], int64, rising."""
+    starts: Tensor
+    """Where those of each sequence begin among the selected, and S: [B + 1], int32."""
+    lengths: Sequence[int]
+    """How many of each of the B sequences, on the host."""
+
+
+def copy_to(device: torch.device, x: Tensor) -> Tensor:
+    """Copy a tensor without waiting; on a CPU its memory is shared."""
+    # A copy to a GPU is only made in the background from memory that is pinned.
+    if device.type == "cuda" and x.device.type == "cpu":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bertmill.model.attention import Attention, rotate
+from bertmill.model.attention import Attention, Rotation, rotate
 from bertmill.model.encoder import Block, Encoder
 
 
@@ -51,8 +51,10 @@ class _PaddedAttention(nn.Module):
         self.num_heads = attention.num_heads
         self.query_key_value, self.output = attention.query_key_value, attention.output
 
-    def forward(self, x: Tensor, bias: Tensor, rotation: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Mix the hidden vectors of each sequence, [B, L, D]."""
+    def forward(
+        self, asking: Tensor, x: Tensor, bias: Tensor, selection: None, rotation: Rotation | None
+    ) -> Tensor:
+        """Mix the hidden vectors of each sequence, [B, L, D]; all tokens ask."""
         q, k, v = self.query_key_value(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)

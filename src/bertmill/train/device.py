@@ -14,7 +14,7 @@ import torch
 from bertmill.data.batch import Batch
 from bertmill.errors import RecipeError
 from bertmill.model.losses import PretrainingInput
-from bertmill.model.packed import PackedTokens
+from bertmill.model.packed import PackedTokens, Selection, copy_to
 
 
 def open_device(name: str) -> torch.device:
@@ -72,10 +72,10 @@ def to_device(batch: Batch, device: torch.device) -> PretrainingInput:
     """Copy a batch to the device, without waiting; on a CPU the arrays' memory is shared."""
 
     def tensor(array: np.ndarray[tuple[int], np.dtype[Any]]) -> torch.Tensor:
-        # A copy to a GPU is only made in the background from memory that is pinned.
-        host = torch.from_numpy(array)
-        return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
+        return copy_to(device, torch.from_numpy(array))
 
+    read_at = batch.read_at
+    read_starts = np.searchsorted(read_at, batch.sequence_starts)
     return PretrainingInput(
         PackedTokens(
             tensor(batch.token_ids),
@@ -84,7 +84,10 @@ def to_device(batch: Batch, device: torch.device) -> PretrainingInput:
             tensor(batch.sequence_starts.astype(np.int32)),
             batch.lengths,
         ),
-        tensor(batch.masked_at),
+        Selection(
+            tensor(read_at), tensor(read_starts.astype(np.int32)), np.diff(read_starts).tolist()
+        ),
+        tensor(np.searchsorted(read_at, batch.masked_at)),
         tensor(batch.masked_labels),
         tensor(batch.next_sentence_labels),
     )

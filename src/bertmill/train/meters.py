@@ -90,11 +90,15 @@ class SpeedMeter:
     def add(self, batch: PretrainingInput, seconds: float, waited_seconds: float) -> None:
         """Count a step; it waited for its batch for a part of its time."""
         lengths = batch.packed.lengths
-        num_predictions, num_pairs = len(batch.masked_labels), len(batch.next_sentence_labels)
         self._sequences += len(lengths)
         self._tokens += len(batch.packed.token_ids)
         self._flops += count_step_flops(
-            self._section, self._vocab_size, lengths, num_predictions, num_pairs
+            self._section,
+            self._vocab_size,
+            lengths,
+            batch.selection.lengths,
+            len(batch.masked_labels),
+            len(batch.next_sentence_labels),
         )
         self._seconds += seconds
         self._waited_seconds += waited_seconds

@@ -98,7 +98,9 @@ def _measure(recipe: Recipe, data: RunData) -> dict[Precision, float]:
     """Seconds of a pass in either precision: the best of several, in turns."""
     vocab_size, length = data.store.tokenizer.size, recipe.pairs.max_length
     num_masks = round(recipe.masking.mask_fraction * length)
-    of_a_sequence = count_step_flops(recipe.model, vocab_size, [length], num_masks, 1)
+    of_a_sequence = count_step_flops(
+        recipe.model, vocab_size, [length], [num_masks + 1], num_masks, 1
+    )
     count = min(recipe.train.batch_size, max(1, int(_MEASURED_FLOPS / of_a_sequence)))
     batch = to_device(data.train.batch_of(np.arange(count)), data.device)
     model = PretrainingModel(recipe.model, vocab_size).to(data.device).train()

@@ -22,7 +22,6 @@ from torch.nn import functional as F
 
 from bertmill.errors import ModelError
 from bertmill.model.folder import LoadedModel
-from bertmill.model.heads import first_tokens
 from bertmill.model.packed import PackedTokens
 
 POOLING_MODES = ("mean", "cls")
@@ -48,7 +47,7 @@ class Pooling:
     def pool(self, hidden: Tensor, packed: PackedTokens) -> Tensor:
         """Make a vector of each sequence: [N, D] to [B, D]."""
         if self.mode == "cls":
-            pooled = first_tokens(hidden, packed)
+            pooled = hidden.index_select(0, packed.starts[:-1])
         else:
             sizes = packed.starts.diff()
             pooled = torch.segment_reduce(hidden, "mean", lengths=sizes, unsafe=True)
