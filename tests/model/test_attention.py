@@ -16,6 +16,12 @@ def make(lengths, dtype=torch.float64):
     return qkv.requires_grad_(), PackedTokens.pack(ids, ids, ids, lengths)
 
 
+def select(at, packed):
+    at = torch.tensor(at)
+    starts = torch.searchsorted(at, packed.starts.long()).int()
+    return Selection(at, starts, starts.diff().tolist())
+
+
 def call(attend, qkv, packed, dropout, selection=None):
     q, kv = qkv[:, 0], qkv[:, 1:]
     if selection is None:
@@ -37,9 +43,7 @@ def check_against_padded(attend, lengths, dropout, selected=None):
     (qkv, packed), (again, _) = make(lengths), make(lengths)
     wanted, selection = padded(again, lengths), None
     if selected is not None:
-        at = torch.tensor(selected)
-        starts = torch.searchsorted(at, packed.starts.long()).int()
-        selection = Selection(at, starts, starts.diff().tolist())
+        selection = select(selected, packed)
         wanted = wanted[selection.at]
     got = call(attend, qkv, packed, dropout, selection)
     torch.testing.assert_close(got, wanted)
@@ -66,27 +70,52 @@ SELECTED = {
 @pytest.mark.parametrize("selected", SELECTED.values(), ids=SELECTED)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_where_some_ask_they_get_what_they_would_among_all(selected, dropout, monkeypatch):
-    monkeypatch.setattr(attention, "drop", lambda weights, p: weights)
+    monkeypatch.setattr(attention, "draw_scales", lambda shape, p, dtype: torch.ones(shape))
     check_against_padded(attend_by_length, [5, 5, 3], dropout, selected)
 
 
-def test_the_form_for_dropout_is_the_padded_form_where_nothing_is_dropped(monkeypatch):
-    shapes = []
+@pytest.mark.parametrize("selected", [None, *SELECTED.values()], ids=["all", *SELECTED])
+def test_without_gradients_the_vectors_are_the_same(selected):
+    lengths = [5, 5, 3]
+    qkv, packed = make(lengths)
+    with torch.no_grad():
+        selection = None if selected is None else select(selected, packed)
+        got = call(attend_by_length, qkv, packed, 0.0, selection)
+        wanted = padded(qkv, lengths)
+    torch.testing.assert_close(got, wanted if selected is None else wanted[selected])
 
-    def keep_all(weights, p):
-        assert p == 0.3
-        torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
-        shapes.append(tuple(weights.shape))
-        return weights
 
-    monkeypatch.setattr(attention, "drop", keep_all)
-    check_against_padded(attend_by_length, [5, 5, 3], 0.3)
-    assert shapes == [(2 * HEADS, 5, 5), (HEADS, 3, 3)]
+def test_dropout_falls_on_the_weights_forward_and_backward(monkeypatch):
+    """Sequences of 2 and 1 tokens: each head's weights, and what each is multiplied with."""
+    scales = torch.rand(HEADS * (2 * 2 + 1), dtype=torch.float64)
+    asked = []
+
+    def draw(shape, p, dtype):
+        asked.append((*shape, p, dtype))
+        return scales.clone()
+
+    monkeypatch.setattr(attention, "draw_scales", draw)
+    (qkv, packed), (again, _) = make([2, 1]), make([2, 1])
+    got = call(attend_by_length, qkv, packed, 0.3)
+    assert asked == [(len(scales), 0.3, torch.float64)]
+    wanted = torch.zeros(3, HEADS, SIZE, dtype=torch.float64)
+    per_run = scales.split([HEADS * 4, HEADS])
+    for head in range(HEADS):
+        for rows, drawn in ((slice(0, 2), per_run[0]), (slice(2, 3), per_run[1])):
+            q, k, v = again[rows, :, head].unbind(1)
+            weights = ((q @ k.T) / SIZE**0.5).softmax(-1)
+            wanted[rows, head] = (weights * drawn.view(HEADS, *weights.shape)[head]) @ v
+    wanted = wanted.flatten(1)
+    torch.testing.assert_close(got, wanted)
+    outer = torch.randn(wanted.shape, dtype=wanted.dtype)
+    got.backward(outer)
+    wanted.backward(outer)
+    torch.testing.assert_close(qkv.grad, again.grad)
 
 
 def test_dropout_keeps_the_mean():
     qkv, packed = make([6] * 2000, torch.float32)
-    qkv = qkv.detach()[:6].repeat(2000, 1, 1, 1)  # the same sequence, dropped anew each time
+    qkv = qkv[:6].repeat(2000, 1, 1, 1)  # the same sequence, dropped anew each time
     torch.manual_seed(1)
     mean = call(attend_by_length, qkv, packed, 0.2).view(2000, 6, -1).mean(0)
     wanted = call(attend_by_length, qkv, packed, 0.0)[:6]

@@ -294,7 +294,8 @@ def test_no_padded_token_is_computed(monkeypatch):
         return attend(q, k, v, **options)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
-    model.eval()(packed)
+    with torch.no_grad():
+        model.eval()(packed)
     assert set(rows) == {num_tokens}
     assert sum(attended) == num_tokens * QUICK.num_hidden_layers
     assert len(attended) > QUICK.num_hidden_layers  # of several lengths

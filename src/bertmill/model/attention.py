@@ -6,17 +6,20 @@ H heads, C sequences of equal length L in which Q tokens each ask.
 
 from __future__ import annotations
 
-from itertools import groupby
-from typing import NamedTuple
+from collections.abc import Sequence
+from itertools import groupby, islice
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bertmill.config import ModelSection
-from bertmill.model.dropout import drop
+from bertmill.model.dropout import draw_scales
 from bertmill.model.onednn import Linear, linear
 from bertmill.model.packed import PackedTokens, Selection
+
+_softmax_backward = torch.ops.aten._softmax_backward_data
 
 
 class Attention(nn.Module):
@@ -105,29 +108,106 @@ def attend_by_length(
     Tensor
         [S, D].
     """
-    both_lengths = zip(asking.lengths, packed.lengths, strict=True)
-    runs = [(*lengths, len(list(run))) for lengths, run in groupby(both_lengths)]
-    q_pieces = torch.split(q, [num_asking * count for num_asking, _, count in runs])
-    kv_pieces = torch.split(kv, [length * count for _, length, count in runs])
+    runs = _find_runs(asking.lengths, packed.lengths)
+    q = q[:, None]
+    if q.requires_grad and q.device.type == "cpu":
+        return _AttendInTraining.apply(q, kv, runs, dropout)  # type: ignore[no-any-return,no-untyped-call]
+    # split, not slices: a slice's gradient is a zero-filled tensor of the whole.
+    q_pieces = torch.split(q, [run.num_sequences * run.num_asking for run in runs])
+    kv_pieces = torch.split(kv, [run.num_sequences * run.length for run in runs])
     mixed = []
-    for q, kv, (num_asking, length, count) in zip(q_pieces, kv_pieces, runs, strict=True):
-        # [C, Q, H, D / H] to [C, H, Q, D / H], and [C, L, 2, H, D / H] to two [C, H, L, D / H].
-        q = q.view(count, num_asking, *q.shape[1:]).transpose(1, 2)
-        k, v = kv.view(count, length, *kv.shape[1:]).permute(2, 0, 3, 1, 4)
-        if dropout and q.device.type == "cpu":
-            out = _attend_with_cheap_dropout(q, k, v, dropout)
-        else:
-            out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    for q_piece, kv_piece, run in zip(q_pieces, kv_pieces, runs, strict=True):
+        ((q,), (k, v)) = run.by_head(q_piece), run.by_head(kv_piece)
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         mixed.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
     return torch.cat(mixed)
 
 
-def _attend_with_cheap_dropout(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """Do what torch does, but for its Bernoulli draws: [C, H, Q, D / H] by [C, H, L, D / H]."""
-    shape, nothing = q.shape, q.new_empty(())
-    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-    scores = torch.baddbmm(nothing, q, k.mT, beta=0, alpha=shape[-1] ** -0.5)
-    return torch.bmm(drop(scores.softmax(-1), dropout), v).view(shape)
+class _Run(NamedTuple):
+    """A stretch of sequences of equal lengths; K is 1 for queries, 2 for keys and values."""
+
+    num_sequences: int
+    num_asking: int
+    length: int
+    asking: slice
+    """Where those that ask stand among all of them."""
+    tokens: slice
+    """Where the tokens stand among all of them."""
+
+    def by_head(self, x: Tensor) -> Tensor:
+        """View tokens of the run head by head: [C * L, K, H, D / H] as [K, C, H, L, D / H]."""
+        length = len(x) // self.num_sequences
+        return x.view(self.num_sequences, length, *x.shape[1:]).permute(2, 0, 3, 1, 4)
+
+    def flat(self, x: Tensor) -> Tensor:
+        """Copy them into a matrix a head: [C * L, K, H, D / H] to [K, C * H, L, D / H]."""
+        return self.by_head(x).flatten(1, 2)
+
+    def put(self, flat: Tensor, x: Tensor) -> None:
+        """Copy back what `flat` made."""
+        by_head = self.by_head(x)
+        by_head.copy_(flat.view(by_head.shape))
+
+
+def _find_runs(num_asking: Sequence[int], lengths: Sequence[int]) -> list[_Run]:
+    runs, asked, token = [], 0, 0
+    for (q, k), run in groupby(zip(num_asking, lengths, strict=True)):
+        count = len(list(run))
+        asking, tokens = slice(asked, asked + count * q), slice(token, token + count * k)
+        runs.append(_Run(count, q, k, asking, tokens))
+        asked, token = asking.stop, tokens.stop
+    return runs
+
+
+class _AttendInTraining(torch.autograd.Function):
+    """What torch does, in fewer passes, with cheaper draws.
+
+    Products have the type of the queries, and the weights 32 bits at least.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, kv: Tensor, runs: list[_Run], dropout: float) -> Tensor:
+        mixed, zero, scale = torch.empty_like(q), q.new_empty(()), q.shape[-1] ** -0.5
+        wide = torch.promote_types(q.dtype, torch.float32)
+        sizes = [run.num_sequences * q.shape[2] * run.num_asking * run.length for run in runs]
+        # Drawn at once, because each draw costs a call.
+        scales = draw_scales([sum(sizes)], dropout, wide) if dropout else None
+        kept, at = [], 0
+        for run, size in zip(runs, sizes, strict=True):
+            asking, known = run.flat(q[run.asking]), run.flat(kv[run.tokens])
+            scores = torch.baddbmm(zero, asking[0], known[0].mT, beta=0, alpha=scale)
+            weights = scores.softmax(-1, dtype=wide)
+            own_scales = None if scales is None else scales[at : at + size].view(weights.shape)
+            dropped = _multiply(weights, own_scales).to(q.dtype)
+            run.put(torch.bmm(dropped, known[1]), mixed[run.asking])
+            kept += [asking, known, weights, own_scales]
+            at += size
+        ctx.runs, ctx.q_shape, ctx.kv_shape = runs, q.shape, kv.shape
+        ctx.save_for_backward(*kept)
+        return mixed.flatten(1)
+
+    @staticmethod
+    def backward(ctx: Any, d_mixed: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        dtype, d_mixed = d_mixed.dtype, d_mixed.reshape(ctx.q_shape)
+        d_q, d_kv = torch.empty_like(d_mixed), d_mixed.new_empty(ctx.kv_shape)
+        zero, scale = d_mixed.new_empty(()), ctx.q_shape[-1] ** -0.5
+        kept = iter(ctx.saved_tensors)
+        for run in ctx.runs:
+            asking, known, weights, scales = islice(kept, 4)
+            (d_out,), d_known = run.flat(d_mixed[run.asking]), torch.empty_like(known)
+            dropped = _multiply(weights, scales).to(dtype)
+            torch.bmm(dropped.mT, d_out, out=d_known[1])
+            d_dropped = torch.bmm(d_out, known[1].mT).to(weights.dtype)
+            d_weights = _multiply(d_dropped, scales)
+            d_scores = _softmax_backward(d_weights, weights, -1, weights.dtype).to(dtype)
+            run.put(torch.baddbmm(zero, d_scores, known[0], beta=0, alpha=scale), d_q[run.asking])
+            torch.baddbmm(zero, d_scores.mT, asking[0], beta=0, alpha=scale, out=d_known[0])
+            run.put(d_known, d_kv[run.tokens])
+        return d_q, d_kv, None, None
+
+
+def _multiply(x: Tensor, scales: Tensor | None) -> Tensor:
+    return x if scales is None else x * scales
 
 
 class Rotation(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,19 +32,25 @@ class Dropout(nn.Module):
 
 
 def drop(x: Tensor, p: float) -> Tensor:
-    """Set elements of `x` to zero with probability `p`, and scale the others up, any shape.
-
-    On a CPU `p` is rounded to a multiple of 2**-16, by which the scale goes too: whole words of
-    torch's generator, cut into 16 bits each, take a tenth of the time of its Bernoulli draws.
-    """
+    """Set elements of `x` to zero with probability `p`, and scale the others up, any shape."""
     if not p:
         return x
     if x.device.type != "cpu":
         return F.dropout(x, p)
+    return x * draw_scales(x.shape, p, x.dtype)
+
+
+def draw_scales(shape: Sequence[int], p: float, dtype: torch.dtype) -> Tensor:
+    """Draw on the CPU what dropout multiplies elements with.
+
+    `p` is rounded to a multiple of 2**-16, by which the scale goes too: whole words of torch's
+    generator, cut into 16 bits each, take a tenth of the time of its Bernoulli draws.
+    """
     num_dropped = min(round(p * 2**_BITS), 2**_BITS - 1)
-    words = torch.empty(math.ceil(x.numel() * _BITS / 64), dtype=torch.int64)
+    num_elements = math.prod(shape)
+    words = torch.empty(math.ceil(num_elements * _BITS / 64), dtype=torch.int64)
     words.random_(-(2**63), None)
-    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-    scale = torch.empty_like(x, memory_format=torch.contiguous_format, requires_grad=False)
-    torch.ge(bits, num_dropped - 2 ** (_BITS - 1), out=scale)
-    return x * scale.mul_(2**_BITS / (2**_BITS - num_dropped))
+    bits = words.view(torch.int16)[:num_elements].view(shape)
+    scales = torch.empty(shape, dtype=dtype)
+    torch.ge(bits, num_dropped - 2 ** (_BITS - 1), out=scales)
+    return scales.mul_(2**_BITS / (2**_BITS - num_dropped))
