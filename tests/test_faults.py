@@ -483,8 +483,30 @@ def test_a_worker_that_dies(corpus_file, tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(preparing, "_encode_in_worker", import_module("dying").die)
+    monkeypatch.setattr(preparing, "_CHUNKS_BEFORE_WORKERS", 0)
     with pytest.raises(BertmillError, match="a worker process died"):
         bertmill.prepare(
             str(corpus_file), tmp_path / "out" / "store", settings=SETTINGS[:2], workers=2
         )
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_process_that_started_them(corpus_file, tmp_path):
+    (tmp_path / "sleeping.py").write_text(
+        "import os, time\n"
+        "def sleep(documents):\n    print(os.getpid(), flush=True)\n    time.sleep(600)\n"
+    )
+    program = (
+        "import bertmill, sleeping, bertmill.data.prepare as preparing\n"
+        "preparing._encode_in_worker, preparing._CHUNKS_BEFORE_WORKERS = sleeping.sleep, 0\n"
+        f"bertmill.prepare({str(corpus_file)!r}, 'out', settings={SETTINGS[:2]!r}, workers=2)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    while not (line := process.stdout.readline()).strip().isdigit():  # a line about the tokenizer
+        assert line
+    process.kill()
+    # The worker holds the pipe open as long as it lives.
+    process.communicate(timeout=60)

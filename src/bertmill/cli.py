@@ -63,7 +63,14 @@ _Settings = Annotated[
 _Tokenizer = Annotated[
     str | None, typer.Option("--tokenizer", help="Tokenizer folder or vocab.txt to use as it is.")
 ]
-_Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes that prepare text.")]
+_Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        help="Processes that prepare long text. Default: a core each, 8 at most.",
+    ),
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; all else to stderr.")]
 _Model = Annotated[
     str, typer.Argument(help="Run folder, model folder or Hugging Face BERT folder.")
@@ -107,7 +114,7 @@ def pretrain(
     settings: _Settings = [],  # noqa: B006
     seed: Annotated[int | None, typer.Option("--seed", min=0)] = None,
     tokenizer: _Tokenizer = None,
-    workers: _Workers = 1,
+    workers: _Workers = None,
     resume: Annotated[str | None, typer.Option("--resume", help="Go on with this run.")] = None,
     stop_after: Annotated[
         str | None, typer.Option("--stop-after", help="Save and stop this session after: 55m.")
@@ -153,7 +160,7 @@ def prepare(
     ] = None,
     vocab_size: Annotated[int | None, typer.Option("--vocab-size", help="Entries at most.")] = None,
     settings: _Settings = [],  # noqa: B006
-    workers: _Workers = 1,
+    workers: _Workers = None,
     as_json: _Json = False,
 ) -> None:
     """Make a token store of raw text."""

@@ -1,5 +1,7 @@
 import json
+import os
 import pickle
+from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -89,24 +91,89 @@ def test_same_corpus_gives_the_same_store(tmp_path, corpus_file):
     assert stores[0].identity == stores[1].identity
 
 
+# --- worker processes ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pools(monkeypatch) -> list[int]:
+    """How many processes each pool that was started may have."""
+    started = []
+
+    def start(num_workers, *more):
+        started.append(num_workers)
+        return ProcessPoolExecutor(num_workers, *more)
+
+    monkeypatch.setattr(prepare_module, "ProcessPoolExecutor", start)
+    return started
+
+
 @pytest.mark.slow
-def test_workers_give_the_same_store(tmp_path, corpus_file, monkeypatch):
+def test_workers_give_the_same_store(tmp_path, corpus_file, monkeypatch, pools):
     monkeypatch.setattr(prepare_module, "_CHUNK_CHARACTERS", 1000)  # many chunks to get in order
+    monkeypatch.setattr(prepare_module, "_CHUNKS_BEFORE_WORKERS", 3)
+    monkeypatch.setattr(prepare_module, "_num_cores", lambda: 2)
     text = TextSection(held_out_fraction=0.2)
-    one, two = (
-        prepare([str(corpus_file)], tmp_path / str(n), text, SMALL, workers=n) for n in (1, 2)
+    one, *others = (
+        prepare([str(corpus_file)], tmp_path / str(n), text, SMALL, workers=n) for n in (1, 2, None)
     )
-    assert one.identity == two.identity
-    manifests = [(store.folder / "manifest.json").read_bytes() for store in (one, two)]
-    assert manifests[0] == manifests[1]
+    assert pools == [2, 2]
+    for other in others:
+        assert one.identity == other.identity
+        manifests = [(store.folder / "manifest.json").read_bytes() for store in (one, other)]
+        assert manifests[0] == manifests[1]
 
 
 @pytest.mark.slow
-def test_failure_with_workers_leaves_nothing(tmp_path, word_tokenizer, monkeypatch):
+def test_workers_are_started_once_for_both_splits(tmp_path, word_tokenizer, monkeypatch, pools):
     monkeypatch.setattr(prepare_module, "_CHUNK_CHARACTERS", 100)
+    monkeypatch.setattr(prepare_module, "_CHUNKS_BEFORE_WORKERS", 2)
+    corpus = write_lines(tmp_path / "a.jsonl", numbered(40))
+    held_out = write_lines(tmp_path / "b.jsonl", numbered(40, 40))
+    out = tmp_path / "out"
+    store = prepare([corpus], out, TextSection(), word_tokenizer, [held_out], workers=2)
+    assert pools == [2]
+    assert split_texts(store.train, store.tokenizer) == numbered(40)
+    assert split_texts(store.held_out, store.tokenizer) == numbered(40, 40)
+
+
+@pytest.mark.parametrize("workers", [2, None])
+def test_short_text_starts_no_process(tmp_path, word_tokenizer, monkeypatch, pools, workers):
+    monkeypatch.setattr(prepare_module, "_num_cores", lambda: 2)
+    monkeypatch.setattr(prepare_module, "_CHUNK_CHARACTERS", 100)
+    monkeypatch.setattr(prepare_module, "_CHUNKS_BEFORE_WORKERS", 8)
+    texts = numbered(40)  # 8 chunks, the last one not full
+    assert 700 < sum(map(len, texts)) < 800
+    corpus = write_lines(tmp_path / "a.jsonl", texts)
+    out = tmp_path / "out"
+    store = prepare([corpus], out, NOTHING_HELD_OUT, word_tokenizer, workers=workers)
+    assert pools == []
+    assert split_texts(store.train, store.tokenizer) == texts
+
+
+@pytest.mark.slow
+def test_at_most_eight_processes_by_default(tmp_path, word_tokenizer, monkeypatch, pools):
+    monkeypatch.setattr(prepare_module, "_num_cores", lambda: 100)
+    monkeypatch.setattr(prepare_module, "_CHUNKS_BEFORE_WORKERS", 0)
+    corpus = write_lines(tmp_path / "a.jsonl", numbered(2))
+    prepare([corpus], tmp_path / "out", NOTHING_HELD_OUT, word_tokenizer, workers=None)
+    assert pools == [8]
+
+
+def test_cores_that_this_process_may_use_are_counted(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3, 5}, raising=False)
+    assert prepare_module._num_cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert prepare_module._num_cores() == os.cpu_count()
+
+
+@pytest.mark.slow
+def test_failure_with_workers_leaves_nothing(tmp_path, word_tokenizer, monkeypatch, pools):
+    monkeypatch.setattr(prepare_module, "_CHUNK_CHARACTERS", 100)
+    monkeypatch.setattr(prepare_module, "_CHUNKS_BEFORE_WORKERS", 2)
     corpus = write_lines(tmp_path / "a.jsonl", [*numbered(40), 5])
     with pytest.raises(CorpusError, match="line 41"):
         prepare([corpus], tmp_path / "out", NOTHING_HELD_OUT, word_tokenizer, workers=2)
+    assert pools == [2]
     assert names(tmp_path) == ["a.jsonl"]
 
 

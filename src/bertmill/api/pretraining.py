@@ -78,7 +78,7 @@ def pretrain(
     settings: Sequence[str] = (),
     seed: int | None = None,
     tokenizer: str | Path | None = None,
-    workers: int = 1,
+    workers: int | None = 1,
     resume: str | Path | None = None,
     stop_after: str | float | None = None,
     stream: IO[str] | None = None,
@@ -112,8 +112,10 @@ def pretrain(
         Instead of the recipe's.
     tokenizer : str or Path, optional
         A tokenizer folder or ``vocab.txt`` to use instead of training one.
-    workers : int
-        Processes that prepare text; more than one needs a script with a ``__main__`` guard.
+    workers : int, optional
+        Processes that prepare text, at most; None: as many as there are cores, up to 8, as the
+        command does. They are started once the text is long enough for them to pay. More than one
+        needs a script with a ``__main__`` guard, so that here it is 1 unless you ask for more.
     resume : str or Path, optional
         A run's folder: go on from its newest whole checkpoint. Only `steps` and `stop_after` may be
         given with it, and `corpus` and `held_out` where the text or the store has moved.
@@ -143,7 +145,7 @@ def pretrain(
         if resume is not None:
             refuse_no_name("--resume", resume)
             given = [recipe, settings or None, out, init_from, budget, seed, tokenizer]
-            if workers != 1 or any(value is not None for value in given):
+            if workers not in (None, 1) or any(value is not None for value in given):
                 raise InputError(
                     f"--resume {resume}",
                     "goes on with the run's own recipe",
@@ -343,7 +345,7 @@ def prepare(
     held_out: Sources = (),
     settings: Sequence[str] = (),
     tokenizer: str | Path | None = None,
-    workers: int = 1,
+    workers: int | None = 1,
     stream: IO[str] | None = None,
 ) -> Store:
     """Make a token store of raw text; `pretrain` takes it as its corpus.
