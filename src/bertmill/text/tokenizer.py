@@ -187,7 +187,7 @@ class Tokenizer:
             pair=f"{cls} $A {sep} $B:1 {sep}:1",
             special_tokens=[(cls, self.cls_id), (sep, self.sep_id)],
         )
-        backend.save(str(folder / "tokenizer.json"))
+        backend.save(str(folder / "tokenizer.json"), pretty=False)  # a third would be blanks
         is_wordpiece = isinstance(backend.model, models.WordPiece)
         config: dict[str, Any] = {
             "tokenizer_class": "BertTokenizer" if is_wordpiece else "PreTrainedTokenizerFast",
