@@ -3,9 +3,10 @@
     python benchmarks/prepare.py --corpus train.jsonl.gz --vocab vocab.txt --megabytes 20 200 1000
 
 The corpus (by default the sample corpus, with a vocabulary trained on it) is repeated or cut to
-each size and written as ``.jsonl``. On it, with the same vocabulary and as many processes:
+each size and written as ``.jsonl``. On it, with the same vocabulary and at most as many processes:
 
-- bertmill: `bertmill.data.prepare.prepare`, sentences split, every file synced;
+- bertmill: `bertmill.data.prepare.prepare`, sentences split, every file synced; all processes,
+  which it starts once the text is long, and one process whatever the text;
 - datasets: ``load_dataset("json")``, a `map` with ``BertTokenizerFast``, a second one that groups
   the ids into blocks of 128; no sentences;
 - static features: what ``create_pretraining_data`` of the BERT release does, written anew in plain
@@ -18,7 +19,9 @@ told for the static features: text to what ten epochs need on disk, and text to 
 an epoch (a tenth of theirs; of ours a tenth of the store and all of an epoch's batches).
 
 Every measurement is a process of its own; its peak memory is the sum of the peaks (VmHWM) of itself
-and its worker processes. Memory is measured on words that never come twice, too.
+and its worker processes (one of them, a small one, is Python's resource tracker). How far it grows
+with the text is told among rows with as many processes: on the corpus, and in one process on words
+that never come twice.
 """
 
 import argparse
@@ -33,7 +36,10 @@ import tempfile
 import threading
 import time
 import unicodedata
+from collections import defaultdict
+from itertools import islice, product
 from pathlib import Path
+from string import ascii_lowercase
 
 from measure import RESULTS, markdown_table, memory_bytes, write_results
 
@@ -42,6 +48,7 @@ from bertmill.text.corpus import read_documents
 from bertmill.text.files import find_files
 from bertmill.text.sentences import split_sentences
 
+ONE_PROCESS = "bertmill, one process"
 LENGTH, DUPLICATES, MASK_FRACTION, PREDICTIONS = 128, 10, 0.15, 20
 TEXT = TextSection(held_out_fraction=0.0)
 
@@ -83,8 +90,8 @@ def measure(args: argparse.Namespace, scratch: Path) -> None:
     for megabytes in args.megabytes:
         text = write_text(args.corpus, scratch / "corpus.jsonl", megabytes)
         add("bertmill", megabytes, text)
+        add(ONE_PROCESS, megabytes, text)
         if megabytes <= args.peer_megabytes:
-            add("bertmill, one process", megabytes, text)
             add("datasets", megabytes, text)
     text = write_text(args.corpus, scratch / "corpus.jsonl", args.megabytes[0])
     add("bertmill, and an epoch of batches", args.megabytes[0], text)
@@ -92,7 +99,7 @@ def measure(args: argparse.Namespace, scratch: Path) -> None:
     add("static features", args.slice_megabytes, text)
     for megabytes in args.new_words_megabytes:
         text = write_new_words(scratch / "new-words.jsonl", megabytes)
-        add("bertmill", megabytes, text)
+        add(ONE_PROCESS, megabytes, text)
     show(figures, trained)
     packages = ["tokenizers", "pyarrow", "sentencex", "datasets", "transformers"]
     path = write_results("prepare", {"training": trained, "rows": figures}, packages)
@@ -106,6 +113,7 @@ def show(figures: list[dict], trained: dict) -> None:
         "MB",
         "s",
         "MB/s",
+        "processes",
         "peak, MB",
         "bytes a token",
         "shards",
@@ -114,7 +122,8 @@ def show(figures: list[dict], trained: dict) -> None:
     rows = [
         [
             row["program"], row["text"], f"{row['megabytes']:g}", f"{row['seconds']:.1f}",
-            f"{row['megabytes_a_second']:.2f}", f"{row['peak_bytes'] / 1e6:.0f}",
+            f"{row['megabytes_a_second']:.2f}", str(row["num_processes"]),
+            f"{row['peak_bytes'] / 1e6:.0f}",
             f"{row['disk_bytes'] / row['num_tokens']:.2f}",
             f"{row.get('shard_bytes', row['disk_bytes']) / row['num_tokens']:.2f}",
             f"{row['disk_bytes'] / row['text_bytes']:.0%}",
@@ -136,11 +145,18 @@ def show(figures: list[dict], trained: dict) -> None:
     epoch = static / DUPLICATES / (store / DUPLICATES + with_batches - store)
     print(f"\nten epochs' data on disk: {static / store:.1f} times as fast as static features")
     print(f"\nthe pairs of one epoch: {epoch:.1f} times as fast as static features")
-    for text in ("corpus", "new-words"):
-        peaks = [
-            r["peak_bytes"] for r in figures if (r["program"], r["text"]) == ("bertmill", text)
-        ]
-        print(f"\nmemory, {text}: largest over smallest peak {max(peaks) / min(peaks):.3f}")
+    alike: dict[tuple[str, int], list[dict]] = defaultdict(list)
+    for row in figures:
+        if row["program"] in ("bertmill", ONE_PROCESS):
+            alike[row["text"], row["num_processes"]].append(row)
+    for (text, num_processes), rows_alike in alike.items():
+        peaks = [row["peak_bytes"] for row in rows_alike]
+        sizes = sorted({row["megabytes"] for row in rows_alike})
+        if len(sizes) > 1:
+            print(
+                f"\nmemory, {text}, processes {num_processes}, MB {', '.join(map(str, sizes))}:"
+                f" largest over smallest peak {max(peaks) / min(peaks):.3f}"
+            )
     print(
         f"\ntokenizer training: {trained['seconds']:.1f} s for {trained['text_bytes'] / 1e6:.1f} MB"
         f" of text (at most {trained['max_training_bytes'] / 1e6:.0f} MB are read),"
@@ -165,23 +181,13 @@ def write_text(corpus: str, path: Path, megabytes: float) -> Path:
 
 def write_new_words(path: Path, megabytes: float) -> Path:
     """Text whose words never come twice."""
-    left, number = int(megabytes * 1e6), 10**9
+    left = int(megabytes * 1e6)
+    words = ("".join(reversed(letters)) for letters in product(ascii_lowercase, repeat=7))
     with path.open("w", encoding="utf-8") as stream:
         while left > 0:
-            sentences = []
-            for _ in range(40):
-                sentences.append(" ".join(spell(number + i) for i in range(15)) + ".")
-                number += 15
+            sentences = [" ".join(islice(words, 15)) + "." for _ in range(40)]
             left -= stream.write(json.dumps({"text": " ".join(sentences)}) + "\n")
     return path
-
-
-def spell(number: int) -> str:
-    letters = ""
-    while number:
-        number, digit = divmod(number, 26)
-        letters += chr(ord("a") + digit)
-    return letters
 
 
 # --- programs, each in a process of its own ------------------------------------------------------
@@ -202,7 +208,8 @@ def run(program: str, corpus: str, vocab: str, scratch: Path, workers: int) -> d
     watcher.join()
     if process.returncode:
         raise SystemExit(f"{program}: exit status {process.returncode}")
-    return {**json.loads(answer), "peak_bytes": sum(peaks.values()), "out": out}
+    memory = {"num_processes": len(peaks), "peak_bytes": sum(peaks.values())}
+    return {**json.loads(answer), **memory, "out": out}
 
 
 def watch(process: subprocess.Popen, peaks: dict[int, int]) -> None:
@@ -446,7 +453,7 @@ def pack(pair: Pair, masked: tuple[list[str], list[int], list[str]], ids: dict[s
 PROGRAMS = {
     "train": train,
     "bertmill": bertmill,
-    "bertmill, one process": lambda corpus, vocab, out, _: bertmill(corpus, vocab, out, 1),
+    ONE_PROCESS: lambda corpus, vocab, out, _: bertmill(corpus, vocab, out, 1),
     "bertmill, and an epoch of batches": lambda *args: bertmill(*args, epochs=1),
     "datasets": datasets,
     "static features": static_features,
