@@ -217,6 +217,9 @@ class TrainSection(Section):
     """``bf16``: matrix products of 16-bit factors, everything else fp32. ``auto``: bf16 where the
     device has units for it, on a CPU only where a measurement finds it clearly faster. A run keeps
     what was chosen."""
+    compile: bool = False
+    """Let ``torch.compile`` fuse what a block does after its attention, at the start of each
+    session. It needs a C++ compiler and gained nothing on the CPUs it was measured on."""
 
 
 class Recipe(Section):

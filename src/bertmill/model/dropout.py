@@ -32,10 +32,13 @@ class Dropout(nn.Module):
 
 
 def drop(x: Tensor, p: float) -> Tensor:
-    """Set elements of `x` to zero with probability `p`, and scale the others up, any shape."""
+    """Set elements of `x` to zero with probability `p`, and scale the others up, any shape.
+
+    Compiled code draws where it computes, without any words of random bits.
+    """
     if not p:
         return x
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
     return x * draw_scales(x.shape, p, x.dtype)
 

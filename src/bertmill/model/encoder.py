@@ -121,7 +121,10 @@ class Block(nn.Module):
         if selection is not None:
             x = x.index_select(0, selection.at)
             asking = self.attention_norm(x) if self.norm_first else x
-        mixed = self.attention(asking, read, sequences, selection, rotation)
+        return self.after_attention(x, self.attention(asking, read, sequences, selection, rotation))
+
+    def after_attention(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """Do what is done for each token alone, twice [..., D] to [..., D]."""
         x = x + self.dropout(mixed)
         if self.norm_first:
             return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # type: ignore[no-any-return]

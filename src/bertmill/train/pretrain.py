@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 
 import torch
@@ -18,6 +19,7 @@ from bertmill.model.folder import LoadedModel
 from bertmill.model.heads import PretrainingModel
 from bertmill.model.transfer import Transferred, transfer_weights
 from bertmill.train.checkpoint import Checkpoint, State, restore, save_checkpoint
+from bertmill.train.compiled import compiled_blocks
 from bertmill.train.device import device_name, repeatable_kernels, synchronise, to_device
 from bertmill.train.doctor import diagnose_masked_tokens, diagnose_pairs
 from bertmill.train.feed import Feed
@@ -193,7 +195,11 @@ def pretrain_loop(
 
     progress.start(held_out.yardsticks if held_out else None)
     feed = Feed(lambda step: to_device(data.train.batch_at(step), device), step)
-    with freed_memory_kept(), repeatable_kernels(device), stop_signals() as stop, feed:
+    compiled: AbstractContextManager[None] = nullcontext()
+    if knobs.compile:
+        progress.say("compiling what the blocks do after their attention; it may take a minute")
+        compiled = compiled_blocks(model, device, precision)
+    with freed_memory_kept(), repeatable_kernels(device), compiled, stop_signals() as stop, feed:
         while schedule.end_step is None or step < schedule.end_step:
             started = time.perf_counter()
             for group in optimizer.param_groups:
