@@ -27,9 +27,10 @@ def compiled_blocks(
     Attention is left out, because it loops over the lengths of a batch; so are the embeddings,
     whose gradient compiled code sums in no fixed order on a CPU, and the vocabulary loss.
 
-    The compiler fits its code to the sizes that it is first shown, down to the order of sums. They
-    are always the same here, and nothing is compiled later, so that a resumed run has the same
-    bits. What was not shown, such as validation, runs as it does without the compiler.
+    The compiler fits its code to the sizes that it is first shown: which loops are parallel, how
+    sums are made. They are always the same here, and nothing is compiled later, so that the bits of
+    a resumed run cannot depend on them. What was not shown, such as validation, runs as it does
+    without the compiler.
 
     Parameters
     ----------
