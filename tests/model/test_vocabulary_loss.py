@@ -7,6 +7,7 @@ from torch.utils._pytree import tree_leaves
 
 from bertmill.config import ModelSection
 from bertmill.data.batch import Batch
+from bertmill.model import vocabulary_loss as module
 from bertmill.model.encoder import initialise
 from bertmill.model.heads import PretrainingModel
 from bertmill.model.losses import pretraining_losses
@@ -26,9 +27,14 @@ def plain(hidden, weight, bias, labels):
     return F.cross_entropy(F.linear(hidden, weight, bias), labels, reduction="sum")
 
 
+@pytest.fixture(params=[True, False], ids=["as on a CPU", "as on a GPU"])
+def is_read_free(request, monkeypatch):
+    monkeypatch.setattr(module, "_is_read_free", lambda device: request.param)
+
+
 @pytest.mark.parametrize("num_rows", [1, 255, 256, 257, 600])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_loss_and_gradients_are_those_of_all_logits_at_once(num_rows, dtype):
+def test_loss_and_gradients_are_those_of_all_logits_at_once(num_rows, dtype, is_read_free):
     (ours, labels), (theirs, _) = draw(num_rows, dtype=dtype), draw(num_rows, dtype=dtype)
     loss, wanted = vocabulary_loss(*ours, labels), plain(*theirs, labels)
     torch.testing.assert_close(loss, wanted)
@@ -38,7 +44,7 @@ def test_loss_and_gradients_are_those_of_all_logits_at_once(num_rows, dtype):
         torch.testing.assert_close(one.grad, two.grad)
 
 
-def test_an_answer_of_no_probability_has_a_finite_loss():
+def test_an_answer_of_no_probability_has_a_finite_loss(is_read_free):
     (hidden, weight, bias), labels = draw(40, dtype=torch.float32, spread=30.0)
     loss = vocabulary_loss(hidden, weight, bias, labels)
     wanted = plain(hidden, weight, bias, labels)

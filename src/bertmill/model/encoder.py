@@ -116,8 +116,7 @@ class Block(nn.Module):
         rotation: Rotation | None,
     ) -> Tensor:
         """Transform the hidden vectors, [..., D], and return those selected."""
-        read = self.attention_norm(x) if self.norm_first else x
-        asking = read
+        read = asking = self.attention_norm(x) if self.norm_first else x
         if selection is not None:
             x = x.index_select(0, selection.at)
             asking = self.attention_norm(x) if self.norm_first else x
