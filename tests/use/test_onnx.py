@@ -226,7 +226,7 @@ def test_a_file_that_computes_something_else(small_run, tmp_path, monkeypatch):
     monkeypatch.setattr(
         padded._PaddedAttention,
         "forward",
-        lambda self, x, bias, rotation: attend(self, x, 0 * bias, rotation),
+        lambda self, asking, x, bias, *rest: attend(self, asking, x, 0 * bias, *rest),
     )
     with pytest.raises(ModelError, match=r"vectors that differ by .*, more than 1e-04; install"):
         write_onnx(tmp_path, load_model(small_run.folder))

@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from bertmill.errors import MissingExtraError, ModelError
 from bertmill.model.encoder import Embeddings, Encoder
 from bertmill.model.folder import LoadedModel, save_description
-from bertmill.model.packed import PackedTokens
+from bertmill.model.packed import PackedTokens, Selection
 from bertmill.model.padded import PaddedEncoder
 from bertmill.use.pooling import longest_text
 
@@ -58,8 +58,8 @@ class OnnxEncoder(nn.Module):
             path, options, providers=["CPUExecutionProvider"]
         )
 
-    def forward(self, packed: PackedTokens) -> Tensor:
-        """Return the hidden vector of every token, [N, D], computed in a padded rectangle."""
+    def forward(self, packed: PackedTokens, selection: Selection | None = None) -> Tensor:
+        """Do what `Encoder` does, in a padded rectangle that is computed whole."""
         lengths = list(packed.lengths)
         has_token = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
         token_ids, segment_ids = (
@@ -68,7 +68,8 @@ class OnnxEncoder(nn.Module):
         )
         inputs = (token_ids.numpy(), has_token.long().numpy(), segment_ids.numpy())
         (hidden,) = self._session.run([_OUTPUT], dict(zip(_INPUTS, inputs, strict=True)))
-        return torch.from_numpy(hidden)[has_token]
+        vectors = torch.from_numpy(hidden)[has_token]
+        return vectors if selection is None else vectors.index_select(0, selection.at)
 
 
 def write_onnx(folder: Path, loaded: LoadedModel) -> float:
