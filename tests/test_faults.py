@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import bertmill
-from bertmill.data import prepare as preparing
+from bertmill.data import encode
 from bertmill.data.store import Store
 from bertmill.errors import BertmillError, StoreError
 from bertmill.train.run_folder import RunFolder
@@ -482,8 +482,8 @@ def test_a_worker_that_dies(corpus_file, tmp_path, monkeypatch):
         "import os, signal\ndef die(documents):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(preparing, "_encode_in_worker", import_module("dying").die)
-    monkeypatch.setattr(preparing, "_CHUNKS_BEFORE_WORKERS", 0)
+    monkeypatch.setattr(encode, "_encode_in_worker", import_module("dying").die)
+    monkeypatch.setattr(encode, "_CHUNKS_BEFORE_WORKERS", 0)
     with pytest.raises(BertmillError, match="a worker process died"):
         bertmill.prepare(
             str(corpus_file), tmp_path / "out" / "store", settings=SETTINGS[:2], workers=2
@@ -498,8 +498,8 @@ def test_workers_end_with_the_process_that_started_them(corpus_file, tmp_path):
         "def sleep(documents):\n    print(os.getpid(), flush=True)\n    time.sleep(600)\n"
     )
     program = (
-        "import bertmill, sleeping, bertmill.data.prepare as preparing\n"
-        "preparing._encode_in_worker, preparing._CHUNKS_BEFORE_WORKERS = sleeping.sleep, 0\n"
+        "import bertmill, sleeping, bertmill.data.encode as encode\n"
+        "encode._encode_in_worker, encode._CHUNKS_BEFORE_WORKERS = sleeping.sleep, 0\n"
         f"bertmill.prepare({str(corpus_file)!r}, 'out', settings={SETTINGS[:2]!r}, workers=2)\n"
     )
     process = subprocess.Popen(

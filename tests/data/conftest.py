@@ -38,5 +38,5 @@ def real_store(request, tmp_path_factory) -> Store:
     text = text.model_copy(update={"held_out_fraction": 0.0})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bertmill.data.store.BLOCK_TOKENS", 10_000)
-        patch.setattr("bertmill.data.prepare._CHUNK_CHARACTERS", 50_000)
+        patch.setattr("bertmill.data.encode._CHUNK_CHARACTERS", 50_000)
         return prepare([str(path)], folder / "store", text, tokenizer)

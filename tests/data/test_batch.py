@@ -344,8 +344,8 @@ def test_batches_in_any_order_and_twice_are_the_same(fixed_store, kind):
 
 @pytest.mark.slow
 def test_workers_that_prepare_leave_the_batches_as_they_are(tmp_path, corpus_file, monkeypatch):
-    monkeypatch.setattr("bertmill.data.prepare._CHUNK_CHARACTERS", 1000)
-    monkeypatch.setattr("bertmill.data.prepare._CHUNKS_BEFORE_WORKERS", 0)
+    monkeypatch.setattr("bertmill.data.encode._CHUNK_CHARACTERS", 1000)
+    monkeypatch.setattr("bertmill.data.encode._CHUNKS_BEFORE_WORKERS", 0)
     monkeypatch.setattr("bertmill.data.store.BLOCK_TOKENS", 500)
     one, two = (
         prepare(

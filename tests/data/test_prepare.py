@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import bertmill.data.prepare as prepare_module
+import bertmill.data.encode as encode_module
 from bertmill.config import TextSection, TokenizerSection, load_recipe
 from bertmill.data.prepare import cache_folder, open_or_prepare, prepare
 from bertmill.data.store import Store, TokenStore
@@ -103,15 +103,15 @@ def pools(monkeypatch) -> list[int]:
         started.append(num_workers)
         return ProcessPoolExecutor(num_workers, *more)
 
-    monkeypatch.setattr(prepare_module, "ProcessPoolExecutor", start)
+    monkeypatch.setattr(encode_module, "ProcessPoolExecutor", start)
     return started
 
 
 @pytest.mark.slow
 def test_workers_give_the_same_store(tmp_path, corpus_file, monkeypatch, pools):
-    monkeypatch.setattr(prepare_module, "_CHUNK_CHARACTERS", 1000)  # many chunks to get in order
-    monkeypatch.setattr(prepare_module, "_CHUNKS_BEFORE_WORKERS", 3)
-    monkeypatch.setattr(prepare_module, "_num_cores", lambda: 2)
+    monkeypatch.setattr(encode_module, "_CHUNK_CHARACTERS", 1000)  # many chunks to get in order
+    monkeypatch.setattr(encode_module, "_CHUNKS_BEFORE_WORKERS", 3)
+    monkeypatch.setattr(encode_module, "_num_cores", lambda: 2)
     text = TextSection(held_out_fraction=0.2)
     one, *others = (
         prepare([str(corpus_file)], tmp_path / str(n), text, SMALL, workers=n) for n in (1, 2, None)
@@ -125,8 +125,8 @@ def test_workers_give_the_same_store(tmp_path, corpus_file, monkeypatch, pools):
 
 @pytest.mark.slow
 def test_workers_are_started_once_for_both_splits(tmp_path, word_tokenizer, monkeypatch, pools):
-    monkeypatch.setattr(prepare_module, "_CHUNK_CHARACTERS", 100)
-    monkeypatch.setattr(prepare_module, "_CHUNKS_BEFORE_WORKERS", 2)
+    monkeypatch.setattr(encode_module, "_CHUNK_CHARACTERS", 100)
+    monkeypatch.setattr(encode_module, "_CHUNKS_BEFORE_WORKERS", 2)
     corpus = write_lines(tmp_path / "a.jsonl", numbered(40))
     held_out = write_lines(tmp_path / "b.jsonl", numbered(40, 40))
     out = tmp_path / "out"
@@ -138,9 +138,9 @@ def test_workers_are_started_once_for_both_splits(tmp_path, word_tokenizer, monk
 
 @pytest.mark.parametrize("workers", [2, None])
 def test_short_text_starts_no_process(tmp_path, word_tokenizer, monkeypatch, pools, workers):
-    monkeypatch.setattr(prepare_module, "_num_cores", lambda: 2)
-    monkeypatch.setattr(prepare_module, "_CHUNK_CHARACTERS", 100)
-    monkeypatch.setattr(prepare_module, "_CHUNKS_BEFORE_WORKERS", 8)
+    monkeypatch.setattr(encode_module, "_num_cores", lambda: 2)
+    monkeypatch.setattr(encode_module, "_CHUNK_CHARACTERS", 100)
+    monkeypatch.setattr(encode_module, "_CHUNKS_BEFORE_WORKERS", 8)
     texts = numbered(40)  # 8 chunks, the last one not full
     assert 700 < sum(map(len, texts)) < 800
     corpus = write_lines(tmp_path / "a.jsonl", texts)
@@ -152,8 +152,8 @@ def test_short_text_starts_no_process(tmp_path, word_tokenizer, monkeypatch, poo
 
 @pytest.mark.slow
 def test_at_most_eight_processes_by_default(tmp_path, word_tokenizer, monkeypatch, pools):
-    monkeypatch.setattr(prepare_module, "_num_cores", lambda: 100)
-    monkeypatch.setattr(prepare_module, "_CHUNKS_BEFORE_WORKERS", 0)
+    monkeypatch.setattr(encode_module, "_num_cores", lambda: 100)
+    monkeypatch.setattr(encode_module, "_CHUNKS_BEFORE_WORKERS", 0)
     corpus = write_lines(tmp_path / "a.jsonl", numbered(2))
     prepare([corpus], tmp_path / "out", NOTHING_HELD_OUT, word_tokenizer, workers=None)
     assert pools == [8]
@@ -161,15 +161,15 @@ def test_at_most_eight_processes_by_default(tmp_path, word_tokenizer, monkeypatc
 
 def test_cores_that_this_process_may_use_are_counted(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3, 5}, raising=False)
-    assert prepare_module._num_cores() == 3
+    assert encode_module._num_cores() == 3
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert prepare_module._num_cores() == os.cpu_count()
+    assert encode_module._num_cores() == os.cpu_count()
 
 
 @pytest.mark.slow
 def test_failure_with_workers_leaves_nothing(tmp_path, word_tokenizer, monkeypatch, pools):
-    monkeypatch.setattr(prepare_module, "_CHUNK_CHARACTERS", 100)
-    monkeypatch.setattr(prepare_module, "_CHUNKS_BEFORE_WORKERS", 2)
+    monkeypatch.setattr(encode_module, "_CHUNK_CHARACTERS", 100)
+    monkeypatch.setattr(encode_module, "_CHUNKS_BEFORE_WORKERS", 2)
     corpus = write_lines(tmp_path / "a.jsonl", [*numbered(40), 5])
     with pytest.raises(CorpusError, match="line 41"):
         prepare([corpus], tmp_path / "out", NOTHING_HELD_OUT, word_tokenizer, workers=2)
@@ -342,7 +342,7 @@ def test_document_of_control_characters_is_dropped(tmp_path):
 
 
 def test_too_long_document_is_named(tmp_path, word_tokenizer, monkeypatch):
-    monkeypatch.setattr(prepare_module, "LONGEST_DOCUMENT_TOKENS", 6)
+    monkeypatch.setattr(encode_module, "LONGEST_DOCUMENT_TOKENS", 6)
     corpus = write_lines(tmp_path / "a.jsonl", [*numbered(2), "document number 1 " * 3])
     with pytest.raises(CorpusError, match=r"a\.jsonl, document 2: has 9 tokens, more than 6"):
         prepare([corpus], tmp_path / "out", NOTHING_HELD_OUT, word_tokenizer)
@@ -350,7 +350,7 @@ def test_too_long_document_is_named(tmp_path, word_tokenizer, monkeypatch):
 
 
 def test_longest_document_is_allowed(tmp_path, word_tokenizer, monkeypatch):
-    monkeypatch.setattr(prepare_module, "LONGEST_DOCUMENT_TOKENS", 3)
+    monkeypatch.setattr(encode_module, "LONGEST_DOCUMENT_TOKENS", 3)
     corpus = write_lines(tmp_path / "a.jsonl", numbered(2))
     store = prepare([corpus], tmp_path / "out", NOTHING_HELD_OUT, word_tokenizer)
     assert store.train.num_documents == 2

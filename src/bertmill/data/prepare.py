@@ -6,26 +6,14 @@ import hashlib
 import json
 import os
 import shutil
-import signal
-import tempfile
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager, suppress
-from functools import cache
-from itertools import chain, repeat
-from multiprocessing import get_context, parent_process
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
-import numpy as np
-
 from bertmill.config import TextSection, TokenizerSection
+from bertmill.data.encode import encoder, is_held_out
 from bertmill.data.store import (
     FORMAT,
-    LONGEST_DOCUMENT_TOKENS,
-    EncodedDocuments,
     Store,
     StoreWriter,
     is_store,
@@ -33,20 +21,10 @@ from bertmill.data.store import (
 )
 from bertmill.disk import file_lock, folder_that_appears_whole
 from bertmill.errors import BertmillError, CorpusError, StoreError, TokenizerError
-from bertmill.text.corpus import Document, read_documents
+from bertmill.text.corpus import read_documents
 from bertmill.text.files import SourceFile, find_files, fingerprint
 from bertmill.text.sentences import split_sentences
 from bertmill.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-
-_CHUNK_CHARACTERS = 1_000_000
-
-# Chunks that this process encodes before others are started. Two save what starting them takes
-# from some 25 chunks on (two cores). With this many before, 20 MB start none; 60 MB take 7 s (7.6
-# in one process, 5.3 with two from the start), 200 MB 16 (27 and 15).
-_CHUNKS_BEFORE_WORKERS = 24
-
-# Reading and writing stay in this process: a ninth of the work, so that more would wait for it.
-_MOST_WORKERS = 8
 
 
 def prepare(
@@ -93,7 +71,7 @@ def prepare(
     with folder_that_appears_whole(out, StoreError, or_another=True) as folder:
         made = make_tokenizer(files["train"], text, tokenizer, say)
         writer = StoreWriter(folder, made)
-        with _encoder(made, text, workers) as encode:
+        with encoder(made, text, workers) as encode:
             for name in ("train", "held_out"):
                 for train_part, held_out_part in encode(read_documents(files[name], text)):
                     writer.add(name, train_part)
@@ -216,7 +194,7 @@ def make_tokenizer(
     def texts() -> Iterator[str]:
         nonlocal num_bytes
         for document in read_documents(files, text):
-            if _is_held_out(document, text):
+            if is_held_out(document, text):
                 continue
             # Word counts need every document; WordPiece is content with a sample, and says so.
             if section.kind == "wordpiece" and num_bytes >= section.max_training_bytes:
@@ -244,151 +222,3 @@ def _nothing_to_train_on(files: Sequence[SourceFile], text: TextSection) -> Corp
         fix += ", or lower text.held_out_fraction"
     where = ", ".join(file.url for file in files[:3]) or "--corpus"
     return CorpusError(where, "is empty or all held out: no document to train on", fix)
-
-
-# --- encoding ------------------------------------------------------------------------------------
-
-
-def _is_held_out(document: Document, text: TextSection) -> bool:
-    return document.identity < text.held_out_fraction * 2**64
-
-
-def _encode_documents(
-    documents: Sequence[Document], tokenizer: Tokenizer, text: TextSection
-) -> tuple[EncodedDocuments, EncodedDocuments]:
-    """Encode documents and deal them out to the training and the held-out split."""
-    sentences = [split_sentences(document.text, text) for document in documents]
-    tokens, lengths = tokenizer.encode_batch([s for parts in sentences for s in parts])
-    owner = np.repeat(np.arange(len(documents)), [len(parts) for parts in sentences])
-    held_out = np.array([_is_held_out(document, text) for document in documents], bool)
-    for document, size in zip(
-        documents, np.bincount(owner, lengths, len(documents)).tolist(), strict=True
-    ):
-        if size > LONGEST_DOCUMENT_TOKENS:
-            raise CorpusError(
-                f"{document.source}, document {document.ordinal}",
-                f"has {int(size):,} tokens, more than {LONGEST_DOCUMENT_TOKENS:,}",
-                "separate its parts with blank lines, or set text.document=line",
-            )
-    # A sentence of control characters alone has no tokens, a document of such has no sentences.
-    return (
-        _select(tokens, lengths, owner, ~held_out),
-        _select(tokens, lengths, owner, held_out),
-    )
-
-
-def _select(
-    tokens: np.ndarray[tuple[int], np.dtype[np.int64]],
-    lengths: np.ndarray[tuple[int], np.dtype[np.int64]],
-    owner: np.ndarray[tuple[int], np.dtype[np.int64]],
-    wanted: np.ndarray[tuple[int], np.dtype[np.bool_]],
-) -> EncodedDocuments:
-    kept = (lengths > 0) & wanted[owner]
-    per_document = np.bincount(owner[kept], minlength=len(wanted))
-    return EncodedDocuments(
-        tokens[np.repeat(kept, lengths)], lengths[kept], per_document[per_document > 0]
-    )
-
-
-_Chunks = Iterator[tuple[EncodedDocuments, EncodedDocuments]]
-
-# What a worker process encodes with; set once when it starts.
-_worker_state: tuple[Tokenizer, TextSection] | None = None
-
-
-def _start_worker(tokenizer_folder: str, text: TextSection) -> None:
-    global _worker_state
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends us
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    _worker_state = (load_tokenizer(tokenizer_folder), text)
-
-
-def _end_with_parent() -> None:
-    """End this process with the one that started it: the pool's own wait for work for ever."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _encode_in_worker(
-    documents: Sequence[Document],
-) -> tuple[EncodedDocuments, EncodedDocuments]:
-    assert _worker_state is not None
-    return _encode_documents(documents, *_worker_state)
-
-
-@contextmanager
-def _encoder(
-    tokenizer: Tokenizer, text: TextSection, workers: int | None
-) -> Iterator[Callable[[Iterable[Document]], _Chunks]]:
-    """Give a function that encodes a stream of documents in order: here, then in processes."""
-    num_workers = min(_num_cores(), _MOST_WORKERS) if workers is None else workers
-    # Taken one by one, over all streams.
-    here = repeat(None) if num_workers <= 1 else iter([None] * _CHUNKS_BEFORE_WORKERS)
-    with ExitStack() as entered:
-
-        @cache
-        def pool() -> Executor:
-            return entered.enter_context(_worker_pool(tokenizer, text, num_workers))
-
-        def encode(documents: Iterable[Document]) -> _Chunks:
-            chunks = _chunks(documents)
-            for _, chunk in zip(here, chunks, strict=False):
-                yield _encode_documents(chunk, tokenizer, text)
-            if (first := next(chunks, None)) is not None:
-                yield from _map_in_order(pool(), chain([first], chunks), 2 * num_workers)
-
-        yield encode
-
-
-@contextmanager
-def _worker_pool(tokenizer: Tokenizer, text: TextSection, num_workers: int) -> Iterator[Executor]:
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(Path(folder))
-        with ProcessPoolExecutor(
-            num_workers, get_context("spawn"), _start_worker, (folder, text)
-        ) as pool:
-            yield pool
-
-
-def _num_cores() -> int:
-    """Count the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _map_in_order(pool: Executor, chunks: Iterable[list[Document]], in_flight: int) -> _Chunks:
-    """Map with results in order and a bounded number of chunks in memory."""
-    waiting: deque[Future[tuple[EncodedDocuments, EncodedDocuments]]] = deque()
-    try:
-        for chunk in chunks:
-            waiting.append(pool.submit(_encode_in_worker, chunk))
-            if len(waiting) >= in_flight:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise StoreError(
-            "prepare",
-            "a worker process died: out of memory, or a script without a __main__ guard",
-            "use fewer workers",
-        ) from None
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
-def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    chunk: list[Document] = []
-    characters = 0
-    for document in documents:
-        chunk.append(document)
-        characters += len(document.text)
-        if characters >= _CHUNK_CHARACTERS:
-            yield chunk
-            chunk, characters = [], 0
-    if chunk:
-        yield chunk
