@@ -21,8 +21,8 @@ Encoded = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 """Ids of several texts end to end, and the number of ids of each."""
 
 _CHARACTERS_AT_ONCE = 1_000_000
-_CHARACTERS_A_TEXT = 100
-"""What a text counts for besides its own: the library's result for a word is a kilobyte."""
+_BETWEEN_TEXTS = " \n "
+"""A line feed is a blank like any other, so that one between blanks can part the texts."""
 _CACHE_BYTES = 16_000_000
 """What is remembered between two calls at most; beyond it all is forgotten."""
 _ID = np.dtype(np.int32)
@@ -60,8 +60,10 @@ class StretchCache:
 
     def __call__(self, texts: Sequence[str]) -> Encoded:
         """Turn texts into ids end to end, and the number of ids of each text."""
-        # A line feed is a blank like any other, so that one between blanks can part the texts.
-        joined = " \n ".join(["", *(text.replace("\n", " ") for text in texts), ""])
+        return end_to_end(map(self._encode_group, groups(texts, len(_BETWEEN_TEXTS))))
+
+    def _encode_group(self, texts: Sequence[str]) -> Encoded:
+        joined = _BETWEEN_TEXTS.join(["", *(text.replace("\n", " ") for text in texts), ""])
         for mark in self._marks:
             joined = joined.replace(mark, f" {mark} ")
         stretches = pc.split_pattern(pa.array([joined]), " ").values.dictionary_encode()
@@ -101,9 +103,12 @@ def end_to_end(parts: Iterable[Encoded]) -> Encoded:
     return np.concatenate(ids), np.concatenate(lengths)
 
 
-def groups(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Cut a list into one list or more, each of which is encoded in bounded memory."""
-    sizes = np.fromiter(map(len, texts), np.int64, len(texts)) + _CHARACTERS_A_TEXT
+def groups(texts: Sequence[str], characters_a_text: int) -> Iterator[Sequence[str]]:
+    """Cut a list into one list or more, each of which is encoded in bounded memory.
+
+    A text counts for so many characters besides its own.
+    """
+    sizes = np.fromiter(map(len, texts), np.int64, len(texts)) + characters_a_text
     group = np.cumsum(sizes) // _CHARACTERS_AT_ONCE
     starts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(texts)]
     for i, j in pairwise(starts):

@@ -25,6 +25,8 @@ _LARGEST_VOCABULARY = 2**24
 _FREQUENT_MARKS = ",.()\"'-:;!?/"
 _WORDS_AT_ONCE = 1000
 _LONGEST_WORD = 100
+# What the library's result for a text takes besides its characters, counted in characters.
+_CHARACTERS_A_RESULT = 100
 """Characters; a longer word is unknown to WordPiece as published, whatever its pieces."""
 _SPECIAL_KEYS = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 
@@ -130,11 +132,10 @@ class Tokenizer:
         ids : ndarray of int64, shape (N,)
         lengths : ndarray of int64, shape (len(texts),)
         """
-        encode = self._encode_whole if self._cache is None else self._cache
-        return end_to_end(encode(group) for group in groups(texts))
+        return self._encode_whole(texts) if self._cache is None else self._cache(texts)
 
     def _encode_whole(self, texts: Sequence[str]) -> Encoded:
-        return end_to_end(self._encode_some(group) for group in groups(texts))
+        return end_to_end(map(self._encode_some, groups(texts, _CHARACTERS_A_RESULT)))
 
     def _encode_some(self, texts: Sequence[str]) -> Encoded:
         with _library_errors():
