@@ -8,7 +8,7 @@ help:
 	@echo "make demo    pretrain an encoder from raw text in some three minutes"
 	@echo "make test    run all tests"
 	@echo "make check   format, lint, types, import layers"
-	@echo "make bench   whole training steps beside other programs' in some nine minutes"
+	@echo "make bench   whole training steps beside other programs' in some ten minutes"
 	@echo "make torture a run killed a hundred times ends with the bits of one left alone"
 	@echo "make fuzz    100,000 hostile inputs to every reader, in some eight minutes"
 	@echo "make setup   the .venv with all that development and tests need"

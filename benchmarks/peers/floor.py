@@ -7,12 +7,13 @@ torch has (oneDNN; by itself it takes MKL) where that is faster.
 
 from itertools import groupby
 
-import numpy as np
 import torch
 from measure import timed
 
 from bertmill.model import onednn
+from bertmill.train.device import to_device
 from bertmill.train.memory import freed_memory_kept
+from peers.ours import CPU
 from peers.workload import Workload
 
 PEAK_WIDTH, PEAK_PRODUCTS = 1024, 50
@@ -70,7 +71,10 @@ class Floor:
             section.num_hidden_layers,
         )
         num_tokens, num_predictions = len(batch.token_ids), len(batch.masked_at)
-        num_pairs, num_selected = len(batch.next_sentence_labels), selected_counts(batch)
+        num_pairs, num_selected = (
+            len(batch.next_sentence_labels),
+            to_device(batch, CPU).selection.lengths,
+        )
         num_asking = sum(num_selected)
         maps = [
             (depth - 1, num_tokens, width, 3 * width),
@@ -155,11 +159,6 @@ class Floor:
             ]
             self.choices[kind] = min(choices, key=lambda choice: best_seconds(way_of(*choice)))
         return way_of(*self.choices[kind])
-
-
-def selected_counts(batch):
-    """Count the tokens of each sequence that a loss reads."""
-    return np.diff(np.searchsorted(batch.read_at, batch.sequence_starts)).tolist()
 
 
 def best_seconds(compute):

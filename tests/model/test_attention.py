@@ -53,6 +53,12 @@ def check_against_padded(attend, lengths, dropout, selected=None):
     torch.testing.assert_close(qkv.grad, again.grad)
 
 
+@pytest.fixture(params=[True, False], ids=["as on a CPU", "as on a GPU"])
+def has_own_gradient(request, monkeypatch):
+    monkeypatch.setattr(attention, "_has_own_gradient", lambda q: request.param)
+
+
+@pytest.mark.usefixtures("has_own_gradient")
 @pytest.mark.parametrize("lengths", [[5, 5, 3], [1], [7], [4, 2, 4, 4, 1, 1]])
 def test_by_length_is_the_padded_form(lengths):
     check_against_padded(attend_by_length, lengths, 0.0)
@@ -67,11 +73,16 @@ SELECTED = {
 }
 
 
+@pytest.mark.usefixtures("has_own_gradient")
 @pytest.mark.parametrize("selected", SELECTED.values(), ids=SELECTED)
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_where_some_ask_they_get_what_they_would_among_all(selected, dropout, monkeypatch):
+def test_of_some_tokens_is_the_padded_form(selected):
+    check_against_padded(attend_by_length, [5, 5, 3], 0.0, selected)
+
+
+@pytest.mark.parametrize("selected", SELECTED.values(), ids=SELECTED)
+def test_with_dropout_that_drops_nothing_it_is_the_padded_form(selected, monkeypatch):
     monkeypatch.setattr(attention, "draw_scales", lambda shape, p, dtype: torch.ones(shape))
-    check_against_padded(attend_by_length, [5, 5, 3], dropout, selected)
+    check_against_padded(attend_by_length, [5, 5, 3], 0.3, selected)
 
 
 @pytest.mark.parametrize("selected", [None, *SELECTED.values()], ids=["all", *SELECTED])

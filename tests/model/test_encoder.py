@@ -8,6 +8,7 @@ from transformers import BertConfig, BertForPreTraining
 
 from bertmill.config import ModelSection, load_recipe
 from bertmill.data.batch import Batch
+from bertmill.model import attention
 from bertmill.model.encoder import (
     Encoder,
     count_encoder_weights,
@@ -16,6 +17,7 @@ from bertmill.model.encoder import (
 from bertmill.model.heads import PretrainingModel
 from bertmill.model.huggingface import from_huggingface
 from bertmill.model.losses import PretrainingInput, pretraining_losses, score_batch
+from bertmill.model.onednn import linear
 from bertmill.model.packed import PackedTokens, Selection
 from bertmill.train.device import to_device
 
@@ -82,7 +84,7 @@ def test_everything_equals_transformers(shape):
         output_hidden_states=True,
     )
     real = torch.arange(max(LENGTHS)) < lengths[:, None]
-    masked_at = batch.selection.at[batch.masked_at]
+    masked_at = batch.selection.at[batch.masked_rows]
     hidden = ours(packed)
     close = {"atol": 1e-5, "rtol": 1e-5}
     torch.testing.assert_close(hidden, wanted.hidden_states[-1][real], **close)
@@ -276,7 +278,31 @@ def test_all_logits_are_never_held(monkeypatch):
     with Watch():
         sums = pretraining_losses(model, batch)
         (sums.mlm + sums.nsp).backward()
-    assert largest < 0.5 * len(batch.masked_at) * vocab
+    assert largest < 0.5 * len(batch.masked_rows) * vocab
+
+
+def count_products_of_attention(monkeypatch, rows: list[int]) -> None:
+    """Have the rows of its queries, and of its keys and values, added to a list."""
+
+    def counted(x, weight, bias):
+        rows.append(len(x))
+        return linear(x, weight, bias)
+
+    monkeypatch.setattr(attention, "linear", counted)
+
+
+def test_attention_in_training_computes_no_padded_token(monkeypatch):
+    model, scored = PretrainingModel(QUICK, 60), []
+    multiply = torch.baddbmm
+
+    def counted(zero, left, right, **options):
+        scored.append(left.shape[0] * left.shape[1] * right.shape[2])
+        return multiply(zero, left, right, **options)
+
+    monkeypatch.setattr(torch, "baddbmm", counted)
+    model(make_batch(60).packed)
+    every_pair = sum(n * n for n in LENGTHS) * QUICK.num_attention_heads
+    assert sum(scored) == every_pair * QUICK.num_hidden_layers
 
 
 def test_no_padded_token_is_computed(monkeypatch):
@@ -287,6 +313,7 @@ def test_no_padded_token_is_computed(monkeypatch):
     for module in model.encoder.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.LayerNorm):
             module.register_forward_hook(lambda _, inputs, out: rows.append(inputs[0].shape[0]))
+    count_products_of_attention(monkeypatch, rows)
     attend = torch.nn.functional.scaled_dot_product_attention
 
     def counted(q, k, v, **options):
@@ -308,14 +335,16 @@ def test_first_tokens():
     assert first.lengths == [1] * 8
 
 
-def test_behind_the_last_attention_nothing_is_computed_that_no_loss_reads():
+def test_in_the_last_block_only_keys_and_values_are_of_what_no_loss_reads(monkeypatch):
     batch = make_batch(60)
-    model, rows = PretrainingModel(QUICK, 60), []
+    section = QUICK.model_copy(update={"num_hidden_layers": 1})
+    model, rows = PretrainingModel(section, 60), []
+    count_products_of_attention(monkeypatch, rows)
     for module in model.encoder.blocks[-1].modules():
         if isinstance(module, torch.nn.Linear | torch.nn.LayerNorm):
             module.register_forward_hook(lambda _, inputs, out: rows.append(inputs[0].shape[0]))
     pretraining_losses(model, batch)
     num_tokens, num_selected = len(batch.packed.token_ids), len(batch.selection.at)
     assert num_selected < num_tokens
-    # The norm before the attention is of all tokens, for keys and values.
-    assert sorted(rows) == [num_selected] * 5 + [num_tokens]
+    # Of all tokens: keys and values, and the norm before them.
+    assert sorted(rows) == [num_selected] * 6 + [num_tokens] * 2

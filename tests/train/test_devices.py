@@ -130,13 +130,13 @@ def test_what_the_losses_read_is_selected():
     assert got.selection.at.tolist() == [0, 2, 3, 4, 7, 8, 11]
     assert got.selection.starts.tolist() == [0, 3, 4, 7]
     assert got.selection.lengths == [3, 1, 3]
-    assert got.masked_at.tolist() == [1, 2, 5, 6]
+    assert got.masked_rows.tolist() == [1, 2, 5, 6]
 
     without_pairs = replace(some, next_sentence_labels=np.empty(0, np.int64))
     got = to_device(without_pairs, torch.device("cpu"))
     assert got.selection.at.tolist() == [2, 3, 8, 11]
     assert got.selection.lengths == [2, 0, 2]
-    assert got.masked_at.tolist() == [0, 1, 2, 3]
+    assert got.masked_rows.tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

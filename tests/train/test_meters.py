@@ -20,7 +20,7 @@ def step(num_predictions, num_pairs):
     return PretrainingInput(
         packed=None,
         selection=None,
-        masked_at=torch.zeros(num_predictions, dtype=torch.long),
+        masked_rows=torch.zeros(num_predictions, dtype=torch.long),
         masked_labels=torch.zeros(num_predictions, dtype=torch.long),
         next_sentence_labels=torch.zeros(num_pairs, dtype=torch.long),
     )

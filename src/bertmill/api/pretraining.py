@@ -287,12 +287,14 @@ def _store_of_the_run(facts: dict[str, Any], recipe: Recipe, progress: RunProgre
 def _refuse_another_recipe(run: RunFolder, recipe: Recipe, checkpoint: Checkpoint) -> None:
     """Raise `RunError` where the run's recipe is not what it began with; only steps may differ."""
     now, then = recipe.model_dump(), checkpoint.state.recipe
-    knobs = {
-        f"{section}.{key}": (value, then.get(section, {}).get(key))
-        for section, values in now.items()
-        if isinstance(values, dict)
-        for key, value in values.items()
-    }
+    knobs = {}
+    for section, values in now.items():
+        if isinstance(values, dict):
+            fields = type(getattr(recipe, section)).model_fields
+            for key, value in values.items():
+                # A run from before there was such a knob began with its default.
+                before = then.get(section, {}).get(key, fields[key].default)
+                knobs[f"{section}.{key}"] = value, before
     changed = [k for k, (new, old) in knobs.items() if new != old and k != "train.steps"]
     if changed:
         new, old = knobs[changed[0]]

@@ -51,7 +51,7 @@ class Batch:
         return [int(n) for n in np.diff(self.sequence_starts)]
 
     @property
-    def read_at(self) -> Ints:
+    def selected_at(self) -> Ints:
         """Rising positions that the losses read: predictions and, with pairs, first tokens."""
         if not len(self.next_sentence_labels):
             return self.masked_at

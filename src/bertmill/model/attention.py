@@ -108,23 +108,27 @@ def attend_by_length(
     Tensor
         [S, D].
     """
-    runs = _find_runs(asking.lengths, packed.lengths)
+    groups = _find_groups(asking.lengths, packed.lengths)
     q = q[:, None]
-    if q.requires_grad and q.device.type == "cpu":
-        return _AttendInTraining.apply(q, kv, runs, dropout)  # type: ignore[no-any-return,no-untyped-call]
+    if _has_own_gradient(q):
+        return _AttendInTraining.apply(q, kv, groups, dropout)  # type: ignore[no-any-return,no-untyped-call]
     # split, not slices: a slice's gradient is a zero-filled tensor of the whole.
-    q_pieces = torch.split(q, [run.num_sequences * run.num_asking for run in runs])
-    kv_pieces = torch.split(kv, [run.num_sequences * run.length for run in runs])
+    q_pieces = torch.split(q, [group.num_sequences * group.num_asking for group in groups])
+    kv_pieces = torch.split(kv, [group.num_sequences * group.length for group in groups])
     mixed = []
-    for q_piece, kv_piece, run in zip(q_pieces, kv_pieces, runs, strict=True):
-        ((q,), (k, v)) = run.by_head(q_piece), run.by_head(kv_piece)
+    for q_piece, kv_piece, group in zip(q_pieces, kv_pieces, groups, strict=True):
+        ((q,), (k, v)) = group.by_head(q_piece), group.by_head(kv_piece)
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         mixed.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
     return torch.cat(mixed)
 
 
-class _Run(NamedTuple):
-    """A stretch of sequences of equal lengths; K is 1 for queries, 2 for keys and values."""
+def _has_own_gradient(q: Tensor) -> bool:
+    return q.requires_grad and q.device.type == "cpu"
+
+
+class _Group(NamedTuple):
+    """A group of sequences of equal lengths; K is 1 for queries, 2 for keys and values."""
 
     num_sequences: int
     num_asking: int
@@ -135,12 +139,12 @@ class _Run(NamedTuple):
     """Where the tokens stand among all of them."""
 
     def by_head(self, x: Tensor) -> Tensor:
-        """View tokens of the run head by head: [C * L, K, H, D / H] as [K, C, H, L, D / H]."""
+        """View tokens of the group head by head: [C * L, K, H, D / H] as [K, C, H, L, D / H]."""
         length = len(x) // self.num_sequences
         return x.view(self.num_sequences, length, *x.shape[1:]).permute(2, 0, 3, 1, 4)
 
     def flat(self, x: Tensor) -> Tensor:
-        """Copy them into a matrix a head: [C * L, K, H, D / H] to [K, C * H, L, D / H]."""
+        """Lay them into a matrix a head: [C * L, K, H, D / H] to [K, C * H, L, D / H]."""
         return self.by_head(x).flatten(1, 2)
 
     def put(self, flat: Tensor, x: Tensor) -> None:
@@ -149,14 +153,14 @@ class _Run(NamedTuple):
         by_head.copy_(flat.view(by_head.shape))
 
 
-def _find_runs(num_asking: Sequence[int], lengths: Sequence[int]) -> list[_Run]:
-    runs, asked, token = [], 0, 0
+def _find_groups(num_asking: Sequence[int], lengths: Sequence[int]) -> list[_Group]:
+    groups, asked, token = [], 0, 0
     for (q, k), run in groupby(zip(num_asking, lengths, strict=True)):
         count = len(list(run))
         asking, tokens = slice(asked, asked + count * q), slice(token, token + count * k)
-        runs.append(_Run(count, q, k, asking, tokens))
+        groups.append(_Group(count, q, k, asking, tokens))
         asked, token = asking.stop, tokens.stop
-    return runs
+    return groups
 
 
 class _AttendInTraining(torch.autograd.Function):
@@ -166,23 +170,25 @@ class _AttendInTraining(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, kv: Tensor, runs: list[_Run], dropout: float) -> Tensor:
+    def forward(ctx: Any, q: Tensor, kv: Tensor, groups: list[_Group], dropout: float) -> Tensor:
         mixed, zero, scale = torch.empty_like(q), q.new_empty(()), q.shape[-1] ** -0.5
         wide = torch.promote_types(q.dtype, torch.float32)
-        sizes = [run.num_sequences * q.shape[2] * run.num_asking * run.length for run in runs]
+        sizes = [
+            group.num_sequences * q.shape[2] * group.num_asking * group.length for group in groups
+        ]
         # Drawn at once, because each draw costs a call.
         scales = draw_scales([sum(sizes)], dropout, wide) if dropout else None
         kept, at = [], 0
-        for run, size in zip(runs, sizes, strict=True):
-            asking, known = run.flat(q[run.asking]), run.flat(kv[run.tokens])
-            scores = torch.baddbmm(zero, asking[0], known[0].mT, beta=0, alpha=scale)
+        for group, size in zip(groups, sizes, strict=True):
+            queries, keys_values = group.flat(q[group.asking]), group.flat(kv[group.tokens])
+            scores = torch.baddbmm(zero, queries[0], keys_values[0].mT, beta=0, alpha=scale)
             weights = scores.softmax(-1, dtype=wide)
             own_scales = None if scales is None else scales[at : at + size].view(weights.shape)
             dropped = _multiply(weights, own_scales).to(q.dtype)
-            run.put(torch.bmm(dropped, known[1]), mixed[run.asking])
-            kept += [asking, known, weights, own_scales]
+            group.put(torch.bmm(dropped, keys_values[1]), mixed[group.asking])
+            kept += [queries, keys_values, weights, own_scales]
             at += size
-        ctx.runs, ctx.q_shape, ctx.kv_shape = runs, q.shape, kv.shape
+        ctx.groups, ctx.q_shape, ctx.kv_shape = groups, q.shape, kv.shape
         ctx.save_for_backward(*kept)
         return mixed.flatten(1)
 
@@ -192,17 +198,17 @@ class _AttendInTraining(torch.autograd.Function):
         d_q, d_kv = torch.empty_like(d_mixed), d_mixed.new_empty(ctx.kv_shape)
         zero, scale = d_mixed.new_empty(()), ctx.q_shape[-1] ** -0.5
         kept = iter(ctx.saved_tensors)
-        for run in ctx.runs:
-            asking, known, weights, scales = islice(kept, 4)
-            (d_out,), d_known = run.flat(d_mixed[run.asking]), torch.empty_like(known)
-            dropped = _multiply(weights, scales).to(dtype)
-            torch.bmm(dropped.mT, d_out, out=d_known[1])
-            d_dropped = torch.bmm(d_out, known[1].mT).to(weights.dtype)
+        for group in ctx.groups:
+            queries, keys_values, weights, scales = islice(kept, 4)
+            (d_out,), d_both = group.flat(d_mixed[group.asking]), torch.empty_like(keys_values)
+            torch.bmm(_multiply(weights, scales).to(dtype).mT, d_out, out=d_both[1])
+            d_dropped = torch.bmm(d_out, keys_values[1].mT).to(weights.dtype)
             d_weights = _multiply(d_dropped, scales)
             d_scores = _softmax_backward(d_weights, weights, -1, weights.dtype).to(dtype)
-            run.put(torch.baddbmm(zero, d_scores, known[0], beta=0, alpha=scale), d_q[run.asking])
-            torch.baddbmm(zero, d_scores.mT, asking[0], beta=0, alpha=scale, out=d_known[0])
-            run.put(d_known, d_kv[run.tokens])
+            torch.baddbmm(zero, d_scores.mT, queries[0], beta=0, alpha=scale, out=d_both[0])
+            group.put(d_both, d_kv[group.tokens])
+            d_queries = torch.baddbmm(zero, d_scores, keys_values[0], beta=0, alpha=scale)
+            group.put(d_queries, d_q[group.asking])
         return d_q, d_kv, None, None
 
 

@@ -52,7 +52,8 @@ class Encoder(nn.Module):
     ) -> Tensor:
         """Do the same for tokens in any leading shape, [...] to [..., D].
 
-        `sequences` is what the blocks' attention tells sequences apart by.
+        `sequences` is what the blocks' attention tells sequences apart by; a selection is of packed
+        tokens.
         """
         x = self.embeddings(token_ids, segment_ids, position_ids)
         rotation = self._rotation(position_ids)
@@ -119,6 +120,7 @@ class Block(nn.Module):
         read = asking = self.attention_norm(x) if self.norm_first else x
         if selection is not None:
             x = x.index_select(0, selection.at)
+            # Normed again: taken from `read`, they would have a gradient of the size of all tokens.
             asking = self.attention_norm(x) if self.norm_first else x
         return self.after_attention(x, self.attention(asking, read, sequences, selection, rotation))
 

@@ -24,7 +24,7 @@ class PretrainingInput(NamedTuple):
     packed: PackedTokens
     selection: Selection
     """What the losses read: masked tokens and, with pairs, the first token of each sequence."""
-    masked_at: Tensor
+    masked_rows: Tensor
     """Places of the masked tokens among the selected, [P], rising."""
     masked_labels: Tensor
     """[P]."""
@@ -63,7 +63,7 @@ def pretraining_losses(model: PretrainingModel, batch: PretrainingInput) -> Loss
     hidden = model(batch.packed, batch.selection)
     head = model.masked_token_head
     mlm = vocabulary_loss(
-        head(hidden.index_select(0, batch.masked_at)),
+        head(hidden.index_select(0, batch.masked_rows)),
         model.decoder_weight,
         head.bias,
         batch.masked_labels,
@@ -79,8 +79,8 @@ def score_batch(model: PretrainingModel, batch: PretrainingInput) -> Scores:
     """Score every answer of a batch; the model should be in evaluation mode."""
     hidden = model(batch.packed, batch.selection)
     mlm, mlm_right = [], []
-    for start in range(0, len(batch.masked_at), _ROWS_AT_ONCE):
-        rows = batch.masked_at[start : start + _ROWS_AT_ONCE]
+    for start in range(0, len(batch.masked_rows), _ROWS_AT_ONCE):
+        rows = batch.masked_rows[start : start + _ROWS_AT_ONCE]
         labels = batch.masked_labels[start : start + _ROWS_AT_ONCE]
         logits = model.masked_token_logits(hidden.index_select(0, rows))
         mlm.append(F.cross_entropy(logits, labels, reduction="none"))

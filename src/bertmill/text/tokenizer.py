@@ -25,9 +25,9 @@ _LARGEST_VOCABULARY = 2**24
 _FREQUENT_MARKS = ",.()\"'-:;!?/"
 _WORDS_AT_ONCE = 1000
 _LONGEST_WORD = 100
-# What the library's result for a text takes besides its characters, counted in characters.
-_CHARACTERS_A_RESULT = 100
 """Characters; a longer word is unknown to WordPiece as published, whatever its pieces."""
+_CHARACTERS_A_RESULT = 100
+"""What the library's result for a text takes besides its characters, counted in characters."""
 _SPECIAL_KEYS = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 
 

@@ -62,8 +62,12 @@ def compiled_blocks(
         raise RecipeError(
             "train.compile",
             f"torch cannot compile here ({str(error).splitlines()[0]})",
-            "install a C++ compiler, or set train.compile=false",
+            "install a C++ compiler, or begin a new run with train.compile=false",
         ) from None
     model.zero_grad()
-    with torch.compiler.set_stance("eager_on_recompile"):
-        yield
+    try:
+        with torch.compiler.set_stance("eager_on_recompile"):
+            yield
+    finally:
+        for block in blocks:
+            del block.after_attention

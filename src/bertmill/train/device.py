@@ -74,8 +74,8 @@ def to_device(batch: Batch, device: torch.device) -> PretrainingInput:
     def tensor(array: np.ndarray[tuple[int], np.dtype[Any]]) -> torch.Tensor:
         return copy_to(device, torch.from_numpy(array))
 
-    read_at = batch.read_at
-    read_starts = np.searchsorted(read_at, batch.sequence_starts)
+    selected_at = batch.selected_at
+    selected_starts = np.searchsorted(selected_at, batch.sequence_starts)
     return PretrainingInput(
         PackedTokens(
             tensor(batch.token_ids),
@@ -85,9 +85,11 @@ def to_device(batch: Batch, device: torch.device) -> PretrainingInput:
             batch.lengths,
         ),
         Selection(
-            tensor(read_at), tensor(read_starts.astype(np.int32)), np.diff(read_starts).tolist()
+            tensor(selected_at),
+            tensor(selected_starts.astype(np.int32)),
+            np.diff(selected_starts).tolist(),
         ),
-        tensor(np.searchsorted(read_at, batch.masked_at)),
+        tensor(np.searchsorted(selected_at, batch.masked_at)),
         tensor(batch.masked_labels),
         tensor(batch.next_sentence_labels),
     )

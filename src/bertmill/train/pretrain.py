@@ -196,7 +196,7 @@ def pretrain_loop(
     progress.start(held_out.yardsticks if held_out else None)
     feed = Feed(lambda step: to_device(data.train.batch_at(step), device), step)
     compiled: AbstractContextManager[None] = nullcontext()
-    if knobs.compile:
+    if knobs.compile and step != schedule.end_step:
         progress.say("compiling what the blocks do after their attention; it may take a minute")
         compiled = compiled_blocks(model, device, precision)
     with freed_memory_kept(), repeatable_kernels(device), compiled, stop_signals() as stop, feed:
