@@ -40,8 +40,8 @@ class StretchCache:
     encode_words : callable
         The same for stretches of ASCII letters and digits, which are one word each.
     marks : str
-        Characters that are always words by themselves and often stand next to others: with blanks
-        around them, "lake," and "(lake" need no entries of their own.
+        ASCII characters that are always words by themselves and often stand next to others: with
+        blanks around them, "lake," and "(lake" need no entries of their own.
     """
 
     def __init__(
@@ -50,7 +50,8 @@ class StretchCache:
         encode_words: Callable[[Sequence[str]], Encoded],
         marks: str,
     ) -> None:
-        self._encode, self._encode_words, self._marks = encode, encode_words, marks
+        self._encode, self._encode_words = encode, encode_words
+        self._marks = [mark.encode() for mark in marks]
         self._forget()
 
     @property
@@ -64,9 +65,12 @@ class StretchCache:
 
     def _encode_group(self, texts: Sequence[str]) -> Encoded:
         joined = _BETWEEN_TEXTS.join(["", *(text.replace("\n", " ") for text in texts), ""])
+        data = joined.encode()  # a byte a mark, where the string may have four
         for mark in self._marks:
-            joined = joined.replace(mark, f" {mark} ")
-        stretches = pc.split_pattern(pa.array([joined]), " ").values.dictionary_encode()
+            data = data.replace(mark, b" " + mark + b" ")
+        offsets = np.array([0, len(data)], np.int32)
+        whole = pa.StringArray.from_buffers(1, pa.py_buffer(offsets), pa.py_buffer(data))
+        stretches = pc.split_pattern(whole, " ").values.dictionary_encode()
         distinct = stretches.dictionary.to_pylist()
         pieces = self._pieces  # stays whole here when another thread forgets it
         new = [stretch for stretch in distinct if stretch not in pieces]
