@@ -151,6 +151,9 @@ def measure(workload, programs, num_rounds):
             stack.enter_context(closing(pipes[name]))  # first, so that a worker ends
         losses = {name: pipe.recv() for name, pipe in pipes.items()}
         check_losses(losses)
+        for pipe in pipes.values():  # one by one, because the floor chooses by measuring
+            pipe.send(None)
+            pipe.recv()
         seconds = {name: [] for name in programs}
         for number in range(num_rounds + 1):
             for name, pipe in pipes.items():
@@ -205,8 +208,10 @@ def work(pipe, name, workload: Workload):
     module, kind, options = PROGRAMS[name]
     program = getattr(import_module(module), kind)(workload, **options)
     pipe.send(program.losses())
+    pipe.recv()
     program.start()
     forget_peak_memory()
+    pipe.send(None)
     turn_seconds = 0.0  # the first round: one step
     while (number := pipe.recv()) is not None:
         seconds = []
