@@ -254,6 +254,17 @@ def test_another_recipe_is_refused_by_name(corpus_file, tmp_path, knob, new):
         bertmill.pretrain(resume=run)
 
 
+def test_a_run_from_before_a_knob_goes_on_with_its_default(corpus_file, tmp_path):
+    run = begin(corpus_file, tmp_path / "run", 8, stop_after=1e-6).folder
+    lines = (run / "recipe.toml").read_text().splitlines()
+    (run / "recipe.toml").write_text("\n".join(ln for ln in lines if "compile" not in ln))
+    for path in (run / "checkpoints").glob("*/state.json"):
+        state = json.loads(path.read_text())
+        del state["recipe"]["train"]["compile"]
+        path.write_text(json.dumps(state))
+    assert bertmill.pretrain(resume=run).outcome.finished
+
+
 def test_a_clock_that_jumps_changes_nothing(corpus_file, tmp_path, monkeypatch, undisturbed):
     jumps = iter([2**31, -(10**9), 5, 10**12] * 100_000)
     monkeypatch.setattr(time, "time", lambda: next(jumps))
