@@ -12,7 +12,6 @@ from bertmill.model.folder import load_model
 from bertmill.model.heads import PretrainingModel
 from bertmill.model.packed import PackedTokens
 from bertmill.train.compiled import compiled_blocks
-from bertmill.train.device import open_device
 from bertmill.train.precision import autocast
 from bertmill.train.run_data import RunData
 from bertmill.train.run_folder import RunFolder
@@ -31,14 +30,6 @@ SETTINGS = [
     "train.compile=true",
     "schedule.warmup_steps=2",
 ]
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request) -> torch.device:
-    if request.param == "cuda" and not torch.cuda.is_available():
-        told = request.node.originalname.removeprefix("test_").replace("_", " ")
-        pytest.skip(f"no CUDA device, so not checked there: {told}")
-    return open_device(request.param)
 
 
 @pytest.fixture(autouse=True)

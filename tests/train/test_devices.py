@@ -22,7 +22,7 @@ from bertmill.model.encoder import initialise
 from bertmill.model.heads import PretrainingModel
 from bertmill.model.losses import pretraining_losses
 from bertmill.model.padded import PaddedEncoder
-from bertmill.train.device import open_device, repeatable_kernels, to_device
+from bertmill.train.device import repeatable_kernels, to_device
 from bertmill.train.meters import LossMeter
 from bertmill.train.optimizer import make_optimizer
 from bertmill.train.precision import autocast
@@ -39,14 +39,6 @@ SMALL = [
     "model.attention_probs_dropout_prob=0.0",
 ]
 RECIPES = {name: load_recipe(name, SMALL) for name in ("tiny", "quick")}
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request) -> torch.device:
-    if request.param == "cuda" and not torch.cuda.is_available():
-        told = request.node.originalname.removeprefix("test_").replace("_", " ")
-        pytest.skip(f"no CUDA device, so not checked there: {told}")
-    return open_device(request.param)
 
 
 def make_batch(lengths, vocab_size: int) -> Batch:
