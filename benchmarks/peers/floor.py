@@ -71,10 +71,8 @@ class Floor:
             section.num_hidden_layers,
         )
         num_tokens, num_predictions = len(batch.token_ids), len(batch.masked_at)
-        num_pairs, num_selected = (
-            len(batch.next_sentence_labels),
-            to_device(batch, CPU).selection.lengths,
-        )
+        num_pairs = len(batch.next_sentence_labels)
+        num_selected = to_device(batch, CPU).selection.lengths
         num_asking = sum(num_selected)
         maps = [
             (depth - 1, num_tokens, width, 3 * width),
