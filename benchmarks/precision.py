@@ -14,8 +14,8 @@ from measure import Spread, interleave, markdown_table, round_ratios, write_resu
 from bertmill.config import load_recipe
 from bertmill.data.batch import Batches
 from bertmill.data.prepare import open_or_prepare
-from bertmill.model.encoder import initialise
-from bertmill.model.heads import PretrainingModel
+from bertmill.model.encoder import initialize
+from bertmill.model.pretraining import PretrainingModel
 from bertmill.train.device import to_device
 from bertmill.train.optimizer import make_optimizer
 from bertmill.train.precision import measure_peak_flops
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 def make_step(recipe, vocab_size, batch):
     model = PretrainingModel(recipe.model, vocab_size).train()
-    initialise(model, recipe.model, torch.Generator().manual_seed(1))
+    initialize(model, recipe.model, torch.Generator().manual_seed(1))
     optimizer = make_optimizer(model, recipe.optimizer)
     return lambda: take_step(model, optimizer, batch, recipe, 0)
 

@@ -25,7 +25,6 @@ from bertmill.data.batch import Batch, Batches
 from bertmill.data.overlap import OverlapRule
 from bertmill.data.store import Store
 from bertmill.model.folder import load_model
-from bertmill.model.losses import pretraining_losses
 from bertmill.train.device import to_device
 from bertmill.train.run_folder import RunFolder
 
@@ -115,7 +114,7 @@ def check_formula(folder: Path, step: int) -> dict[str, float]:
     padded = batch.padded(LENGTH, PREDICTIONS, store.tokenizer.pad_id)
     tokens, segments, lengths, at, weights, labels, is_next = map(torch.as_tensor, padded)
     with torch.no_grad():
-        sums = pretraining_losses(model, to_device(batch, torch.device("cpu")))
+        sums = model(to_device(batch, torch.device("cpu")))
         hidden = theirs.bert(
             tokens, attention_mask=torch.arange(LENGTH) < lengths[:, None], token_type_ids=segments
         )
@@ -174,7 +173,7 @@ def draw(metrics: list[dict], path: Path) -> None:
     train = [record for record in metrics if record["split"] == "train"]
     panels = {
         "mlm_loss": (
-            "masked language modelling",
+            "masked language modeling",
             {"word frequencies": "unigram_nats", "no context": "no_context_nats"},
         ),
         "nsp_loss": (

@@ -149,7 +149,7 @@ def save_random_model(small_run):
     import torch
 
     from bertmill.model.folder import load_model, save_model
-    from bertmill.model.heads import PretrainingModel
+    from bertmill.model.pretraining import PretrainingModel
 
     tokenizer = load_model(small_run.folder).tokenizer
 

@@ -14,8 +14,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 import bertmill
 from bertmill import errors
 from bertmill.data.prepare import cache_folder
-from bertmill.disk import file_sha256, file_that_appears_whole, folder_that_appears_whole
 from bertmill.model.folder import load_model, save_model
+from bertmill.storage import file_sha256, file_that_appears_whole, folder_that_appears_whole
 from bertmill.text.files import find_files
 from bertmill.train.device import open_device
 from bertmill.train.run_folder import RunFolder

@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 import bertmill
 from bertmill.data import encode
@@ -254,14 +256,29 @@ def test_another_recipe_is_refused_by_name(corpus_file, tmp_path, knob, new):
         bertmill.pretrain(resume=run)
 
 
-def test_a_run_from_before_a_knob_goes_on_with_its_default(corpus_file, tmp_path):
-    run = begin(corpus_file, tmp_path / "run", 8, stop_after=1e-6).folder
-    lines = (run / "recipe.toml").read_text().splitlines()
-    (run / "recipe.toml").write_text("\n".join(ln for ln in lines if "compile" not in ln))
+def change_recipe(run, change):
+    """Edit the recipe of a run, in its folder and its checkpoints, as another version left it."""
+    recipe = tomllib.loads((run / "recipe.toml").read_text())
+    change(recipe)
+    (run / "recipe.toml").write_text(tomli_w.dumps(recipe))
     for path in (run / "checkpoints").glob("*/state.json"):
         state = json.loads(path.read_text())
-        del state["recipe"]["train"]["compile"]
+        change(state["recipe"])
         path.write_text(json.dumps(state))
+
+
+def test_a_run_from_before_a_knob_goes_on_with_its_default(corpus_file, tmp_path):
+    run = begin(corpus_file, tmp_path / "run", 8, stop_after=1e-6).folder
+    change_recipe(run, lambda recipe: recipe["train"].pop("nsp_weight"))
+    assert bertmill.pretrain(resume=run).outcome.finished
+
+
+def test_a_run_with_a_knob_that_is_gone_goes_on_where_it_was_off(corpus_file, tmp_path):
+    run = begin(corpus_file, tmp_path / "run", 8, stop_after=1e-6).folder
+    change_recipe(run, lambda recipe: recipe["train"].update(compile=True))
+    with pytest.raises(BertmillError, match=r"train\.compile: is no longer supported"):
+        bertmill.pretrain(resume=run)
+    change_recipe(run, lambda recipe: recipe["train"].update(compile=False))
     assert bertmill.pretrain(resume=run).outcome.finished
 
 

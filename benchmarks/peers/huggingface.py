@@ -10,7 +10,7 @@ from transformers import (
     DataCollatorForLanguageModeling,
 )
 
-from bertmill.model.huggingface import to_config, to_huggingface
+from bertmill.model.conversion import to_config, to_huggingface
 from peers.workload import Workload
 
 IGNORED = -100
@@ -85,7 +85,7 @@ class ForPreTraining(HuggingFace):
 
 
 class ForMaskedLM(HuggingFace):
-    """Masked language modelling alone, with its own collator's masks: another loss.
+    """Masked language modeling alone, with its own collator's masks: another loss.
 
     The collator pads to the longest pair of the batch.
     """

@@ -4,9 +4,8 @@ import torch
 
 from bertmill.config import apply_settings, recipe_from_dict
 from bertmill.data.randomness import make_key
-from bertmill.model.encoder import initialise
-from bertmill.model.heads import PretrainingModel
-from bertmill.model.losses import pretraining_losses
+from bertmill.model.encoder import initialize
+from bertmill.model.pretraining import PretrainingModel
 from bertmill.train.device import to_device
 from bertmill.train.memory import freed_memory_kept
 from bertmill.train.optimizer import make_optimizer
@@ -28,7 +27,7 @@ class Bertmill:
         model.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
         batch = to_device(self.workload.batches[0], CPU)
         with torch.no_grad():
-            sums = pretraining_losses(model, batch)
+            sums = model(batch)
         num_predictions, num_pairs = len(batch.masked_labels), len(batch.next_sentence_labels)
         return float(sums.mlm) / num_predictions, float(sums.nsp) / num_pairs
 
@@ -36,7 +35,7 @@ class Bertmill:
         freed_memory_kept().__enter__()  # for the rest of the process
         section, seed = self.recipe.model, self.recipe.train.seed
         self.model = PretrainingModel(section, self.workload.vocab_size).train()
-        initialise(self.model, section, torch.Generator().manual_seed(make_key(seed, "weights")))
+        initialize(self.model, section, torch.Generator().manual_seed(make_key(seed, "weights")))
         self.optimizer = make_optimizer(self.model, self.recipe.optimizer)
         self.inputs = [to_device(batch, CPU) for batch in self.workload.batches]
 

@@ -75,7 +75,7 @@ def draw_weights(recipe: Recipe, vocab_size: int) -> dict[str, np.ndarray]:
     """
     import torch
 
-    from bertmill.model.heads import PretrainingModel
+    from bertmill.model.pretraining import PretrainingModel
 
     with torch.device("meta"):
         model = PretrainingModel(recipe.model, vocab_size)

@@ -351,7 +351,7 @@ def evaluate(
     ] = None,
     tasks: Annotated[
         str | None,
-        typer.Option("--tasks", help="A folder of labelled tasks: TASK/train.jsonl, TASK/dev..."),
+        typer.Option("--tasks", help="A folder of labeled tasks: TASK/train.jsonl, TASK/dev..."),
     ] = None,
     settings: _Settings = [],  # noqa: B006
     mask_rest_of_word: Annotated[
@@ -419,7 +419,7 @@ def finetune(
     device: _Device = "auto",
     as_json: _Json = False,
 ) -> None:
-    """Fine-tune a model on labelled examples."""
+    """Fine-tune a model on labeled examples."""
     from bertmill import api
 
     tuned = api.finetune(

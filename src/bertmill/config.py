@@ -85,7 +85,7 @@ class PairsSection(Section):
 
     kind: Literal["segments", "sentences", "none"] = "segments"
     """``segments``: runs of whole sentences, as BERT; ``sentences``: two sentences, as the
-    reference program; ``none``: full blocks, no second segment, masked language modelling alone."""
+    reference program; ``none``: full blocks, no second segment, masked language modeling alone."""
     max_length: Annotated[int, Field(ge=8, le=2**15)] = 128
     """Tokens in a sequence at most, special tokens included."""
     next_fraction: Fraction = 0.5
@@ -167,6 +167,10 @@ _FREE_TO_CHANGE = {
 }
 
 
+# Knobs of earlier versions, with the default that recipes of that time have written down.
+_RETIRED = {("train", "compile"): False}
+
+
 class OptimizerSection(Section):
     """AdamW (Loshchilov and Hutter 2019) with BERT's values; weight decay 0 makes it Adam.
 
@@ -217,9 +221,6 @@ class TrainSection(Section):
     """``bf16``: matrix products of 16-bit factors, everything else fp32. ``auto``: bf16 where the
     device has units for it, on a CPU only where a measurement finds it clearly faster. A run keeps
     what was chosen."""
-    compile: bool = False
-    """Let ``torch.compile`` fuse what a block does after its attention, at the start of each
-    session. It needs a C++ compiler and gained nothing on the CPUs it was measured on."""
 
 
 class Recipe(Section):
@@ -390,7 +391,20 @@ def _read_recipe_file(source: str) -> dict[str, Any]:
     except (ValueError, RecursionError, OSError) as error:  # a number may have too many digits
         raise RecipeError(path, f"is not TOML ({error})", "mend that line") from None
     values.setdefault("name", path.stem)
+    _drop_retired(values, path)
     return values
+
+
+def _drop_retired(values: dict[str, Any], path: Path) -> None:
+    """Let recipes of earlier versions be read, as long as they left a knob at its default."""
+    for (section, key), default in _RETIRED.items():
+        table = values.get(section)
+        if isinstance(table, dict) and table.pop(key, default) != default:
+            raise RecipeError(
+                f"recipe {path}: {section}.{key}",
+                "is no longer supported",
+                "delete the line, and start a new run",
+            )
 
 
 def _apply_setting(values: dict[str, Any], setting: str) -> None:

@@ -105,7 +105,7 @@ def test_every_position_is_predicted_alike(tokenizer):
     assert abs(counts / counts.mean() - 1).max() < 0.1
 
 
-def test_masks_depend_on_the_key_not_on_the_neighbours(tokenizer):
+def test_masks_depend_on_the_key_not_on_the_neighbors(tokenizer):
     ids, starts, maskable = make_sequences(tokenizer, [30, 40, 50])
     keys = random_bits(1, np.arange(3))
     together = mask_tokens(ids, starts, maskable, keys, MaskingSection(), tokenizer)
@@ -121,7 +121,7 @@ def test_other_keys_give_other_masks(tokenizer):
 
 
 def slow_words(ids, places, whole_word, tokenizer):
-    """What is chosen together: lists of neighbouring places."""
+    """What is chosen together: lists of neighboring places."""
     words = []
     for at in places:
         joins = whole_word and words and words[-1][-1] == at - 1

@@ -126,7 +126,7 @@ def real_batches(store, count=4):
 # --- fit -----------------------------------------------------------------------------------------
 
 
-def standardised(rule, features):
+def standardized(rule, features):
     """Weights of the constant and of each feature in its own standard deviations."""
     slopes = np.array(rule.weights[1:])
     return np.array([rule.weights[0] + slopes @ features.mean(0), *slopes * features.std(0)])
@@ -164,7 +164,7 @@ def assert_is_the_optimum(fit, batches, counts, tokenizer):
     z = (features - features.mean(0)) / np.where(spread > 1e-12, spread, np.inf)
     rule = OverlapRule.fit(batches, counts, tokenizer)
     wanted = fit(np.column_stack([np.ones(len(z)), z]), labels)
-    np.testing.assert_allclose(standardised(rule, features), wanted, atol=1e-3)
+    np.testing.assert_allclose(standardized(rule, features), wanted, atol=1e-3)
 
 
 @pytest.mark.parametrize("fit", [fit_with_sklearn, fit_with_torch])

@@ -465,7 +465,7 @@ class _SmallWindows(EpochOrder):
 
 
 @pytest.mark.parametrize("kind", ["sentences", "segments"])
-def test_a_single_document_is_refused_not_mislabelled(tmp_path, kind):
+def test_a_single_document_is_refused_not_mislabeled(tmp_path, kind):
     store = make_store(tmp_path, [[5, 5, 5]])
     with pytest.raises(CorpusError, match="single document"):
         PairMaker(store, PairsSection(kind=kind), "my.txt")

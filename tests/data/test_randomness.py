@@ -34,7 +34,7 @@ def test_permutation_computes_the_same_index_by_index():
     ]
 
 
-def test_permutations_of_neighbouring_keys_share_no_more_than_chance():
+def test_permutations_of_neighboring_keys_share_no_more_than_chance():
     n = 10_000
     one, two = (Permutation(n, make_key(seed, "order", 0))(np.arange(n)) for seed in (1, 2))
     # Fixed points in common are Poisson with mean 1.

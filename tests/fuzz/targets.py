@@ -32,8 +32,8 @@ from bertmill.config import TextSection, TokenizerSection, load_recipe
 from bertmill.data.batch import Batches
 from bertmill.data.store import Store
 from bertmill.errors import BertmillError
-from bertmill.judge.frozen_pairs import judge_frozen_pairs
-from bertmill.judge.minimal_pairs import judge_minimal_pairs
+from bertmill.evaluation.frozen_pairs import evaluate_frozen_pairs
+from bertmill.evaluation.minimal_pairs import evaluate_minimal_pairs
 from bertmill.model.folder import load_model
 from bertmill.show.contents import describe
 from bertmill.text.corpus import read_documents
@@ -47,9 +47,9 @@ from bertmill.train.run_folder import RunFolder
 from bertmill.use.examples import Columns, read_examples, targets_of, task_of
 from bertmill.use.finetune import make_inputs
 from bertmill.use.pooling import POOLING_MODES, read_max_length, read_pooling
+from bertmill.use.predict import Prediction
 from bertmill.use.predictions import write_predictions
 from bertmill.use.pretrained import Pretrained, load
-from bertmill.use.tasks import Prediction
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import SMALL, make_documents
@@ -718,7 +718,7 @@ def _about_values(data: bytes, folder: Path) -> None:
 
 def _judge(lines: bytes, folder: Path) -> None:
     (folder / "pairs.jsonl").write_bytes(lines)
-    judge_frozen_pairs(
+    evaluate_frozen_pairs(
         _word_model(folder / "word-model"), str(folder / "pairs.jsonl"), torch.device("cpu")
     )
 
@@ -738,7 +738,7 @@ def _frozen_seeds(_: Path) -> list[bytes]:
 
 def _minimal_pairs(data: bytes, folder: Path) -> None:
     (folder / "minimal.jsonl").write_bytes(data)
-    scores = judge_minimal_pairs(
+    scores = evaluate_minimal_pairs(
         _word_model(folder / "good" / "model"),
         str(folder / "minimal.jsonl"),
         len(data) % 2 == 0,

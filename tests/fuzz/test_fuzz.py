@@ -419,7 +419,7 @@ def test_a_folder_with_a_pipe_in_it(model, bertmill):
         path.unlink()
 
 
-# --- labelled examples, and what is written of them ----------------------------------------------
+# --- labeled examples, and what is written of them ----------------------------------------------
 
 FEW = {
     "two": (["a", "b"], "the river"),

@@ -18,7 +18,7 @@ def test_the_asked_share_is_dropped_and_the_rest_scaled(p):
     assert dropped.unique().tolist() == pytest.approx([0, 1 / (1 - p)], abs=2e-5)
 
 
-def test_neighbours_are_dropped_independently():
+def test_neighbors_are_dropped_independently():
     kept = seeded(torch.ones(1_000_000), 0.5) > 0
     for distance in (1, 2, 3, 4, 8):  # four elements come from one word of random bits
         both = (kept[distance:] & kept[:-distance]).double().mean().item()

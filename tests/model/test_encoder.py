@@ -9,16 +9,15 @@ from transformers import BertConfig, BertForPreTraining
 from bertmill.config import ModelSection, load_recipe
 from bertmill.data.batch import Batch
 from bertmill.model import attention
+from bertmill.model.conversion import from_huggingface
 from bertmill.model.encoder import (
     Encoder,
     count_encoder_weights,
-    initialise,
+    initialize,
 )
-from bertmill.model.heads import PretrainingModel
-from bertmill.model.huggingface import from_huggingface
-from bertmill.model.losses import PretrainingInput, pretraining_losses, score_batch
 from bertmill.model.onednn import linear
 from bertmill.model.packed import PackedTokens, Selection
+from bertmill.model.pretraining import PretrainingInput, PretrainingModel
 from bertmill.train.device import to_device
 
 LENGTHS = [19, 19, 12, 7, 7, 7, 3, 2]
@@ -85,7 +84,7 @@ def test_everything_equals_transformers(shape):
     )
     real = torch.arange(max(LENGTHS)) < lengths[:, None]
     masked_at = batch.selection.at[batch.masked_rows]
-    hidden = ours(packed)
+    hidden = ours.encode(packed)
     close = {"atol": 1e-5, "rtol": 1e-5}
     torch.testing.assert_close(hidden, wanted.hidden_states[-1][real], **close)
     pooled = ours.pool(hidden[packed.starts[:-1]])
@@ -95,7 +94,7 @@ def test_everything_equals_transformers(shape):
     torch.testing.assert_close(
         ours.masked_token_logits(hidden), wanted.prediction_logits[real], **close
     )
-    sums = pretraining_losses(ours, batch)
+    sums = ours(batch)
     mlm = torch.nn.functional.cross_entropy(
         wanted.prediction_logits[real][masked_at], batch.masked_labels, reduction="sum"
     )
@@ -105,7 +104,7 @@ def test_everything_equals_transformers(shape):
     )
     torch.testing.assert_close(sums.mlm, mlm, **close)
     torch.testing.assert_close(sums.nsp, nsp, **close)
-    scores = score_batch(ours, batch)
+    scores = ours.score(batch)
     torch.testing.assert_close(scores.mlm.sum(), mlm, **close)
     torch.testing.assert_close(scores.nsp.sum(), nsp, **close)
     right = wanted.prediction_logits[real][masked_at].argmax(-1) == batch.masked_labels
@@ -121,13 +120,13 @@ QUICK = load_recipe("quick").model.model_copy(
 @pytest.mark.parametrize("section", [QUICK, QUICK.model_copy(update={"norm": "post"})])
 def test_sequences_do_not_see_one_another(section):
     model = PretrainingModel(section, 60).eval()
-    initialise(model, section.model_copy(update={"init": "normal"}), torch.Generator())
+    initialize(model, section.model_copy(update={"init": "normal"}), torch.Generator())
     packed = make_batch(60).packed
-    together = model(packed)
+    together = model.encode(packed)
     start = 0
     for length in LENGTHS:
         one = PackedTokens.pack(*(t[start : start + length] for t in packed[:3]), [length])
-        torch.testing.assert_close(model(one), together[start : start + length])
+        torch.testing.assert_close(model.encode(one), together[start : start + length])
         start += length
 
 
@@ -137,7 +136,7 @@ def test_order_of_lengths_does_not_matter():
     back = torch.arange(sum(LENGTHS)).split(LENGTHS)[::-1]
     index = torch.cat(back)
     turned = PackedTokens.pack(*(t[index] for t in packed[:3]), LENGTHS[::-1])
-    torch.testing.assert_close(model(turned), model(packed)[index])
+    torch.testing.assert_close(model.encode(turned), model.encode(packed)[index])
 
 
 def slow_rotary_attention(q, k, v, positions):
@@ -178,10 +177,10 @@ def test_rotary_attention_is_the_papers():
 
 def test_fan_in_draw_starts_with_blocks_that_add_nothing():
     model = PretrainingModel(QUICK, 60).eval()
-    initialise(model, QUICK, torch.Generator().manual_seed(1))
+    initialize(model, QUICK, torch.Generator().manual_seed(1))
     packed = make_batch(60).packed
     embedded = model.encoder.embeddings(*packed[:3])
-    torch.testing.assert_close(model(packed), model.encoder.final_norm(embedded))
+    torch.testing.assert_close(model.encode(packed), model.encoder.final_norm(embedded))
     spread = model.encoder.blocks[0].attention.query_key_value.weight.std()
     assert abs(spread * 24**0.5 - 1) < 0.1
 
@@ -189,7 +188,7 @@ def test_fan_in_draw_starts_with_blocks_that_add_nothing():
 def test_normal_draw_has_berts_spread():
     section = ModelSection(hidden_size=96, num_hidden_layers=1, intermediate_size=96)
     model = PretrainingModel(section, 500)
-    initialise(model, section, torch.Generator().manual_seed(1))
+    initialize(model, section, torch.Generator().manual_seed(1))
     for name, parameter in model.named_parameters():
         if "norm" in name and name.endswith("weight"):
             assert (parameter == 1).all(), name
@@ -202,7 +201,7 @@ def test_normal_draw_has_berts_spread():
 def test_same_generator_same_weights():
     models = [PretrainingModel(QUICK, 60) for _ in range(2)]
     for model in models:
-        initialise(model, QUICK, torch.Generator().manual_seed(5))
+        initialize(model, QUICK, torch.Generator().manual_seed(5))
     one, two = (model.state_dict() for model in models)
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -213,8 +212,8 @@ def test_dropout_changes_training_not_use():
     )
     model = PretrainingModel(section, 60)
     packed = make_batch(60).packed
-    assert not torch.equal(model.train()(packed), model(packed))
-    assert torch.equal(model.eval()(packed), model(packed))
+    assert not torch.equal(model.train().encode(packed), model.encode(packed))
+    assert torch.equal(model.eval().encode(packed), model.encode(packed))
 
 
 @pytest.mark.parametrize("name", ["quick", "tiny", "d2l"])
@@ -231,7 +230,7 @@ def test_what_is_selected_is_as_in_the_whole(norm, position, num_layers):
     changes = {"norm": norm, "position_embedding": position, "num_hidden_layers": num_layers}
     section = QUICK.model_copy(update={**changes, "init": "normal"})
     model = PretrainingModel(section, 60).double().eval()
-    initialise(model, section, torch.Generator().manual_seed(2))
+    initialize(model, section, torch.Generator().manual_seed(2))
     packed = make_batch(60).packed
     at = torch.tensor([0, 1, 18, 19, 40, 60, 61, 75])  # none of some sequences
     outer = torch.randn(len(at), section.hidden_size, dtype=torch.float64)
@@ -242,18 +241,18 @@ def test_what_is_selected_is_as_in_the_whole(norm, position, num_layers):
         found.backward(outer)
         return [found, *(p.grad for p in model.parameters() if p.grad is not None)]
 
-    whole = vectors_and_gradients(lambda: model(packed)[at])
+    whole = vectors_and_gradients(lambda: model.encode(packed)[at])
     starts = torch.searchsorted(at, packed.starts.long()).int()
     selection = Selection(at, starts, starts.diff().tolist())
-    some = vectors_and_gradients(lambda: model(packed, selection))
+    some = vectors_and_gradients(lambda: model.encode(packed, selection))
     torch.testing.assert_close(some, whole)
 
 
 def test_without_pairs_the_second_loss_is_zero():
     model = PretrainingModel(QUICK, 60).eval()
     batch = make_batch(60, next_sentence_labels=NOTHING)
-    assert pretraining_losses(model, batch).nsp == 0
-    assert not len(score_batch(model, batch).nsp)
+    assert model(batch).nsp == 0
+    assert not len(model.score(batch).nsp)
 
 
 def test_all_logits_are_never_held(monkeypatch):
@@ -276,7 +275,7 @@ def test_all_logits_are_never_held(monkeypatch):
             return out
 
     with Watch():
-        sums = pretraining_losses(model, batch)
+        sums = model(batch)
         (sums.mlm + sums.nsp).backward()
     assert largest < 0.5 * len(batch.masked_rows) * vocab
 
@@ -300,7 +299,7 @@ def test_attention_in_training_computes_no_padded_token(monkeypatch):
         return multiply(zero, left, right, **options)
 
     monkeypatch.setattr(torch, "baddbmm", counted)
-    model(make_batch(60).packed)
+    model.encode(make_batch(60).packed)
     every_pair = sum(n * n for n in LENGTHS) * QUICK.num_attention_heads
     assert sum(scored) == every_pair * QUICK.num_hidden_layers
 
@@ -322,7 +321,7 @@ def test_no_padded_token_is_computed(monkeypatch):
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
     with torch.no_grad():
-        model.eval()(packed)
+        model.eval().encode(packed)
     assert set(rows) == {num_tokens}
     assert sum(attended) == num_tokens * QUICK.num_hidden_layers
     assert len(attended) > QUICK.num_hidden_layers  # of several lengths
@@ -343,7 +342,7 @@ def test_in_the_last_block_only_keys_and_values_are_of_what_no_loss_reads(monkey
     for module in model.encoder.blocks[-1].modules():
         if isinstance(module, torch.nn.Linear | torch.nn.LayerNorm):
             module.register_forward_hook(lambda _, inputs, out: rows.append(inputs[0].shape[0]))
-    pretraining_losses(model, batch)
+    model(batch)
     num_tokens, num_selected = len(batch.packed.token_ids), len(batch.selection.at)
     assert num_selected < num_tokens
     # Of all tokens: keys and values, and the norm before them.

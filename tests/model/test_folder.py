@@ -22,9 +22,9 @@ from bertmill.config import (
     load_recipe,
 )
 from bertmill.errors import ModelError
-from bertmill.model.encoder import initialise
+from bertmill.model.encoder import initialize
 from bertmill.model.folder import About, load_model, save_model
-from bertmill.model.heads import PretrainingModel
+from bertmill.model.pretraining import PretrainingModel
 from bertmill.text.tokenizer import train_tokenizer
 
 logging.set_verbosity_error()
@@ -56,7 +56,7 @@ ABOUT = About(
 
 def make_folder(folder, section=SECTION):
     model = PretrainingModel(section, TOKENIZER.size)
-    initialise(model, section, torch.Generator().manual_seed(2))
+    initialize(model, section, torch.Generator().manual_seed(2))
     folder.mkdir(exist_ok=True)
     save_model(folder, model, TOKENIZER, ABOUT)
     return model

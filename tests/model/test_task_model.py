@@ -18,8 +18,8 @@ import bertmill as package
 from bertmill.config import ModelSection, load_recipe
 from bertmill.errors import ModelError
 from bertmill.model.folder import load_model, save_model
-from bertmill.model.heads import Task, TaskModel
-from bertmill.use.tasks import compute_outputs, text_inputs, word_inputs
+from bertmill.model.task import Task, TaskModel
+from bertmill.use.predict import compute_outputs, text_inputs, word_inputs
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()

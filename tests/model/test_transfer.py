@@ -17,9 +17,9 @@ from bertmill.config import ModelSection, TokenizerSection, load_recipe
 from bertmill.data.batch import Batches
 from bertmill.data.store import Store
 from bertmill.errors import BertmillError
-from bertmill.model.encoder import initialise
+from bertmill.model.encoder import initialize
 from bertmill.model.folder import LoadedModel, load_model
-from bertmill.model.heads import PretrainingModel
+from bertmill.model.pretraining import PretrainingModel
 from bertmill.model.transfer import transfer_weights
 from bertmill.text.tokenizer import load_tokenizer
 from bertmill.train.run_folder import RunFolder
@@ -193,7 +193,7 @@ def test_the_first_loss_is_that_of_the_source(source, corpus_file, tmp_path):
     assert run.outcome.mlm_loss == pytest.approx(scores.mlm.mean().item(), abs=1e-5)
     assert run.outcome.nsp_loss == pytest.approx(scores.nsp.mean().item(), abs=1e-5)
     fresh = PretrainingModel(recipe.model, store.tokenizer.size)
-    initialise(fresh, recipe.model, torch.Generator().manual_seed(1))
+    initialize(fresh, recipe.model, torch.Generator().manual_seed(1))
     assert run.outcome.mlm_loss < score_batches(fresh, [batches.batch_at(0)], CPU).mlm.mean() - 0.5
 
 

@@ -8,9 +8,8 @@ from torch.utils._pytree import tree_leaves
 from bertmill.config import ModelSection
 from bertmill.data.batch import Batch
 from bertmill.model import vocabulary_loss as module
-from bertmill.model.encoder import initialise
-from bertmill.model.heads import PretrainingModel
-from bertmill.model.losses import pretraining_losses
+from bertmill.model.encoder import initialize
+from bertmill.model.pretraining import PretrainingModel
 from bertmill.model.vocabulary_loss import vocabulary_loss
 from bertmill.train.device import to_device
 
@@ -90,7 +89,7 @@ def test_a_step_never_holds_all_logits(is_tied):
         tie_word_embeddings=is_tied,
     )
     model = PretrainingModel(section, vocab_size)
-    initialise(model, section, torch.Generator().manual_seed(1))
+    initialize(model, section, torch.Generator().manual_seed(1))
     ids = np.arange(2000)
     batch = Batch(
         token_ids=ids,
@@ -103,6 +102,6 @@ def test_a_step_never_holds_all_logits(is_tied):
     )
     batch = to_device(batch, torch.device("cpu"))
     with LargestTensor() as seen:
-        sums = pretraining_losses(model, batch)
+        sums = model(batch)
         (sums.mlm + sums.nsp).backward()
     assert vocab_size * 256 <= seen.num_elements < vocab_size * num_predictions / 4

@@ -164,7 +164,7 @@ def foreign(change) -> Tokenizer:
 FOREIGN = {
     "added token with a blank": lambda b: b.add_tokens(["the farmer"]),
     "added token inside words": lambda b: b.add_tokens(["ran"]),
-    "another normaliser": lambda b: setattr(
+    "another normalizer": lambda b: setattr(
         b, "normalizer", normalizers.Replace(" farmer", "crane")
     ),
     "another splitter": lambda b: setattr(b, "pre_tokenizer", pre_tokenizers.Metaspace()),
@@ -187,7 +187,7 @@ def test_unknown_kinds_are_left_to_the_library(change):
 
 NEARLY_OURS = {
     "special token": lambda b: b.add_special_tokens(["[the farmer]"]),
-    "no normaliser": lambda b: setattr(b, "normalizer", None),
+    "no normalizer": lambda b: setattr(b, "normalizer", None),
     "control characters kept": lambda b: setattr(
         b, "normalizer", normalizers.BertNormalizer(clean_text=False, handle_chinese_chars=False)
     ),

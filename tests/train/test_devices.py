@@ -18,10 +18,9 @@ import bertmill
 from bertmill.config import Recipe, load_recipe
 from bertmill.data.batch import Batch
 from bertmill.model import vocabulary_loss
-from bertmill.model.encoder import initialise
-from bertmill.model.heads import PretrainingModel
-from bertmill.model.losses import pretraining_losses
+from bertmill.model.encoder import initialize
 from bertmill.model.padded import PaddedEncoder
+from bertmill.model.pretraining import PretrainingModel
 from bertmill.train.device import repeatable_kernels, to_device
 from bertmill.train.meters import LossMeter
 from bertmill.train.optimizer import make_optimizer
@@ -59,7 +58,7 @@ def make_batch(lengths, vocab_size: int) -> Batch:
 def make_model(recipe: Recipe, vocab_size: int = VOCAB) -> PretrainingModel:
     model = PretrainingModel(recipe.model, vocab_size).train()
     section = recipe.model.model_copy(update={"init": "normal", "initializer_range": 0.15})
-    initialise(model, section, torch.Generator().manual_seed(1))
+    initialize(model, section, torch.Generator().manual_seed(1))
     return model
 
 
@@ -76,7 +75,7 @@ def losses_and_gradient(model, batch, device, precision="fp32"):
     """Both sums and the whole gradient end to end, in float64 on the CPU."""
     model.zero_grad()
     with autocast(device, precision):
-        sums = pretraining_losses(model, to_device(batch, device))
+        sums = model(to_device(batch, device))
     assert all(value.dtype == next(model.parameters()).dtype for value in sums)
     (sums.mlm + sums.nsp).backward()
     gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
@@ -86,7 +85,7 @@ def losses_and_gradient(model, batch, device, precision="fp32"):
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_packed_is_padded(recipe, device):
     model, batch = make_model(recipe).to(device), make_batch(LENGTHS, VOCAB)
-    packed = model(to_device(batch, device).packed)
+    packed = model.encode(to_device(batch, device).packed)
     rows = [torch.from_numpy(batch.token_ids).split(LENGTHS)]
     rows.append(torch.from_numpy(batch.segment_ids).split(LENGTHS))
     ids, segments = (torch.nn.utils.rnn.pad_sequence(r, batch_first=True).to(device) for r in rows)

@@ -20,7 +20,8 @@ import bertmill
 from bertmill.config import load_recipe
 from bertmill.data.batch import Batches
 from bertmill.errors import BertmillError, RunError, StoreError
-from bertmill.train.feed import NUM_AHEAD
+from bertmill.model.pretraining import PretrainingModel
+from bertmill.train.prefetch import NUM_AHEAD
 from bertmill.train.run_folder import RunFolder
 
 # As in the shared run; spelled out because a child process needs them too.
@@ -100,7 +101,7 @@ def test_batches_are_made_ahead_once_each_and_the_waiting_is_logged(
     make = Batches.batch_at
 
     def counting(self, step):
-        asked.append((step, threading.current_thread().name.startswith("bertmill-feed")))
+        asked.append((step, threading.current_thread().name.startswith("bertmill-prefetch")))
         return make(self, step)
 
     monkeypatch.setattr(Batches, "batch_at", counting)
@@ -109,7 +110,7 @@ def test_batches_are_made_ahead_once_each_and_the_waiting_is_logged(
     )
     assert asked == [(step, True) for step in range(len(asked))]
     assert 6 <= len(asked) <= 6 + NUM_AHEAD
-    assert not [t for t in threading.enumerate() if t.name.startswith("bertmill-feed")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("bertmill-prefetch")]
     records = [r for r in RunFolder(run.folder).metrics() if r["split"] == "train"]
     assert len(records) == 3
     assert all(0.0 < record["waiting_fraction"] < 1.0 for record in records)
@@ -128,7 +129,7 @@ def test_what_goes_wrong_in_the_feed_is_raised_as_it_is(corpus_file, tmp_path, m
         bertmill.pretrain(
             str(corpus_file), "tiny", out=tmp_path / "run", steps=6, settings=SETTINGS
         )
-    assert not [t for t in threading.enumerate() if t.name.startswith("bertmill-feed")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("bertmill-prefetch")]
     assert [r["step"] for r in RunFolder(tmp_path / "run").metrics()] == [2, 4, 4]
 
 
@@ -237,16 +238,14 @@ def test_a_prepared_store_is_a_corpus(corpus_file, tmp_path):
 @pytest.fixture
 def spoil(monkeypatch):
     """Make the masked-token loss of the given updates (counted from 0) infinite."""
-    from bertmill.train import step
-
-    honest, calls = step.pretraining_losses, itertools.count()
+    honest, calls = PretrainingModel.forward, itertools.count()
 
     def set_up(*updates):
         def losses(model, batch):
             sums = honest(model, batch)
             return sums._replace(mlm=sums.mlm * torch.inf) if next(calls) in updates else sums
 
-        monkeypatch.setattr(step, "pretraining_losses", losses)
+        monkeypatch.setattr(PretrainingModel, "forward", losses)
 
     return set_up
 

@@ -55,7 +55,7 @@ def simulate(
     "step_seconds",
     [
         lambda t: 0.1,
-        lambda t: 0.1 if t < 75 else 0.2,  # a neighbour's job came
+        lambda t: 0.1 if t < 75 else 0.2,  # a neighbor's job came
         lambda t: 0.2 if t < 90 else 0.1,  # and went
         lambda t: 0.1 if t < 98 else 0.2,
         lambda t: 0.1 + 0.1 * (int(t) % 7 == 0),  # now and then it is slow

@@ -1,4 +1,4 @@
-"""Labelled examples: what is asked of them, where they stand, and what is refused."""
+"""Labeled examples: what is asked of them, where they stand, and what is refused."""
 
 import csv
 import gzip
@@ -13,7 +13,7 @@ import pytest
 
 import bertmill as package
 from bertmill.errors import CorpusError, InputError
-from bertmill.model.heads import Task
+from bertmill.model.task import Task
 from bertmill.use.examples import Columns, _texts, read_examples, read_texts, targets_of, task_of
 
 NONE = Columns()
@@ -40,7 +40,7 @@ def write(tmp_path):
     return write
 
 
-def labelled(*labels):
+def labeled(*labels):
     return [{"text": f"text {n}", "label": label} for n, label in enumerate(labels)]
 
 
@@ -62,12 +62,12 @@ KINDS = {
 @pytest.mark.parametrize("label", [float("inf"), float("nan"), "nan", "9" * 400])
 def test_a_label_without_a_value_is_no_class_among_numbers(label, write):
     with pytest.raises(CorpusError, match="is no number"):
-        read_examples(write(labelled("1.5", label)), NONE, None)
+        read_examples(write(labeled("1.5", label)), NONE, None)
 
 
 @pytest.mark.parametrize(("labels", "kind", "read"), KINDS.values(), ids=KINDS)
 def test_labels_say_what_is_asked(labels, kind, read, write):
-    examples = read_examples(write(labelled(*labels)), NONE, None)
+    examples = read_examples(write(labeled(*labels)), NONE, None)
     assert (examples.kind, examples.labels) == (kind, read)
     assert examples.first == [f"text {n}" for n in range(len(labels))]
     assert examples.second is None and len(examples) == len(labels)
@@ -79,7 +79,7 @@ def test_labels_say_what_is_asked(labels, kind, read, write):
     [((1, 0), "classification"), ((1.5, 0.0), "regression"), (("x", "y"), "classification")],
 )
 def test_files_of_every_kind_are_read_alike(labels, kind, ending, write):
-    examples = read_examples(write(labelled(*labels), f"rows{ending}"), NONE, None)
+    examples = read_examples(write(labeled(*labels), f"rows{ending}"), NONE, None)
     assert examples.kind == kind
     wanted = list(labels) if kind == "regression" else [str(label) for label in labels]
     assert examples.labels == wanted
@@ -102,9 +102,9 @@ def test_lists_are_labels_of_words(ending, write):
 
 
 def test_numbers_are_classes_where_the_task_says_so(write):
-    path = write(labelled(1.5, 2.5, 1.5))
+    path = write(labeled(1.5, 2.5, 1.5))
     assert read_examples(path, NONE, "classification").labels == ["1.5", "2.5", "1.5"]
-    assert read_examples(write(labelled(1, 2)), NONE, "regression").labels == [1.0, 2.0]
+    assert read_examples(write(labeled(1, 2)), NONE, "regression").labels == [1.0, 2.0]
 
 
 def test_labels_of_words_that_are_numbers_are_names(write):
@@ -173,7 +173,7 @@ def test_some_of_the_examples(write):
     ],
 )
 def test_the_order_of_classes(labels, classes, write):
-    path = write(labelled(*labels))
+    path = write(labeled(*labels))
     examples = read_examples(path, NONE, "classification")
     task = task_of(examples, path)
     assert task == Task("classification", classes)
@@ -183,7 +183,7 @@ def test_the_order_of_classes(labels, classes, write):
 
 def test_the_order_of_names_of_the_same_number_is_always_the_same(write):
     """Sets of texts have another order in each process."""
-    path = write(labelled("01", "1", "001", "0001", "2"))
+    path = write(labeled("01", "1", "001", "0001", "2"))
     program = (
         "import sys; from bertmill.use.examples import *;"
         "e = read_examples(sys.argv[1], Columns(), 'classification'); print(task_of(e, '').labels)"
@@ -202,7 +202,7 @@ def test_the_order_of_names_of_the_same_number_is_always_the_same(write):
 
 
 def test_regression_has_no_classes(write):
-    examples = read_examples(write(labelled(0.5, 3)), NONE, None)
+    examples = read_examples(write(labeled(0.5, 3)), NONE, None)
     task = task_of(examples, "it")
     assert task == Task("regression", ()) and task.num_outputs == 1
     assert targets_of(examples, task, "it") == [0.5, 3.0]
@@ -225,8 +225,8 @@ def refuse(refused, small_run, write):
 
 
 def test_an_unknown_task(refuse):
-    refuse(labelled(0, 1), "--task: 'ranking' is not known", "words", more=["--task", "ranking"])
-    refuse(labelled(0, 1), "--task: '' is not known", more=["--task", ""])
+    refuse(labeled(0, 1), "--task: 'ranking' is not known", "words", more=["--task", "ranking"])
+    refuse(labeled(0, 1), "--task: '' is not known", more=["--task", ""])
 
 
 def test_no_examples(refuse, tmp_path):
@@ -240,31 +240,31 @@ def test_columns_that_are_missing(refuse):
     rows = [{"review": "a", "stars": n} for n in (0, 1)]
     refuse(rows, "rows.jsonl, line 1: has no column named label or labels", "--label-column")
     refuse(rows, "text or sentence1", "--text-column", more=["--label-column", "stars"])
-    refuse(labelled(0, 1), "has no column 'body'", more=["--text-column", "body"])
-    refuse(labelled(0, 1), "has no column 'body'", more=["--text-b-column", "body"])
-    refuse(labelled(0, 1), "no label in the column 'stars'", more=["--label-column", "stars"])
+    refuse(labeled(0, 1), "has no column 'body'", more=["--text-column", "body"])
+    refuse(labeled(0, 1), "has no column 'body'", more=["--text-b-column", "body"])
+    refuse(labeled(0, 1), "no label in the column 'stars'", more=["--label-column", "stars"])
 
 
 @pytest.mark.parametrize("label", [None, ["x"], {"a": 1}])
 def test_a_label_that_is_none(label, refuse):
-    refuse(labelled("x", "y", label), "line 3: has no label in the column 'label'")
+    refuse(labeled("x", "y", label), "line 3: has no label in the column 'label'")
 
 
 @pytest.mark.parametrize("text", [None, 3, ["a"]])
 def test_a_text_that_is_none(text, refuse):
-    rows = [*labelled(0, 1), {"text": text, "label": 0}]
+    rows = [*labeled(0, 1), {"text": text, "label": 0}]
     refuse(rows, "line 3: column 'text' is ", "not text")
 
 
 def test_a_row_without_its_text_or_label(refuse):
-    refuse([*labelled(0, 1), {"label": 0}], "line 3: has no column 'text'")
-    refuse([*labelled(0, 1), {"text": "a"}], "line 3: has no label")
+    refuse([*labeled(0, 1), {"label": 0}], "line 3: has no column 'text'")
+    refuse([*labeled(0, 1), {"text": "a"}], "line 3: has no label")
 
 
 @pytest.mark.parametrize("label", ["good", None, "", "nan", float("nan"), True, [1.5]])
 def test_a_label_that_is_no_number(label, refuse):
     more = ["--task", "regression"]
-    refuse(labelled(0.5, label), f"line 2: label {label!r} is no number", more=more)
+    refuse(labeled(0.5, label), f"line 2: label {label!r} is no number", more=more)
 
 
 @pytest.mark.parametrize("words", [None, "a b", 3, {"a": 1}])
@@ -287,7 +287,7 @@ def test_words_that_are_not_text(small_run, write):
 
 
 @pytest.mark.parametrize(
-    "rows", [labelled(1, 1), labelled("x"), [{"words": ["a"], "labels": ["1"]}]], ids=str
+    "rows", [labeled(1, 1), labeled("x"), [{"words": ["a"], "labels": ["1"]}]], ids=str
 )
 def test_one_class_only(rows, refuse):
     refuse(rows, "rows.jsonl: has one class only, ", "give examples of others")
@@ -298,7 +298,7 @@ def test_no_class_at_all(refuse):
 
 
 def test_a_class_that_only_dev_has(small_run, write):
-    train, dev = write(labelled("a", "b")), write(labelled("a", "c"), "dev.jsonl")
+    train, dev = write(labeled("a", "b")), write(labeled("a", "c"), "dev.jsonl")
     with pytest.raises(InputError, match=r"--dev: has the label 'c', .* the classes a, b; "):
         package.finetune(small_run.folder, train, dev, "out")
     many = Task("classification", tuple(f"class {n}" for n in range(5000)))
@@ -309,8 +309,8 @@ def test_a_class_that_only_dev_has(small_run, write):
 
 def test_dev_of_another_kind(refuse):
     rows = [{"words": ["a", "b"], "labels": ["X", "O"]}]
-    refuse(rows, "dev.jsonl, line 1: holds no list", dev=labelled("X", "O"))
-    refuse(labelled(0.5, 1.5), "label 'x' is no number", dev=labelled("x"))
+    refuse(rows, "dev.jsonl, line 1: holds no list", dev=labeled("X", "O"))
+    refuse(labeled(0.5, 1.5), "label 'x' is no number", dev=labeled("x"))
 
 
 def test_a_words_label_that_is_none(write):
@@ -320,9 +320,9 @@ def test_a_words_label_that_is_none(write):
 
 def test_an_empty_label(write):
     with pytest.raises(CorpusError):
-        read_examples(write(labelled("x", ""), "rows.csv"), NONE, None)
+        read_examples(write(labeled("x", ""), "rows.csv"), NONE, None)
 
 
 def test_half_a_character_in_a_label(write):
     with pytest.raises(CorpusError):
-        read_examples(write(labelled("x", "\ud800")), NONE, None)
+        read_examples(write(labeled("x", "\ud800")), NONE, None)

@@ -29,7 +29,7 @@ MASKED = [
 
 
 def make(folder, tokenizer: Tokenizer):
-    """A network with large random weights, so that every neighbour matters, as theirs and ours."""
+    """A network with large random weights, so that every neighbor matters, as theirs and ours."""
     torch.manual_seed(1)
     config = BertConfig(
         vocab_size=tokenizer.size,

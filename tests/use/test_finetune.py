@@ -14,12 +14,12 @@ import bertmill as package
 from bertmill.config import ModelSection
 from bertmill.errors import InputError, RunError
 from bertmill.model.folder import load_model, save_model
-from bertmill.model.heads import Task, TaskModel
+from bertmill.model.task import Task, TaskModel
 from bertmill.use import finetune as tuning
 from bertmill.use.examples import Columns, Examples, read_examples, targets_of, task_of
 from bertmill.use.finetune import FinetuneKnobs, learn_task, make_inputs, task_loss
 from bertmill.use.pooling import longest_text
-from bertmill.use.tasks import compute_outputs, text_inputs, word_inputs
+from bertmill.use.predict import compute_outputs, text_inputs, word_inputs
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -557,7 +557,7 @@ def test_no_words(split, loaded):
     some = Examples("words", [["road", "river"]], None, [["O", "R"]])
     none = Examples("words", [[], []], None, [[], []])
     both = (none, some) if split == "--train" else (some, none)
-    with pytest.raises(InputError, match=f"{split}: has no labelled words; "):
+    with pytest.raises(InputError, match=f"{split}: has no labeled words; "):
         learn(loaded, Task("words", ("O", "R")), *both)
 
 

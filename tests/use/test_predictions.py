@@ -10,8 +10,8 @@ import pytest
 import bertmill as package
 from bertmill.errors import InputError
 from bertmill.model.folder import load_model
+from bertmill.use.predict import Prediction
 from bertmill.use.predictions import write_predictions
-from bertmill.use.tasks import Prediction
 
 CLASSES = [Prediction('ja, "größer"', 0.75), Prediction("line\nend", 1 / 3), Prediction("", 1.0)]
 NUMBERS = [0.1, -2.0, 1e-7]

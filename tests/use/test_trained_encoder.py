@@ -15,9 +15,9 @@ from transformers.utils import logging
 
 import bertmill
 from bertmill.config import TextSection
+from bertmill.exports.onnx import write_int8, write_onnx
 from bertmill.model.folder import load_model
 from bertmill.text.sentences import split_sentences
-from bertmill.use.onnx import write_int8, write_onnx
 from bertmill.use.pooling import Pooling, read_pooling
 
 logging.set_verbosity_error()

@@ -14,14 +14,14 @@ from bertmill.api.using import (
     similar_words,
 )
 from bertmill.data.store import Store
-from bertmill.judge.frozen_pairs import FrozenScores
-from bertmill.judge.minimal_pairs import MinimalPairScores
-from bertmill.judge.tasks import AllTaskScores
+from bertmill.evaluation.frozen_pairs import FrozenScores
+from bertmill.evaluation.minimal_pairs import MinimalPairScores
+from bertmill.evaluation.tasks import AllTaskScores
 from bertmill.train.validate import HeldOutScores
 from bertmill.use.fill_mask import Filler
+from bertmill.use.predict import Prediction
 from bertmill.use.pretrained import Encoding, Pretrained, load
-from bertmill.use.tasks import Prediction
-from bertmill.use.words import SimilarWord
+from bertmill.use.similar import SimilarWord
 
 __all__ = [
     "AllTaskScores",

@@ -13,10 +13,10 @@ from bertmill.api.arguments import (
     refuse_settings_without_text,
 )
 from bertmill.errors import InputError
-from bertmill.judge.frozen_pairs import FrozenScores, judge_frozen_pairs
-from bertmill.judge.held_out import judge_held_out
-from bertmill.judge.minimal_pairs import MinimalPairScores, judge_minimal_pairs
-from bertmill.judge.tasks import AllTaskScores, judge_tasks
+from bertmill.evaluation.frozen_pairs import FrozenScores, evaluate_frozen_pairs
+from bertmill.evaluation.held_out import evaluate_held_out
+from bertmill.evaluation.minimal_pairs import MinimalPairScores, evaluate_minimal_pairs
+from bertmill.evaluation.tasks import AllTaskScores, evaluate_tasks
 from bertmill.model.folder import load_model
 from bertmill.train.device import open_device
 from bertmill.train.progress import RunProgress
@@ -52,7 +52,7 @@ def evaluate(
         A file of sentence pairs, ``sentence_good`` and ``sentence_bad``, of which the first should
         be more probable.
     tasks : str or Path, optional
-        A folder with a folder for each labelled task, ``train`` and ``dev`` files in it: what a
+        A folder with a folder for each labeled task, ``train`` and ``dev`` files in it: what a
         linear probe and fine-tuning reach, beside what is reached without pretraining.
     settings : sequence of str
         With `held_out`: changes to the sections ``text``, ``pairs`` and ``masking``.
@@ -88,13 +88,13 @@ def evaluate(
     if mask_rest_of_word and minimal_pairs is None:
         raise InputError("--mask-rest-of-word", "is for minimal pairs", "give --minimal-pairs")
     if probe_only and tasks is None:
-        raise InputError("--probe-only", "is for labelled tasks", "give --tasks")
+        raise InputError("--probe-only", "is for labeled tasks", "give --tasks")
     loaded, where = load_model(model), open_device(device)
     with RunProgress(stream) as progress:
         if frozen_pairs is not None:
-            return judge_frozen_pairs(loaded, str(frozen_pairs), where)
+            return evaluate_frozen_pairs(loaded, str(frozen_pairs), where)
         if minimal_pairs is not None:
-            return judge_minimal_pairs(loaded, str(minimal_pairs), mask_rest_of_word, where)
+            return evaluate_minimal_pairs(loaded, str(minimal_pairs), mask_rest_of_word, where)
         if tasks is not None:
-            return judge_tasks(loaded, str(tasks), seeds, not probe_only, where, progress.say)
-        return judge_held_out(loaded, sources, settings, where, progress.say)
+            return evaluate_tasks(loaded, str(tasks), seeds, not probe_only, where, progress.say)
+        return evaluate_held_out(loaded, sources, settings, where, progress.say)

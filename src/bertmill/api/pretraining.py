@@ -28,10 +28,10 @@ from bertmill.config import (
 )
 from bertmill.data import prepare as preparing
 from bertmill.data.store import Store, is_store, open_whole_store
-from bertmill.disk import file_sha256
 from bertmill.errors import BertmillError, InputError, RunError, StoreError
 from bertmill.model.folder import WEIGHTS_FILE, LoadedModel, load_model
 from bertmill.show.curves import draw_curves
+from bertmill.storage import file_sha256
 from bertmill.text.tokenizer import load_tokenizer
 from bertmill.train.checkpoint import Checkpoint, newest_checkpoint
 from bertmill.train.device import open_device

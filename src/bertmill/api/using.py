@@ -16,22 +16,22 @@ from bertmill.api.arguments import (
     refuse_no_name,
     refuse_settings_without_text,
 )
-from bertmill.disk import folder_that_appears_whole, refuse_if_there
 from bertmill.errors import InputError
-from bertmill.judge.onnx import export_onnx
+from bertmill.exports.huggingface import export_huggingface
+from bertmill.exports.onnx import export_onnx
 from bertmill.model.folder import load_model, save_model
 from bertmill.show.contents import describe
 from bertmill.show.words import draw_similar_words, refuse_figure
+from bertmill.storage import folder_that_appears_whole, refuse_if_there
 from bertmill.text.rows import read_rows, text_of
 from bertmill.train.device import open_device
 from bertmill.train.progress import RunProgress
 from bertmill.use.examples import Columns, read_examples, read_texts, task_of
-from bertmill.use.export import export_huggingface
 from bertmill.use.finetune import Epoch, FinetuneKnobs, learn_task
 from bertmill.use.predictions import refuse_predictions_file, write_predictions
 from bertmill.use.pretrained import load
+from bertmill.use.similar import SimilarWord
 from bertmill.use.vectors import open_vectors
-from bertmill.use.words import SimilarWord
 
 _TEXTS_AT_ONCE = 4096
 _FINETUNE_FILE = "finetune.json"
@@ -203,7 +203,7 @@ def finetune(
     device: str = "auto",
     stream: IO[str] | None = None,
 ) -> FineTuned:
-    """Fine-tune a model on labelled examples; the epoch that does best on `dev` is kept.
+    """Fine-tune a model on labeled examples; the epoch that does best on `dev` is kept.
 
     Parameters
     ----------

@@ -115,14 +115,14 @@ class PairMaker:
             starts = np.arange(0, len(block.tokens), self._room, dtype=np.int32)
             return starts, np.append(starts[1:], np.int32(len(block.tokens)))
         if self.section.kind == "sentences":
-            neighbours = _fitting_neighbours(block, self._room)
-            return neighbours, neighbours + np.int32(2)
+            neighbors = _fitting_neighbors(block, self._room)
+            return neighbors, neighbors + np.int32(2)
         return _cut_into_units(block, self._room)
 
     # --- the reference's way ---------------------------------------------------------------------
 
     def _draw_sentences(self, located: Located, sentences: Ints, keys: UInts) -> Pairs:
-        """Draw two sentences: neighbours, or the second from another document of the window.
+        """Draw two sentences: neighbors, or the second from another document of the window.
 
         `Deviation:` a random second that is too long is drawn again, where the reference drops the
         pair; after 32 draws the last one is cut to fit.
@@ -239,7 +239,7 @@ def _search(offsets: npt.NDArray[np.int32], wanted: Ints, side: Literal["left", 
     return np.searchsorted(offsets, wanted.astype(np.int32), side)
 
 
-def _fitting_neighbours(block: Block, room: int) -> npt.NDArray[np.int32]:
+def _fitting_neighbors(block: Block, room: int) -> npt.NDArray[np.int32]:
     """List sentences that, with the next one of the same document, have at most `room` tokens."""
     offsets = block.sentence_starts.astype(np.int64)
     has_next = np.ones(len(offsets) - 1, bool)

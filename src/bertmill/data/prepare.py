@@ -19,8 +19,8 @@ from bertmill.data.store import (
     is_store,
     open_whole_store,
 )
-from bertmill.disk import file_lock, folder_that_appears_whole
 from bertmill.errors import BertmillError, CorpusError, StoreError, TokenizerError
+from bertmill.storage import file_lock, folder_that_appears_whole
 from bertmill.text.corpus import read_documents
 from bertmill.text.files import SourceFile, find_files, fingerprint
 from bertmill.text.sentences import split_sentences

@@ -4,7 +4,7 @@ A key is a 64-bit hash of (seed, purpose, epoch, ...). A draw mixes a key with c
 example's number or a token's position. Keys are mixed, never added: with ``seed + epoch``, epoch 2
 of seed 1 would repeat epoch 1 of seed 2.
 
-The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood 2014); the permutation is
+The mixing function is the finalizer of SplitMix64 (Steele, Lea and Flood 2014); the permutation is
 a Feistel network with cycle walking (Black and Rogaway 2002).
 """
 

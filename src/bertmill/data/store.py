@@ -28,8 +28,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from bertmill.config import Section, TextSection, TokenizerSection, first_problem
-from bertmill.disk import file_sha256
 from bertmill.errors import StoreError
+from bertmill.storage import file_sha256
 from bertmill.text.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 2

@@ -32,13 +32,10 @@ class Dropout(nn.Module):
 
 
 def drop(x: Tensor, p: float) -> Tensor:
-    """Set elements of `x` to zero with probability `p`, and scale the others up, any shape.
-
-    Compiled code draws where it computes, without any words of random bits.
-    """
+    """Set elements of `x` to zero with probability `p`, and scale the others up, any shape."""
     if not p:
         return x
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if x.device.type != "cpu":
         return F.dropout(x, p)
     return x * draw_scales(x.shape, p, x.dtype)
 

@@ -74,7 +74,7 @@ class Encoder(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Sum of token, segment and position embeddings, normalised."""
+    """Sum of token, segment and position embeddings, normalized."""
 
     def __init__(self, section: ModelSection, vocab_size: int) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ def activation(section: ModelSection) -> nn.Module:
     return nn.GELU() if section.hidden_act == "gelu" else nn.ReLU()
 
 
-def initialise(module: nn.Module, section: ModelSection, generator: torch.Generator) -> None:
+def initialize(module: nn.Module, section: ModelSection, generator: torch.Generator) -> None:
     """Draw all weights anew: normal weights, zero biases, LayerNorm at identity.
 
     The draws depend on `generator` and the order of the modules alone. `Deviation:` BERT's normal

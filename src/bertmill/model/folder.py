@@ -30,9 +30,7 @@ from bertmill.config import (
     first_problem,
 )
 from bertmill.errors import ModelError
-from bertmill.model.encoder import count_encoder_weights, initialise
-from bertmill.model.heads import PretrainingModel, TaskModel
-from bertmill.model.huggingface import (
+from bertmill.model.conversion import (
     from_config,
     from_huggingface,
     is_pair_from_config,
@@ -40,6 +38,9 @@ from bertmill.model.huggingface import (
     to_config,
     to_huggingface,
 )
+from bertmill.model.encoder import count_encoder_weights, initialize
+from bertmill.model.pretraining import PretrainingModel
+from bertmill.model.task import TaskModel
 from bertmill.text.tokenizer import Tokenizer, load_tokenizer
 
 WEIGHTS_FILE = "model.safetensors"
@@ -160,7 +161,7 @@ def load_model(path: str | Path) -> LoadedModel:
             weights, "is too small for the network of config.json", "fetch the folder again"
         )
     model = PretrainingModel(section, vocab_size)
-    initialise(model, section, torch.Generator().manual_seed(0))
+    initialize(model, section, torch.Generator().manual_seed(0))
     task = task_from_config(config, config_file)
     task_model = None
     if task is not None:

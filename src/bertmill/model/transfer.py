@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bertmill.model.folder import LoadedModel
-from bertmill.model.heads import PretrainingModel
+from bertmill.model.pretraining import PretrainingModel
 from bertmill.text.tokenizer import Tokenizer
 
 _ROW_A_TOKEN = (

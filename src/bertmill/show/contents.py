@@ -14,7 +14,7 @@ from bertmill.data.batch import Batch, Batches
 from bertmill.data.store import Store, is_store
 from bertmill.errors import CorpusError, InputError
 from bertmill.model.folder import load_model, model_folder
-from bertmill.model.heads import PretrainingModel
+from bertmill.model.pretraining import PretrainingModel
 from bertmill.text.tokenizer import Tokenizer
 from bertmill.train.run_folder import RunFolder
 

@@ -30,7 +30,7 @@ def draw_curves(run: RunFolder) -> Path:
             "no context": held_out[-1]["no_context_nats"],
             "word frequencies": held_out[-1]["unigram_nats"],
         }
-    _panel(axes[0], "masked language modelling", "mlm_loss", train, held_out, mlm_levels)
+    _panel(axes[0], "masked language modeling", "mlm_loss", train, held_out, mlm_levels)
     if has_pairs:
         nsp_levels = {}
         if held_out:

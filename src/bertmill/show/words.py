@@ -9,9 +9,9 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from bertmill.disk import file_that_appears_whole, refuse_if_there
 from bertmill.errors import InputError
-from bertmill.use.words import SimilarWord
+from bertmill.storage import file_that_appears_whole, refuse_if_there
+from bertmill.use.similar import SimilarWord
 
 _SAME, _OTHER = "#0b3c5d", "#9db4c8"
 _INCHES_A_BAR = 0.3

@@ -1,6 +1,6 @@
 """Texts to ids with each distinct stretch between two blanks encoded once.
 
-A blank ends a word, and nothing that normalises or splits looks past one: BERT's normaliser drops,
+A blank ends a word, and nothing that normalizes or splits looks past one: BERT's normalizer drops,
 spaces out, decomposes and lower-cases characters one by one, and moves a combining mark only among
 combining marks. So what the library makes of a stretch alone is what it makes of it in its text.
 For the same reason blanks may be put around a character that is always a word by itself.

@@ -295,7 +295,7 @@ def train_tokenizer(texts: Iterable[str], section: TokenizerSection) -> Tokenize
 
 
 def _shell(section: TokenizerSection) -> tokenizers.Tokenizer:
-    """Build a tokenizer that normalises and splits into words, with an empty vocabulary."""
+    """Build a tokenizer that normalizes and splits into words, with an empty vocabulary."""
     if section.kind == "wordpiece":
         shell = tokenizers.Tokenizer(models.WordPiece(unk_token=section.unk_token))
         shell.normalizer = normalizers.BertNormalizer(
@@ -362,7 +362,7 @@ def _count_pieces(counts: Counter[str], section: TokenizerSection) -> Counter[st
     learner.train_from_iterator(_spelled_out(counts), trainer)
     words = list(counts)
     pieces: Counter[str] = Counter(dict.fromkeys(learner.get_vocab(), 0))
-    plain = tokenizers.Tokenizer(learner.model)  # the words are normalised and split already
+    plain = tokenizers.Tokenizer(learner.model)  # the words are normalized and split already
     for word, encoding in zip(words, plain.encode_batch(words), strict=True):
         for token in encoding.tokens:
             pieces[token] += counts[word]

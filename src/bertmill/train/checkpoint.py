@@ -22,10 +22,10 @@ import torch
 from pydantic import Field
 
 from bertmill.config import Section
-from bertmill.disk import file_sha256, flush_to_disk
 from bertmill.errors import RunError
 from bertmill.model.folder import About, load_model, save_model, save_tensors
-from bertmill.model.heads import PretrainingModel
+from bertmill.model.pretraining import PretrainingModel
+from bertmill.storage import file_sha256, flush_to_disk
 from bertmill.text.tokenizer import Tokenizer
 from bertmill.train.meters import SUM_NAMES
 from bertmill.train.run_folder import RunFolder

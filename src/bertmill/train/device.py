@@ -13,8 +13,8 @@ import torch
 
 from bertmill.data.batch import Batch
 from bertmill.errors import RecipeError
-from bertmill.model.losses import PretrainingInput
 from bertmill.model.packed import PackedTokens, Selection, copy_to
+from bertmill.model.pretraining import PretrainingInput
 
 
 def open_device(name: str) -> torch.device:
@@ -45,7 +45,7 @@ def device_name(device: torch.device) -> str:
     return f"{device.type} ({torch.get_num_threads()} threads)"
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait until the device has done all it was given, so that a clock may be read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

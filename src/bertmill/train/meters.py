@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bertmill.config import ModelSection
 from bertmill.model.flops import count_step_flops
-from bertmill.model.losses import LossSums, PretrainingInput
+from bertmill.model.pretraining import LossSums, PretrainingInput
 
 SUM_NAMES = ("mlm", "nsp", "predictions", "pairs", "skipped", "skipped_in_a_row")
 
@@ -106,7 +106,7 @@ class SpeedMeter:
     def rates(self) -> dict[str, float | None]:
         """Sequences and tokens a second, and two shares; None before the first step.
 
-        ``mfu`` (model FLOPs utilisation) is the arithmetic that the steps needed as a share of
+        ``mfu`` (model FLOPs utilization) is the arithmetic that the steps needed as a share of
         what the device could have done in their time; above 1 where it was slow when its peak was
         measured. ``waiting_fraction`` is the share of their time that steps waited for a batch.
         """

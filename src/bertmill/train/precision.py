@@ -17,9 +17,8 @@ import torch
 
 from bertmill.config import Recipe
 from bertmill.model.flops import count_step_flops
-from bertmill.model.heads import PretrainingModel
-from bertmill.model.losses import pretraining_losses
-from bertmill.train.device import synchronise, to_device
+from bertmill.model.pretraining import PretrainingModel
+from bertmill.train.device import synchronize, to_device
 from bertmill.train.run_data import RunData
 
 Precision = Literal["fp32", "bf16"]
@@ -86,10 +85,10 @@ def measure_peak_flops(device: torch.device, precision: Precision) -> float:
     left, right = torch.rand(2, width, width, device=device).to(dtype)
     best = math.inf
     for _ in range(_PEAK_PRODUCTS):
-        synchronise(device)
+        synchronize(device)
         started = time.perf_counter()
         torch.mm(left, right)
-        synchronise(device)
+        synchronize(device)
         best = min(best, time.perf_counter() - started)
     return 2.0 * width**3 / best
 
@@ -110,8 +109,8 @@ def _measure(recipe: Recipe, data: RunData) -> dict[Precision, float]:
         for precision in best:
             started = time.perf_counter()
             with autocast(data.device, precision):
-                sums = pretraining_losses(model, batch)
-            (sums.mlm + sums.nsp).backward()  # type: ignore[no-untyped-call]
+                sums = model(batch)
+            (sums.mlm + sums.nsp).backward()
             best[precision] = min(best[precision], time.perf_counter() - started)
             model.zero_grad()
         rounds += 1

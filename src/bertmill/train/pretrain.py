@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 
 import torch
@@ -14,19 +13,18 @@ from bertmill.config import Recipe
 from bertmill.data.randomness import make_key
 from bertmill.errors import RunError
 from bertmill.model.attention import takes_all_lengths
-from bertmill.model.encoder import initialise
+from bertmill.model.encoder import initialize
 from bertmill.model.folder import LoadedModel
-from bertmill.model.heads import PretrainingModel
+from bertmill.model.pretraining import PretrainingModel
 from bertmill.model.transfer import Transferred, transfer_weights
 from bertmill.train.checkpoint import Checkpoint, State, restore, save_checkpoint
-from bertmill.train.compiled import compiled_blocks
-from bertmill.train.device import device_name, repeatable_kernels, synchronise, to_device
-from bertmill.train.doctor import diagnose_masked_tokens, diagnose_pairs
-from bertmill.train.feed import Feed
+from bertmill.train.device import device_name, repeatable_kernels, synchronize, to_device
+from bertmill.train.diagnosis import diagnose_masked_tokens, diagnose_pairs
 from bertmill.train.memory import freed_memory_kept
 from bertmill.train.meters import Clock, LossMeter, SpeedMeter
 from bertmill.train.optimizer import make_optimizer
 from bertmill.train.precision import measure_peak_flops
+from bertmill.train.prefetch import Prefetch
 from bertmill.train.progress import RunProgress
 from bertmill.train.run_data import RunData
 from bertmill.train.run_folder import RunFolder
@@ -125,7 +123,7 @@ def pretrain_loop(
         f"attention {'over all lengths at once' if is_at_once else 'length by length'}"
     )
     model = PretrainingModel(recipe.model, tokenizer.size)
-    initialise(model, recipe.model, torch.Generator().manual_seed(make_key(knobs.seed, "weights")))
+    initialize(model, recipe.model, torch.Generator().manual_seed(make_key(knobs.seed, "weights")))
     if isinstance(start, LoadedModel):
         _say_transferred(transfer_weights(model, tokenizer, start), tokenizer.size, start, progress)
     model.to(device).train()
@@ -194,26 +192,22 @@ def pretrain_loop(
             progress.say("the run is finished already; --steps makes it longer")
 
     progress.start(held_out.yardsticks if held_out else None)
-    feed = Feed(lambda step: to_device(data.train.batch_at(step), device), step)
-    compiled: AbstractContextManager[None] = nullcontext()
-    if knobs.compile and step != schedule.end_step:
-        progress.say("compiling what the blocks do after their attention; it may take a minute")
-        compiled = compiled_blocks(model, device, precision)
-    with freed_memory_kept(), repeatable_kernels(device), compiled, stop_signals() as stop, feed:
+    batches = Prefetch(lambda step: to_device(data.train.batch_at(step), device), step)
+    with freed_memory_kept(), repeatable_kernels(device), stop_signals() as stop, batches:
         while schedule.end_step is None or step < schedule.end_step:
             started = time.perf_counter()
             for group in optimizer.param_groups:
                 group["lr"] = recipe.optimizer.lr * schedule.scale(step)
-            batch = feed.take()
+            batch = batches.take()
             sums, is_skipped = take_step(model, optimizer, batch, recipe, step)
             step += 1
             is_logged = step % knobs.log_every_steps == 0 or step == schedule.end_step
             if is_logged:
-                synchronise(device)
+                synchronize(device)
             elapsed = time.perf_counter() - started
             losses.add(sums, batch, is_skipped)
-            speed.add(batch, elapsed, feed.waited_seconds)
-            session_speed.add(batch, elapsed, feed.waited_seconds)
+            speed.add(batch, elapsed, batches.waited_seconds)
+            session_speed.add(batch, elapsed, batches.waited_seconds)
             if isinstance(schedule, BudgetSchedule):
                 schedule.decide(step, clock.seconds, elapsed)
 

@@ -25,8 +25,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from bertmill.config import Recipe, Section, first_problem, load_recipe, recipe_to_toml
-from bertmill.disk import file_lock, refuse_bad_name
 from bertmill.errors import RunError
+from bertmill.storage import file_lock, refuse_bad_name
 from bertmill.train.schedule import Decision
 from bertmill.train.validate import HeldOutScores
 

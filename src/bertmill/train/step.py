@@ -7,8 +7,7 @@ from torch import Tensor
 
 from bertmill.config import Recipe
 from bertmill.data.randomness import make_key
-from bertmill.model.heads import PretrainingModel
-from bertmill.model.losses import LossSums, PretrainingInput, pretraining_losses
+from bertmill.model.pretraining import LossSums, PretrainingInput, PretrainingModel
 from bertmill.train.optimizer import update
 from bertmill.train.precision import autocast
 
@@ -43,7 +42,7 @@ def take_step(
     num_predictions, num_pairs = len(batch.masked_labels), len(batch.next_sentence_labels)
     torch.manual_seed(make_key(knobs.seed, "dropout", step))
     with autocast(batch.masked_labels.device, knobs.precision):
-        sums = pretraining_losses(model, batch)
+        sums = model(batch)
     loss = sums.mlm / num_predictions + knobs.nsp_weight * sums.nsp / max(1, num_pairs)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     return sums, update(optimizer, loss, recipe.optimizer.clip_norm)

@@ -12,8 +12,7 @@ from bertmill.config import MaskingSection, PairsSection
 from bertmill.data.batch import Batch, Batches
 from bertmill.data.store import TokenStore
 from bertmill.data.yardsticks import TrainingStatistics, measure_yardsticks
-from bertmill.model.heads import PretrainingModel
-from bertmill.model.losses import Scores, score_batch
+from bertmill.model.pretraining import PretrainingModel, Scores
 from bertmill.text.tokenizer import Tokenizer
 from bertmill.train.device import to_device
 
@@ -99,6 +98,6 @@ def score_batches(
     """Score every answer of several batches, dropout off; given as float64 on the CPU."""
     was_training = model.training
     model.eval()
-    parts = [score_batch(model, to_device(batch, device)) for batch in batches]
+    parts = [model.score(to_device(batch, device)) for batch in batches]
     model.train(was_training)
     return Scores(*(torch.cat(columns).double().cpu() for columns in zip(*parts, strict=True)))

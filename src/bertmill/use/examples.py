@@ -1,4 +1,4 @@
-"""Labelled examples for fine-tuning: which columns they stand in, and what is asked of them."""
+"""Labeled examples for fine-tuning: which columns they stand in, and what is asked of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 from bertmill.errors import CorpusError, InputError
-from bertmill.model.heads import Task
+from bertmill.model.task import Task
 from bertmill.text.files import refuse_surrogates
 from bertmill.text.rows import Row, read_rows, text_of
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from bertmill.errors import InputError
-from bertmill.model.heads import PretrainingModel
+from bertmill.model.pretraining import PretrainingModel
 from bertmill.text.tokenizer import Tokenizer
 from bertmill.use.sequences import pack_lists, refuse_no_text, refuse_too_long
 
@@ -110,7 +110,7 @@ class MaskFiller:
         before, behind = self._ids[:at], self._ids[at + 1 :]
         texts = [[*before, *pieces, *rest, *behind] for pieces in beginnings]
         refuse_too_long(texts[0], self._model.section)
-        hidden = self._model(pack_lists(texts, self._device))
+        hidden = self._model.encode(pack_lists(texts, self._device))
         places = torch.arange(len(texts), device=self._device) * len(texts[0]) + at + done
         logits = self._model.masked_token_logits(hidden.index_select(0, places))
         return logits[:, : self._tokenizer.size].softmax(-1).cpu()

@@ -1,4 +1,4 @@
-"""Fine-tuning: all weights learn a task from labelled examples, and the best epoch is kept.
+"""Fine-tuning: all weights learn a task from labeled examples, and the best epoch is kept.
 
 Devlin et al. 2019, section 4.1 and appendix A.3; the settings for small encoders are ours.
 """
@@ -20,13 +20,13 @@ from bertmill.config import OptimizerSection, ScheduleSection
 from bertmill.data.randomness import Permutation, make_key
 from bertmill.errors import InputError, RunError
 from bertmill.model.folder import LoadedModel
-from bertmill.model.heads import Task, TaskModel
+from bertmill.model.task import Task, TaskModel
 from bertmill.text.tokenizer import Tokenizer
 from bertmill.train.optimizer import make_optimizer, update
 from bertmill.train.schedule import StepSchedule
 from bertmill.use.examples import Examples, targets_of
 from bertmill.use.pooling import longest_text
-from bertmill.use.tasks import TaskInputs, compute_outputs, text_inputs, word_inputs
+from bertmill.use.predict import TaskInputs, compute_outputs, text_inputs, word_inputs
 
 _WARMUP_FRACTION = 0.1
 _BASE_WIDTH, _BASE_LR = 768, 5e-5
@@ -227,7 +227,7 @@ class _Answered:
         if inputs.words is not None:
             targets = targets[inputs.words]  # of the words that fitted
         if not len(targets):
-            raise InputError(source, "has no labelled words", "give examples with words")
+            raise InputError(source, "has no labeled words", "give examples with words")
         return cls(inputs, targets)
 
 

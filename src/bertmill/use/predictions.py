@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bertmill.disk import file_that_appears_whole, refuse_if_there
 from bertmill.errors import InputError
-from bertmill.use.tasks import Prediction, Predictions
+from bertmill.storage import file_that_appears_whole, refuse_if_there
+from bertmill.use.predict import Prediction, Predictions
 
 
 def refuse_predictions_file(out: Path) -> None:

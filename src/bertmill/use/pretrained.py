@@ -15,10 +15,17 @@ import torch
 from bertmill.data.randomness import Ints
 from bertmill.errors import InputError, ModelError
 from bertmill.model.folder import LoadedModel, load_model
-from bertmill.model.heads import Task
+from bertmill.model.task import Task
 from bertmill.train.device import open_device
 from bertmill.use.fill_mask import Filler, MaskFiller
 from bertmill.use.pooling import POOLING_MODES, Pooling, default_pooling, longest_text
+from bertmill.use.predict import (
+    Predictions,
+    compute_outputs,
+    text_inputs,
+    to_predictions,
+    word_inputs,
+)
 from bertmill.use.score import pseudo_log_likelihoods
 from bertmill.use.sequences import (
     by_length,
@@ -28,14 +35,7 @@ from bertmill.use.sequences import (
     refuse_no_text,
     refuse_too_long,
 )
-from bertmill.use.tasks import (
-    Predictions,
-    compute_outputs,
-    text_inputs,
-    to_predictions,
-    word_inputs,
-)
-from bertmill.use.words import SimilarWord, cosine, find_word
+from bertmill.use.similar import SimilarWord, cosine, find_word
 
 _MOST_PIECES = 10
 
@@ -197,7 +197,7 @@ class Pretrained:
         @torch.inference_mode()
         def pooled(rows: Ints) -> torch.Tensor:
             packed = sequences.pack(rows, self._device)
-            return pooling.pool(self.model(packed), packed).cpu()
+            return pooling.pool(self.model.encode(packed), packed).cpu()
 
         vectors = np.empty((len(texts), self.model.section.hidden_size), np.float32)
         batches = by_length(sequences.lengths)
@@ -310,7 +310,7 @@ class Pretrained:
         Returns
         -------
         list of SimilarWord
-            The nearest first. The same word is among them, where its neighbours make it similar.
+            The nearest first. The same word is among them, where its neighbors make it similar.
 
         Raises
         ------
@@ -455,7 +455,7 @@ class Pretrained:
         packed = pack_lists([token_ids], self._device)
         packed.segment_ids.copy_(torch.tensor(segment_ids))
         with torch.inference_mode():
-            hidden: torch.Tensor = self.model(packed)
+            hidden: torch.Tensor = self.model.encode(packed)
         return hidden.cpu()
 
 

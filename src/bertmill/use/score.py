@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from bertmill.data.randomness import Ints
 from bertmill.data.store import spans
 from bertmill.errors import InputError
-from bertmill.model.heads import PretrainingModel
 from bertmill.model.packed import PackedTokens
+from bertmill.model.pretraining import PretrainingModel
 from bertmill.text.tokenizer import Tokenizer
 from bertmill.use.sequences import Sequences, by_length, make_sequences, map_batches
 
@@ -66,7 +66,7 @@ def pseudo_log_likelihoods(
     @torch.inference_mode()
     def surprisals(rows: Ints) -> npt.NDArray[np.float32]:
         packed, targets, labels = copies.pack(rows, device)
-        logits = model.masked_token_logits(model(packed).index_select(0, targets))
+        logits = model.masked_token_logits(model.encode(packed).index_select(0, targets))
         logits = logits[:, : tokenizer.size]  # a vocabulary may be filled up to a round number
         return F.cross_entropy(logits, labels, reduction="none").cpu().numpy()
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bertmill.disk import file_that_appears_whole, refuse_if_there
 from bertmill.errors import InputError
+from bertmill.storage import file_that_appears_whole, refuse_if_there
 
 Write = Callable[[list[str], npt.NDArray[np.float32]], None]
 """Takes some texts and their vectors, [texts, D]."""

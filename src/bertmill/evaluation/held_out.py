@@ -21,11 +21,11 @@ from bertmill.data.prepare import open_or_prepare
 from bertmill.data.yardsticks import TrainingStatistics
 from bertmill.errors import InputError, ModelError
 from bertmill.model.folder import LoadedModel
-from bertmill.model.heads import PretrainingModel
+from bertmill.model.pretraining import PretrainingModel
 from bertmill.train.validate import HeldOut, HeldOutScores
 
 
-def judge_held_out(
+def evaluate_held_out(
     loaded: LoadedModel,
     sources: Sequence[str],
     settings: Sequence[str],
@@ -65,7 +65,7 @@ def open_held_out(
     settings: Sequence[str],
     say: Callable[[str], None],
 ) -> HeldOut:
-    """Read, cut and mask text for a model, as `judge_held_out` does."""
+    """Read, cut and mask text for a model, as `evaluate_held_out` does."""
     refuse_without_masked_token_head(loaded)
     recipe, statistics = _how_to_read(loaded, settings), training_statistics(loaded)
     if loaded.about is None:

@@ -32,7 +32,7 @@ def diagnose_masked_tokens(scores: HeldOutScores, recipe: Recipe, num_steps: int
     else:
         found = (
             f"not {_NEAR} below the no-context level ({level:.3f}): word frequencies are learned, "
-            "what the neighbours of a token tell is not"
+            "what the neighbors of a token tell is not"
         )
     return [f"the held-out MLM loss {loss:.3f} is {found}. {_causes(recipe, num_steps)}"]
 
@@ -64,7 +64,7 @@ def _causes(recipe: Recipe, num_steps: int) -> str:
         causes.append("no warm-up (schedule.warmup_steps)")
     if model.position_embedding == "absolute" or model.init == "normal":
         causes.append(
-            "an initialisation that leaves this level late (model.init=fan-in with "
+            "an initialization that leaves this level late (model.init=fan-in with "
             "model.position_embedding=rotary and model.norm=pre leaves it sooner)"
         )
     causes.append(

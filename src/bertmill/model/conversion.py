@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bertmill.config import ModelSection
 from bertmill.errors import ModelError
-from bertmill.model.heads import Task
+from bertmill.model.task import Task
 
 # Ours, theirs; the `*` in a row stands for the number of a block.
 _NAMES = {

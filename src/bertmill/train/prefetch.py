@@ -14,7 +14,7 @@ NUM_AHEAD = 2
 Made = TypeVar("Made")
 
 
-class Feed(Generic[Made]):
+class Prefetch(Generic[Made]):
     """Make what the coming steps need in one thread, in order, a few steps ahead.
 
     What a step needs is a function of the step alone, so that nothing depends on when it is made.
@@ -34,8 +34,8 @@ class Feed(Generic[Made]):
 
     Examples
     --------
-    >>> with Feed(lambda step: step**2, 3) as feed:
-    ...     [feed.take(), feed.take()]
+    >>> with Prefetch(lambda step: step**2, 3) as batches:
+    ...     [batches.take(), batches.take()]
     [9, 16]
     """
 
@@ -45,7 +45,7 @@ class Feed(Generic[Made]):
         self.waited_seconds = 0.0
 
     def __enter__(self) -> Self:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bertmill-feed")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bertmill-prefetch")
         for _ in range(NUM_AHEAD):
             self._ask()
         return self

@@ -15,11 +15,11 @@ from transformers.utils import logging as transformers_logging
 
 from bertmill.config import ModelSection, load_recipe
 from bertmill.errors import ModelError
+from bertmill.exports.huggingface import export_huggingface
+from bertmill.exports.onnx import write_int8, write_onnx
 from bertmill.model import padded
 from bertmill.model.folder import load_model
 from bertmill.model.packed import PackedTokens
-from bertmill.use.export import export_huggingface
-from bertmill.use.onnx import write_int8, write_onnx
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -83,7 +83,7 @@ def encode(loaded, inputs):
         lengths,
     )
     with torch.no_grad():
-        return loaded.model(packed).numpy()
+        return loaded.model.encode(packed).numpy()
 
 
 # --- the vectors ---------------------------------------------------------------------------------

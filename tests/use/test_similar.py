@@ -12,7 +12,7 @@ import bertmill
 from bertmill.config import TokenizerSection
 from bertmill.errors import InputError
 from bertmill.text.tokenizer import Tokenizer, load_tokenizer
-from bertmill.use.words import SimilarWord, cosine, find_word
+from bertmill.use.similar import SimilarWord, cosine, find_word
 
 TEXT = "The river crosses the old river, and rivers follow my sister's riverside."
 
@@ -201,7 +201,7 @@ def test_a_word_is_most_like_itself(model, word):
     assert second.cosine < 0.9999
 
 
-def test_the_same_word_beside_other_neighbours(model):
+def test_the_same_word_beside_other_neighbors(model):
     found = model.similar_words(AMONG[0], "river", AMONG[1:], top=100)
     (other,) = [similar for similar in found if similar.word == "river"]
     assert other.text == AMONG[3] and 0 < other.cosine < 0.9999

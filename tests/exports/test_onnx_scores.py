@@ -9,12 +9,10 @@ import pytest
 import bertmill as package
 from bertmill.config import load_recipe
 from bertmill.errors import InputError, MissingExtraError, ModelError
-from bertmill.judge import onnx as judge
-from bertmill.judge.held_out import open_held_out
-from bertmill.judge.onnx import export_onnx, judge_onnx
+from bertmill.evaluation.held_out import open_held_out
+from bertmill.exports import onnx
+from bertmill.exports.onnx import export_onnx, score_files, write_onnx
 from bertmill.model.folder import load_model
-from bertmill.use import onnx as use_onnx
-from bertmill.use.onnx import write_onnx
 
 LARGEST_LOSS = 0.02
 
@@ -89,7 +87,7 @@ def test_each_file_is_scored_by_itself(save, held_out, tmp_path):
     model, other = load_model(folder), load_model(folder)
     other.model.encoder.final_norm.weight.data.neg_()
     write_onnx(tmp_path, other)
-    scores = judge_onnx(model, tmp_path, open_held_out(model, held_out, [], be_silent))
+    scores = score_files(model, tmp_path, open_held_out(model, held_out, [], be_silent))
     assert list(scores) == ["torch", "model.onnx"]
     assert abs(scores["model.onnx"].mlm_loss - scores["torch"].mlm_loss) > 0.01
     assert scores["model.onnx"].num_predictions == scores["torch"].num_predictions
@@ -147,11 +145,11 @@ def test_a_package_that_is_not_installed(name, small_run, tmp_path, monkeypatch)
 def test_what_fails_leaves_nothing_behind(fault, small_run, tmp_path, monkeypatch):
     sources = []
     if fault == "difference":
-        monkeypatch.setattr(use_onnx, "LARGEST_DIFFERENCE", 0.0)
+        monkeypatch.setattr(onnx, "LARGEST_DIFFERENCE", 0.0)
     elif fault == "text":
         sources = [str(tmp_path / "gone.txt")]
     else:
-        monkeypatch.setattr(judge, "write_int8", full_disk)
+        monkeypatch.setattr(onnx, "write_int8", full_disk)
     words = {"difference": "differ by", "text": "does not exist", "disk": "No space left"}
     with pytest.raises(package.BertmillError, match=words[fault]) as caught:
         export(small_run.folder, tmp_path / "out", sources)

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from bertmill.config import Recipe, load_recipe, recipe_names
-from bertmill.train.doctor import diagnose_masked_tokens, diagnose_pairs
+from bertmill.train.diagnosis import diagnose_masked_tokens, diagnose_pairs
 from bertmill.train.validate import HeldOutScores
 
 UNIGRAM, NO_CONTEXT, OVERLAP = 7.0, 6.0, 0.5
@@ -72,7 +72,7 @@ def test_exactly_a_tenth_below_is_well():
 
 
 @pytest.mark.parametrize("loss", [5.95, 6.0, 6.5, UNIGRAM])
-def test_a_loss_on_the_level_has_not_learned_the_neighbours(loss):
+def test_a_loss_on_the_level_has_not_learned_the_neighbors(loss):
     line = masked_tokens(loss)
     assert f"held-out MLM loss {loss:.3f} is not 0.1 below the no-context level (6.000)" in line
     assert "word frequencies are learned" in line
@@ -121,8 +121,8 @@ def test_the_warm_up_is_named_where_it_is_to_blame(warmup, steps, is_first, is_n
         (["model.position_embedding=absolute", "model.init=fan-in"], True),
     ],
 )
-def test_the_initialisation_is_named_where_it_is_published_berts(settings, is_named):
-    assert ("an initialisation that" in masked_tokens(6.0, *settings)) == is_named
+def test_the_initialization_is_named_where_it_is_published_berts(settings, is_named):
+    assert ("an initialization that" in masked_tokens(6.0, *settings)) == is_named
 
 
 def test_the_runs_own_numbers_are_told():

@@ -127,7 +127,7 @@ def _training(run: RunFolder, num_tokens: int | None) -> list[str]:
 
 def _table(scores: dict[str, Any]) -> str:
     rows = [
-        ("masked language modelling, nats", "mlm_loss", "no_context_nats", "no context"),
+        ("masked language modeling, nats", "mlm_loss", "no_context_nats", "no context"),
         ("next sentence prediction, nats", "nsp_loss", "nsp_chance_nats", "label frequencies"),
     ]
     lines = ["| held-out | loss | right | yardstick |", "|---|---|---|---|"]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bertmill.data.randomness import Ints
 from bertmill.data.store import spans
-from bertmill.model.heads import Task, TaskModel
+from bertmill.model.task import Task, TaskModel
 from bertmill.text.tokenizer import Tokenizer
 from bertmill.use.sequences import (
     Sequences,

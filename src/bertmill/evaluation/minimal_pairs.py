@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from bertmill.errors import InputError
-from bertmill.judge.held_out import refuse_without_masked_token_head
+from bertmill.evaluation.held_out import refuse_without_masked_token_head
 from bertmill.model.folder import LoadedModel
 from bertmill.text.rows import read_rows, text_of
 from bertmill.use.score import pseudo_log_likelihoods
@@ -42,7 +42,7 @@ class MinimalPairScores(ParadigmScores):
     paradigms: dict[str, ParadigmScores]
 
 
-def judge_minimal_pairs(
+def evaluate_minimal_pairs(
     loaded: LoadedModel, path: str, mask_rest_of_word: bool, device: torch.device
 ) -> MinimalPairScores:
     """Score a model on a file of minimal pairs.

@@ -1,4 +1,4 @@
-"""Words in context: the same word has another vector beside other neighbours."""
+"""Words in context: the same word has another vector beside other neighbors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What pretraining gave, on labelled tasks: beside what is reached without it.
+"""What pretraining gave, on labeled tasks: beside what is reached without it.
 
 Six methods answer each task, with the same examples and measures:
 
@@ -9,7 +9,7 @@ Six methods answer each task, with the same examples and measures:
 - ``finetune_random``, ``finetune``: all weights trained, from those as drawn and as pretrained.
 
 Nothing is chosen on the dev examples: a tenth of the training examples picks the classifier's
-regularisation and fine-tuning's best epoch.
+regularization and fine-tuning's best epoch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 
 from bertmill.data.randomness import make_key
 from bertmill.errors import InputError
-from bertmill.judge.probes import (
+from bertmill.evaluation.probes import (
     Targets,
     answer_alike,
     answer_linearly,
@@ -36,16 +36,17 @@ from bertmill.judge.probes import (
     refuse_without_scikit_learn,
     tfidf_features,
 )
-from bertmill.model.encoder import initialise
+from bertmill.model.encoder import initialize
 from bertmill.model.folder import LoadedModel
-from bertmill.model.heads import PretrainingModel, Task
+from bertmill.model.pretraining import PretrainingModel
+from bertmill.model.task import Task
 from bertmill.text.files import COMPRESSIONS
 from bertmill.text.rows import ROW_ENDINGS
 from bertmill.use.examples import Columns, Examples, read_examples, targets_of, task_of
 from bertmill.use.finetune import FinetuneKnobs, learn_task, make_inputs
 from bertmill.use.pooling import longest_text
+from bertmill.use.predict import compute_outputs
 from bertmill.use.pretrained import Pretrained
-from bertmill.use.tasks import compute_outputs
 
 _METHODS = ("majority", "tfidf", "probe_random", "probe", "finetune_random", "finetune")
 _MAIN_MEASURES = {"cola": "matthews", "mrpc": "f1"}
@@ -89,7 +90,7 @@ class AllTaskScores:
     """For each method, the mean of the tasks' main measures."""
 
 
-def judge_tasks(
+def evaluate_tasks(
     loaded: LoadedModel,
     folder: str,
     num_seeds: int,
@@ -269,7 +270,7 @@ def _with_random_weights(loaded: LoadedModel, seed: int) -> LoadedModel:
     """Return the same network and tokenizer with weights as they are drawn before pretraining."""
     section = loaded.model.section
     model = PretrainingModel(section, loaded.model.vocab_size)
-    initialise(model, section, torch.Generator().manual_seed(make_key(seed, "weights")))
+    initialize(model, section, torch.Generator().manual_seed(make_key(seed, "weights")))
     return dataclasses.replace(loaded, model=model.eval(), task_model=None)
 
 

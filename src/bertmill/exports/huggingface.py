@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bertmill.disk import folder_that_appears_whole, refuse_if_there
 from bertmill.errors import InputError, ModelError
+from bertmill.model.conversion import is_bert
 from bertmill.model.folder import load_model, save_model
-from bertmill.model.huggingface import is_bert
+from bertmill.show.card import refuse_license, write_model_card
+from bertmill.storage import folder_that_appears_whole, refuse_if_there
 from bertmill.train.run_folder import RunFolder
-from bertmill.use.model_card import refuse_license, write_model_card
 from bertmill.use.pooling import default_pooling, write_pooling
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from bertmill.data.randomness import Permutation, make_key
 from bertmill.errors import MissingExtraError
-from bertmill.model.heads import Task
+from bertmill.model.task import Task
 from bertmill.use.examples import Examples
 from bertmill.use.pretrained import Pretrained
 
@@ -24,7 +24,7 @@ Features = Any
 """[examples, features], dense or sparse."""
 
 _STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
-"""Inverse strengths of regularisation to choose from."""
+"""Inverse strengths of regularization to choose from."""
 _CHOOSING_FRACTION = 0.1
 
 
@@ -34,7 +34,7 @@ def refuse_without_scikit_learn() -> None:
         import sklearn  # noqa: F401
     except ImportError:
         raise MissingExtraError(
-            "--tasks", "needs scikit-learn", "type: pip install 'bertmill[judge]'"
+            "--tasks", "needs scikit-learn", "type: pip install 'bertmill[evaluate]'"
         ) from None
 
 

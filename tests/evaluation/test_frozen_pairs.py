@@ -16,9 +16,9 @@ from transformers.utils import logging
 import bertmill as package
 from bertmill.config import ModelSection, TokenizerSection, load_recipe
 from bertmill.errors import CorpusError, InputError
-from bertmill.model.encoder import initialise
+from bertmill.model.encoder import initialize
 from bertmill.model.folder import load_model, save_model
-from bertmill.model.heads import PretrainingModel
+from bertmill.model.pretraining import PretrainingModel
 from bertmill.text.tokenizer import train_tokenizer
 
 logging.set_verbosity_error()
@@ -477,7 +477,7 @@ def test_the_real_file_is_read_whole(shared_data, tmp_path):
     shape = load_recipe("tiny").model.model_dump() | {"hidden_size": 16, "num_hidden_layers": 1}
     section = ModelSection(**shape | {"intermediate_size": 32})
     model = PretrainingModel(section, tokenizer.size)
-    initialise(model, section, torch.Generator().manual_seed(1))
+    initialize(model, section, torch.Generator().manual_seed(1))
     save_model(tmp_path, model, tokenizer, None)
     scores = package.evaluate(tmp_path, frozen_pairs=path)
     assert (scores.num_predictions, scores.num_pairs) == (31_803, 4_609)

@@ -11,8 +11,8 @@ from huggingface_hub import ModelCard
 
 import bertmill as package
 from bertmill.errors import InputError
+from bertmill.exports.huggingface import export_huggingface
 from bertmill.model.folder import load_model
-from bertmill.use.export import export_huggingface
 from bertmill.use.pooling import default_pooling
 
 
@@ -147,7 +147,7 @@ def test_the_training_is_that_of_the_run(small_run, exported):
     assert f"- Versions: bertmill {package.__version__}, torch " in text
     outcome = small_run.outcome.held_out
     assert (
-        f"| masked language modelling, nats | {outcome.mlm_loss:.3f} | {outcome.mlm_accuracy:.1%} "
+        f"| masked language modeling, nats | {outcome.mlm_loss:.3f} | {outcome.mlm_accuracy:.1%} "
         f"| no context {outcome.no_context_nats:.3f} |\n" in text
     )
     assert (
@@ -210,7 +210,7 @@ def test_a_run_without_pairs_has_no_second_row(corpus_file, tmp_path):
         str(corpus_file), "tiny", out=tmp_path / "run", steps=2, settings=settings
     )
     text = card_of(export_huggingface(run.folder, tmp_path / "out"))[1]
-    assert "masked language modelling, nats" in text
+    assert "masked language modeling, nats" in text
     assert "next sentence prediction, nats" not in text
 
 
@@ -274,7 +274,7 @@ def test_no_path_in_an_address_of_this_machine(run_of_paths, corpus_file, tmp_pa
 
 
 def test_addresses_stay():
-    from bertmill.use.model_card import _public_name
+    from bertmill.show.card import _public_name
 
     for name in ("sample:sotu", "https://example.org/books/all.txt", "hf://datasets/x/y.parquet"):
         assert _public_name(name) == name

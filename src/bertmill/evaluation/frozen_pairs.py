@@ -14,7 +14,7 @@ from bertmill.config import MaskingSection
 from bertmill.data.batch import Batch
 from bertmill.data.yardsticks import measure_yardsticks
 from bertmill.errors import InputError
-from bertmill.judge.held_out import (
+from bertmill.evaluation.held_out import (
     has_next_sentence_head,
     refuse_without_masked_token_head,
     training_statistics,
@@ -54,7 +54,7 @@ class FrozenScores:
     nsp_overlap_accuracy: float | None
 
 
-def judge_frozen_pairs(loaded: LoadedModel, path: str, device: torch.device) -> FrozenScores:
+def evaluate_frozen_pairs(loaded: LoadedModel, path: str, device: torch.device) -> FrozenScores:
     """Score a model with a word-level vocabulary on pairs that were masked once and for all.
 
     Parameters

@@ -1,4 +1,4 @@
-"""The feed: what steps need, in order, once each, a few steps ahead, and never after its end."""
+"""The batches: what steps need, in order, once each, a few steps ahead, and never after its end."""
 
 import threading
 import time
@@ -10,11 +10,11 @@ from bertmill.config import MaskingSection, PairsSection
 from bertmill.data.batch import Batches
 from bertmill.errors import StoreError
 from bertmill.train.device import to_device
-from bertmill.train.feed import NUM_AHEAD, Feed
+from bertmill.train.prefetch import NUM_AHEAD, Prefetch
 
 
 def no_thread_left():
-    return not [t for t in threading.enumerate() if t.name.startswith("bertmill-feed")]
+    return not [t for t in threading.enumerate() if t.name.startswith("bertmill-batches")]
 
 
 def until(holds):
@@ -32,13 +32,13 @@ def test_steps_are_made_in_order_once_each_and_a_few_ahead():
         assert step < 7 + num_asked + NUM_AHEAD
         return -step
 
-    with Feed(make, 7) as feed:
+    with Prefetch(make, 7) as batches:
         until(lambda: len(made) == NUM_AHEAD)  # before any is taken
         time.sleep(0.05)
         assert len(made) == NUM_AHEAD
         for step in range(7, 60):
             num_asked += 1
-            assert feed.take() == -step
+            assert batches.take() == -step
         until(lambda: len(made) == 53 + NUM_AHEAD)
     assert made == list(range(7, 60 + NUM_AHEAD))
     assert no_thread_left()
@@ -48,15 +48,15 @@ def test_waiting_is_measured():
     def make(step):
         time.sleep(0.1 if step == 1 else 0.0)
 
-    with Feed(make, 0) as feed:
-        feed.take()
+    with Prefetch(make, 0) as batches:
+        batches.take()
         started = time.perf_counter()
-        feed.take()
-        assert 0.0 < feed.waited_seconds <= time.perf_counter() - started
-        slow = feed.waited_seconds
-        until(lambda: feed._coming[0].done())
-        feed.take()
-        assert feed.waited_seconds < slow  # of this step alone
+        batches.take()
+        assert 0.0 < batches.waited_seconds <= time.perf_counter() - started
+        slow = batches.waited_seconds
+        until(lambda: batches._coming[0].done())
+        batches.take()
+        assert batches.waited_seconds < slow  # of this step alone
 
 
 def test_an_error_comes_at_its_step_as_it_is():
@@ -67,10 +67,10 @@ def test_an_error_comes_at_its_step_as_it_is():
             raise error
         return step
 
-    with Feed(make, 0) as feed:
-        assert [feed.take(), feed.take()] == [0, 1]
+    with Prefetch(make, 0) as batches:
+        assert [batches.take(), batches.take()] == [0, 1]
         with pytest.raises(StoreError) as raised:
-            feed.take()
+            batches.take()
     assert raised.value is error
     assert no_thread_left()
 
@@ -83,8 +83,8 @@ def test_leaving_waits_for_the_step_in_hand_alone():
         if step == 1:
             may_go_on.wait()
 
-    with pytest.raises(KeyboardInterrupt), Feed(make, 0) as feed:  # noqa: PT012
-        feed.take()
+    with pytest.raises(KeyboardInterrupt), Prefetch(make, 0) as batches:  # noqa: PT012
+        batches.take()
         until(lambda: made == [0, 1])
         threading.Timer(0.05, may_go_on.set).start()
         raise KeyboardInterrupt
@@ -106,9 +106,9 @@ def test_batches_made_in_the_thread_arrive_on_the_gpu(small_store):
     )
     cpu, device = torch.device("cpu"), torch.device("cuda", 0)
     wanted = [to_device(batches.batch_at(step), cpu) for step in range(4)]
-    with Feed(lambda step: to_device(batches.batch_at(step), device), 0) as feed:
+    with Prefetch(lambda step: to_device(batches.batch_at(step), device), 0) as batches:
         for on_cpu in wanted:
-            got = feed.take()
+            got = batches.take()
             assert got.packed.lengths == on_cpu.packed.lengths
             tensors = zip(
                 [*got.packed[:3], *got[1:]], [*on_cpu.packed[:3], *on_cpu[1:]], strict=True

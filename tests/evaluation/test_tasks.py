@@ -19,8 +19,8 @@ from sklearn.preprocessing import StandardScaler
 import bertmill as package
 from bertmill.config import ModelSection
 from bertmill.errors import BertmillError, CorpusError, InputError
-from bertmill.judge import tasks as judging
-from bertmill.judge.probes import choosing_rows
+from bertmill.evaluation import tasks as judging
+from bertmill.evaluation.probes import choosing_rows
 from bertmill.model.folder import load_model, save_model
 
 SECTION = ModelSection(
@@ -540,7 +540,7 @@ def test_without_scikit_learn(refused, monkeypatch, model, folder):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     refused(
         ["evaluate", model, "--tasks", folder],
-        *("--tasks: needs scikit-learn", "pip install 'bertmill[judge]'"),
+        *("--tasks: needs scikit-learn", "pip install 'bertmill[evaluate]'"),
     )
 
 

@@ -1,0 +1,177 @@
+"""Encoder, both heads and both losses: the network as it is pretrained.
+
+The losses are sums: whoever knows the global counts divides, once, at the end.
+
+Letters in shapes: B sequences, N tokens, S tokens selected, P predictions, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bertmill.config import ModelSection
+from bertmill.model.encoder import Encoder, activation
+from bertmill.model.packed import PackedTokens, Selection
+from bertmill.model.vocabulary_loss import vocabulary_loss
+
+_ROWS_AT_ONCE = 512
+
+
+class PretrainingInput(NamedTuple):
+    """A batch on the model's device."""
+
+    packed: PackedTokens
+    selection: Selection
+    """What the losses read: masked tokens and, with pairs, the first token of each sequence."""
+    masked_rows: Tensor
+    """Places of the masked tokens among the selected, [P], rising."""
+    masked_labels: Tensor
+    """[P]."""
+    next_sentence_labels: Tensor
+    """[B], 1 = the second segment follows the first; [0] without pairs."""
+
+
+class LossSums(NamedTuple):
+    """Cross entropies summed over P predictions and B sequences, in nats, each []."""
+
+    mlm: Tensor
+    nsp: Tensor
+
+
+class Scores(NamedTuple):
+    """What validation reads: the loss of every answer, in nats, and whether it was right."""
+
+    mlm: Tensor
+    """[P]."""
+    mlm_right: Tensor
+    """[P], bool."""
+    nsp: Tensor
+    """[B]; [0] without pairs."""
+    nsp_right: Tensor
+    """[B], bool; [0] without pairs."""
+
+
+class MaskedTokenHead(nn.Module):
+    """Dense, activation, LayerNorm, then a score for every vocabulary entry."""
+
+    def __init__(self, section: ModelSection, vocab_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(section.hidden_size, section.hidden_size)
+        self.activation = activation(section)
+        self.norm = nn.LayerNorm(section.hidden_size, eps=section.layer_norm_eps)
+        self.decoder = (
+            None
+            if section.tie_word_embeddings
+            else nn.Linear(section.hidden_size, vocab_size, bias=False)
+        )
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Prepare the hidden vectors of the predicted positions for the decoder, [P, D]."""
+        # Also where products are bf16 (autocast) the loss is computed in the parameters' type.
+        x = self.activation(self.dense(hidden)).to(self.bias.dtype)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+
+class PretrainingModel(nn.Module):
+    """Encoder, pooler, masked-token head and next-sentence head.
+
+    Parameters
+    ----------
+    section : ModelSection
+    vocab_size : int
+    """
+
+    def __init__(self, section: ModelSection, vocab_size: int) -> None:
+        super().__init__()
+        self.section, self.vocab_size = section, vocab_size
+        self.encoder = Encoder(section, vocab_size)
+        self.pooler = nn.Linear(section.hidden_size, section.hidden_size)
+        self.masked_token_head = MaskedTokenHead(section, vocab_size)
+        self.next_sentence_head = nn.Linear(section.hidden_size, 2)
+
+    def forward(self, batch: PretrainingInput) -> LossSums:
+        """Sum both cross entropies over a batch, without ever holding all logits, [P, V].
+
+        This is the whole of what training computes: what wraps a model (to reduce its gradients,
+        or to gather its parameters) hooks `forward`, and sees each parameter used inside it.
+
+        Returns
+        -------
+        LossSums
+            `nsp` is 0 where the batch has no pairs.
+        """
+        hidden = self.encode(batch.packed, batch.selection)
+        mlm = vocabulary_loss(
+            self.masked_token_head(hidden.index_select(0, batch.masked_rows)),
+            self.decoder_weight,
+            self.masked_token_head.bias,
+            batch.masked_labels,
+        )
+        if not len(batch.next_sentence_labels):
+            return LossSums(mlm, mlm.new_zeros(()))
+        logits = self._pair_logits(hidden, batch)
+        return LossSums(mlm, F.cross_entropy(logits, _rows(batch), reduction="sum"))
+
+    @torch.no_grad()
+    def score(self, batch: PretrainingInput) -> Scores:
+        """Score every answer of a batch; the model should be in evaluation mode."""
+        hidden = self.encode(batch.packed, batch.selection)
+        mlm, mlm_right = [], []
+        for rows, labels in zip(
+            torch.split(batch.masked_rows, _ROWS_AT_ONCE),
+            torch.split(batch.masked_labels, _ROWS_AT_ONCE),
+            strict=True,
+        ):
+            logits = self.masked_token_logits(hidden.index_select(0, rows))
+            mlm.append(F.cross_entropy(logits, labels, reduction="none"))
+            mlm_right.append(logits.argmax(-1) == labels)
+        nsp, nsp_right = hidden.new_zeros(0), hidden.new_zeros(0, dtype=torch.bool)
+        if len(batch.next_sentence_labels):
+            logits = self._pair_logits(hidden, batch)
+            nsp = F.cross_entropy(logits, _rows(batch), reduction="none")
+            nsp_right = logits.argmax(-1) == _rows(batch)
+        return Scores(torch.cat(mlm), torch.cat(mlm_right), nsp, nsp_right)
+
+    def encode(self, packed: PackedTokens, selection: Selection | None = None) -> Tensor:
+        """Compute hidden vectors: of all tokens, [N, D], or of those selected, [S, D]."""
+        return self.encoder(packed, selection)  # type: ignore[no-any-return]
+
+    @property
+    def decoder_weight(self) -> Tensor:
+        """Output weights of the masked-token head, [V, D]: its own, or the word embeddings."""
+        own = self.masked_token_head.decoder
+        return self.encoder.embeddings.word.weight if own is None else own.weight
+
+    def masked_token_logits(self, hidden: Tensor) -> Tensor:
+        """Score every vocabulary entry at the given hidden vectors: [P, D] to [P, V]."""
+        head = self.masked_token_head
+        return nn.functional.linear(head(hidden), self.decoder_weight, head.bias)
+
+    def pool(self, first: Tensor) -> Tensor:
+        """Map each sequence's first token through the pooler, [B, D]."""
+        return torch.tanh(self.pooler(first))
+
+    def next_sentence_logits(self, pooled: Tensor) -> Tensor:
+        """Score [B, 2]: column 0 is "follows", column 1 "random", as in Hugging Face."""
+        return self.next_sentence_head(pooled)  # type: ignore[no-any-return]
+
+    def _pair_logits(self, hidden: Tensor, batch: PretrainingInput) -> Tensor:
+        """Score each pair from the vectors of the selected tokens: [S, D] to [B, 2]."""
+        first = hidden.index_select(0, batch.selection.starts[:-1])
+        return self.next_sentence_logits(self.pool(first))
+
+    def count_parameters(self) -> dict[str, int]:
+        """Count parameters: the encoder with the pooler, and everything."""
+        total = sum(p.numel() for p in self.parameters())
+        encoder = sum(p.numel() for m in (self.encoder, self.pooler) for p in m.parameters())
+        return {"encoder_with_pooler": encoder, "total": total}
+
+
+def _rows(batch: PretrainingInput) -> Tensor:
+    """Row of the classifier for each pair: our label 1 (next) is Hugging Face's row 0."""
+    return 1 - batch.next_sentence_labels
