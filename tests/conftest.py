@@ -51,7 +51,7 @@ def pytest_configure() -> None:
 
     make = BertmillError.__init__
 
-    def make_and_note(self, where, what, fix):
+    def make_and_note(self, where, what, fix=""):
         caller = sys._getframe(1)
         RAISED.add((caller.f_code.co_filename, caller.f_lineno, what))
         make(self, where, what, fix)

@@ -22,16 +22,17 @@ _LONGEST_PART = 1000
 
 
 class BertmillError(Exception):
-    """A failure that the user can fix, told in one line: where, what, and how to fix it.
+    """A failure that the user can fix, in one line: where, what, and how to fix it.
 
     Parameters
     ----------
     where : str
-        The file, key or argument at fault.
+        The file, key or argument at fault. An argument stands in backticks, here and in the other
+        parts, by its name in Python; the command line writes it as its option.
     what : str
         What is wrong with it.
     fix : str
-        What to do about it.
+        What to do about it, where that is not plain from what is wrong.
 
     Examples
     --------
@@ -39,12 +40,13 @@ class BertmillError(Exception):
     notes.txt: is empty; give a file with text
     """
 
-    def __init__(self, where: object, what: str, fix: str) -> None:
+    def __init__(self, where: object, what: str, fix: str = "") -> None:
         self.where, self.what, self.fix = str(where), what, fix
         super().__init__(self.where, what, fix)
 
     def __str__(self) -> str:
-        return f"{_one_line(self.where)}: {_one_line(self.what)}; {_one_line(self.fix)}"
+        fix = f"; {_one_line(self.fix)}" if self.fix else ""
+        return f"{_one_line(self.where)}: {_one_line(self.what)}{fix}"
 
 
 def _one_line(text: str) -> str:
