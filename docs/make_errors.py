@@ -21,7 +21,7 @@ KINDS = {kind.__name__: kind for kind in errors.BertmillError.__subclasses__()}
 HEAD = """# Errors
 
 Everything that bertmill raises on purpose, made from the source by `python docs/make_errors.py`. On
-the command line each is one line, `bertmill: where: what; how to mend it`, with exit status 2. In
+the command line each is one line, `bertmill: where: what; how to fix it`, with exit status 2. In
 Python they are the classes below, all of them `bertmill.BertmillError`. What stands in braces is
 filled in. A test raises every one.
 """
@@ -70,13 +70,18 @@ def _sites_of(path: Path) -> Iterator[Site]:
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
             continue
         kind, place = node.func.id, (file, node.lineno, node.end_lineno or node.lineno)
-        if kind in KINDS and len(node.args) == 3:
-            yield Site(kind, *place, *map(_template, node.args))
+        if kind in KINDS and len(node.args) in (2, 3):
+            yield Site(kind, *place, *_parts(node))
         elif kind == "ValueError" and file == "config.py":
             what, _, fix = _template(node.args[0]).partition("; ")
             yield Site("RecipeError", *place, "recipe {name}", what, fix or "change it")
-        elif kind == "error" and file == "disk.py":
-            yield Site("StoreError", *place, *map(_template, node.args))
+        elif kind == "error" and file == "storage.py":
+            yield Site("StoreError", *place, *_parts(node))
+
+
+def _parts(call: ast.Call) -> tuple[str, str, str]:
+    where, what, *fix = map(_template, call.args)
+    return where, what, "".join(fix)
 
 
 def _template(node: ast.expr) -> str:
@@ -119,7 +124,7 @@ def make_page() -> str:
     for kind, error in KINDS.items():
         lines.append(
             f"\n## {kind}\n\n{error.__doc__}\n\n"
-            "| where | what is wrong | how to mend it |\n|---|---|---|"
+            "| where | what is wrong | how to fix it |\n|---|---|---|"
         )
         # What is all filled in, told elsewhere and passed on, says nothing here.
         rows = {
