@@ -12,7 +12,7 @@ from measure import timed
 
 from bertmill.model import onednn
 from bertmill.train.device import to_device
-from bertmill.train.memory import freed_memory_kept
+from bertmill.train.malloc import freed_memory_kept
 from peers.ours import CPU
 from peers.workload import Workload
 

@@ -203,8 +203,13 @@ class TrainSection(Section):
 
     batch_size: Annotated[int, Field(ge=1, le=2**20)] = 256
     """Sequences in a step."""
+    micro_batch_tokens: Annotated[int, Field(ge=0)] = 0
+    """Tokens that are computed at once, at most (a longer sequence alone): less memory for the same
+    update. 0: the whole batch. Dropout's draws depend on it."""
     steps: Positive = 1_000_000
-    """Parameter updates in the run."""
+    """Parameter updates in the run, unless there is a budget."""
+    budget_seconds: Annotated[float, Field(ge=0.0)] = 0.0
+    """Training time of the run, over all its sessions, instead of steps; 0: by steps."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     nsp_weight: Annotated[float, Field(ge=0.0)] = 1.0
     """Weight of next sentence prediction in the total loss."""

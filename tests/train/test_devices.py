@@ -22,10 +22,11 @@ from bertmill.model.encoder import initialize
 from bertmill.model.padded import PaddedEncoder
 from bertmill.model.pretraining import PretrainingModel
 from bertmill.train.device import repeatable_kernels, to_device
-from bertmill.train.meters import LossMeter
+from bertmill.train.metrics import LossMeter
 from bertmill.train.optimizer import make_optimizer
 from bertmill.train.precision import autocast
 from bertmill.train.step import take_step
+from bertmill.train.world import World
 
 LENGTHS = [32, 19, 19, 12, 7, 7, 7, 3]
 VOCAB = 211
@@ -67,8 +68,10 @@ def step(model, optimizer, meter, batch, device, recipe, precision="fp32"):
     knobs = recipe.train.model_copy(update={"precision": precision})
     on_device = to_device(batch, device)
     recipe = recipe.model_copy(update={"train": knobs})
-    sums, is_skipped = take_step(model, optimizer, on_device, recipe, 0)
-    meter.add(sums, on_device, is_skipped)
+    sums, is_skipped = take_step(
+        model, optimizer, [on_device], batch.counts, recipe, 0, World(device)
+    )
+    meter.add(sums, batch.counts, is_skipped)
 
 
 def losses_and_gradient(model, batch, device, precision="fp32"):

@@ -90,12 +90,12 @@ def _describe_store(path: Path, num_pairs: int) -> dict[str, Any]:
 
 def _describe_run(run: RunFolder, num_pairs: int) -> dict[str, Any]:
     recipe, facts = run.read()
-    last = {record["split"]: record for record in run.metrics()}
-    found: dict[str, Any] = {"kind": "run", "facts": facts, "last": last}
+    last = {r.to_dict()["split"]: r.to_dict() for records in run.metrics() for r in records[-1:]}
+    found: dict[str, Any] = {"kind": "run", "facts": facts.model_dump(), "last": last}
     if run.model.exists():
         found["model"] = _describe_model(run.model)
-    if is_store(facts["store"]):
-        store = Store(facts["store"])
+    if is_store(facts.store):
+        store = Store(facts.store)
         found |= _counts(store)
         found["pairs"] = _show_pairs(
             store, recipe.pairs, recipe.masking, recipe.train.seed, num_pairs

@@ -1,4 +1,4 @@
-"""The numbers that a run computes in, and how fast the device multiplies them.
+"""The numbers that a run computes in.
 
 Parameters, moments, norms, losses and their sums are fp32 always. With bf16 the matrix products
 take both factors in 16 bits, which is faster where the device has units for it and the products are
@@ -18,7 +18,7 @@ import torch
 from bertmill.config import Recipe
 from bertmill.model.flops import count_step_flops
 from bertmill.model.pretraining import PretrainingModel
-from bertmill.train.device import synchronize, to_device
+from bertmill.train.device import to_device
 from bertmill.train.run_data import RunData
 
 Precision = Literal["fp32", "bf16"]
@@ -27,8 +27,6 @@ Precision = Literal["fp32", "bf16"]
 _CLEARLY_FASTER = 1.2
 # Sequences are measured up to so much arithmetic (a fraction of a second), for so long at least.
 _MEASURED_FLOPS, _MEASURED_ROUNDS, _MEASURED_SECONDS = 3e10, 3, 1.0
-# Wide enough that the product is all that counts, and done often enough to see the best.
-_PEAK_WIDTH, _PEAK_PRODUCTS = {"cpu": 1024, "cuda": 8192}, 6
 
 
 def choose_precision(recipe: Recipe, data: RunData, say: Callable[[str], None]) -> Precision:
@@ -76,21 +74,6 @@ def has_bf16_units(device: torch.device) -> bool:
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Return the context in which losses are computed; gradients follow by themselves."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def measure_peak_flops(device: torch.device, precision: Precision) -> float:
-    """Measure the operations a second of a wide matrix product, the best of several."""
-    width = _PEAK_WIDTH[device.type]
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    left, right = torch.rand(2, width, width, device=device).to(dtype)
-    best = math.inf
-    for _ in range(_PEAK_PRODUCTS):
-        synchronize(device)
-        started = time.perf_counter()
-        torch.mm(left, right)
-        synchronize(device)
-        best = min(best, time.perf_counter() - started)
-    return 2.0 * width**3 / best
 
 
 def _measure(recipe: Recipe, data: RunData) -> dict[Precision, float]:
