@@ -328,10 +328,11 @@ def _say_start(plan: Plan, progress: RunProgress) -> None:
     length = "for the time budget" if plan.budget_seconds is not None else f"{knobs.steps:,} steps"
     dtype = torch.bfloat16 if knobs.precision == "bf16" else torch.float32
     is_at_once = takes_all_lengths(device, dtype, recipe.model.attention_probs_dropout_prob)
+    attention = "over all lengths at once" if is_at_once else "length by length"
     progress.say(
         f"training {length}, {knobs.batch_size:,} sequences per step, "
         f"{plan.data.train.num_examples:,} in an epoch, on {device_name(device)} in "
-        f"{knobs.precision}, attention {'over all lengths at once' if is_at_once else 'length by length'}"
+        f"{knobs.precision}, attention {attention}"
     )
 
 
