@@ -263,14 +263,6 @@ def is_store(folder: str | Path) -> bool:
     return all(os.path.isfile(Path(folder) / name) for name in ("manifest.json", _COUNTS_FILE))
 
 
-def spans(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """List the places of ranges: starts 5 and 0, lengths 2 and 3 give 5, 6, 0, 1, 2."""
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if len(ends) else 0
-    places: npt.NDArray[np.int64] = np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
-    return places
-
-
 class StoreWriter:
     """Write a store into an empty folder; `close` writes the manifest last.
 

@@ -14,9 +14,9 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from bertmill.arrays import Ints
 from bertmill.config import ModelSection
-from bertmill.data.randomness import Ints
-from bertmill.data.store import spans
+from bertmill.data.layout import spans
 from bertmill.errors import InputError
 from bertmill.model.packed import PackedTokens
 from bertmill.text.tokenizer import Tokenizer
