@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from bertmill.config import load_recipe
-from bertmill.model.flops import count_step_flops
 from bertmill.model.packed import PackedTokens, Selection
-from bertmill.model.pretraining import LossSums, PretrainingInput
+from bertmill.model.pretraining import LossSums, PretrainingInput, count_step_flops
 from bertmill.train.meters import Clock, LossMeter, SpeedMeter
 
 CPU = torch.device("cpu")

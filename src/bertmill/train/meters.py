@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bertmill.config import ModelSection
-from bertmill.model.flops import count_step_flops
-from bertmill.model.pretraining import LossSums, PretrainingInput
+from bertmill.config import NetworkSection
+from bertmill.model.pretraining import LossSums, PretrainingInput, count_step_flops
 
 SUM_NAMES = ("mlm", "nsp", "predictions", "pairs", "skipped", "skipped_in_a_row")
 
@@ -72,13 +71,13 @@ class SpeedMeter:
 
     Parameters
     ----------
-    section : ModelSection
+    section : NetworkSection
     vocab_size : int
     peak_flops : float
         Operations a second of the device's matrix products at their best.
     """
 
-    def __init__(self, section: ModelSection, vocab_size: int, peak_flops: float) -> None:
+    def __init__(self, section: NetworkSection, vocab_size: int, peak_flops: float) -> None:
         self._section, self._vocab_size, self._peak_flops = section, vocab_size, peak_flops
         self.reset()
 

@@ -12,10 +12,10 @@ import torch
 from bertmill.config import Recipe
 from bertmill.data.randomness import make_key
 from bertmill.errors import RunError
-from bertmill.model.attention import takes_all_lengths
-from bertmill.model.encoder import initialize
 from bertmill.model.folder import LoadedModel
-from bertmill.model.pretraining import PretrainingModel
+from bertmill.model.kernels import KERNELS
+from bertmill.model.kernels.attention import takes_all_lengths
+from bertmill.model.pretraining import PretrainingModel, initialize
 from bertmill.model.transfer import Transferred, transfer_weights
 from bertmill.train.checkpoint import Checkpoint, State, restore, save_checkpoint
 from bertmill.train.device import device_name, repeatable_kernels, synchronize, to_device
@@ -122,12 +122,12 @@ def pretrain_loop(
         f"{data.train.num_examples:,} in an epoch, on {device_name(device)} in {precision}, "
         f"attention {'over all lengths at once' if is_at_once else 'length by length'}"
     )
-    model = PretrainingModel(recipe.model, tokenizer.size)
+    model = PretrainingModel(recipe.model, tokenizer.size, KERNELS[knobs.kernels])
     initialize(model, recipe.model, torch.Generator().manual_seed(make_key(knobs.seed, "weights")))
     if isinstance(start, LoadedModel):
         _say_transferred(transfer_weights(model, tokenizer, start), tokenizer.size, start, progress)
     model.to(device).train()
-    optimizer = make_optimizer(model, recipe.optimizer)
+    optimizer = make_optimizer(model, recipe.optimizer, knobs.kernels)
     schedule = (
         StepSchedule(recipe.schedule, knobs.steps)
         if limits.budget_seconds is None
