@@ -14,8 +14,7 @@ from measure import Spread, interleave, markdown_table, round_ratios, write_resu
 from bertmill.config import load_recipe
 from bertmill.data.batch import Batches
 from bertmill.data.prepare import open_or_prepare
-from bertmill.model.encoder import initialize
-from bertmill.model.pretraining import PretrainingModel
+from bertmill.model.pretraining import PretrainingModel, initialize
 from bertmill.train.device import measure_peak_flops, to_device
 from bertmill.train.optimizer import make_optimizer
 from bertmill.train.step import take_step

@@ -4,8 +4,7 @@ import torch
 
 from bertmill.config import apply_settings, recipe_from_dict
 from bertmill.data.randomness import make_key
-from bertmill.model.encoder import initialize
-from bertmill.model.pretraining import PretrainingModel
+from bertmill.model.pretraining import PretrainingModel, initialize
 from bertmill.train.device import to_device
 from bertmill.train.malloc import freed_memory_kept
 from bertmill.train.optimizer import make_optimizer

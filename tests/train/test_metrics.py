@@ -8,9 +8,8 @@ import torch
 
 from bertmill.config import load_recipe
 from bertmill.data.batch import Counts
-from bertmill.model.flops import count_step_flops
 from bertmill.model.packed import PackedTokens, Selection
-from bertmill.model.pretraining import LossSums, PretrainingInput
+from bertmill.model.pretraining import LossSums, PretrainingInput, count_step_flops
 from bertmill.train.metrics import Clock, LossMeter, SpeedMeter
 
 CPU = torch.device("cpu")

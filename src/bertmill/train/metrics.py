@@ -12,10 +12,9 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from bertmill.config import ModelSection, Section
+from bertmill.config import NetworkSection, Section
 from bertmill.data.batch import Counts
-from bertmill.model.flops import count_step_flops
-from bertmill.model.pretraining import LossSums, PretrainingInput
+from bertmill.model.pretraining import LossSums, PretrainingInput, count_step_flops
 from bertmill.train.validate import HeldOutScores
 
 SUM_NAMES = ("mlm", "nsp", "predictions", "pairs", "skipped", "skipped_in_a_row")
@@ -142,13 +141,13 @@ class SpeedMeter:
 
     Parameters
     ----------
-    section : ModelSection
+    section : NetworkSection
     vocab_size : int
     peak_flops : float
         Operations a second of the device's matrix products at their best.
     """
 
-    def __init__(self, section: ModelSection, vocab_size: int, peak_flops: float) -> None:
+    def __init__(self, section: NetworkSection, vocab_size: int, peak_flops: float) -> None:
         self._section, self._vocab_size, self._peak_flops = section, vocab_size, peak_flops
         self.reset()
 

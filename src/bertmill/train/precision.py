@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from bertmill.config import Recipe
-from bertmill.model.flops import count_step_flops
-from bertmill.model.pretraining import PretrainingModel
+from bertmill.model.kernels import KERNELS
+from bertmill.model.pretraining import PretrainingModel, count_step_flops
 from bertmill.train.device import to_device
 from bertmill.train.run_data import RunData
 
@@ -85,7 +85,8 @@ def _measure(recipe: Recipe, data: RunData) -> dict[Precision, float]:
     )
     count = min(recipe.train.batch_size, max(1, int(_MEASURED_FLOPS / of_a_sequence)))
     batch = to_device(data.train.batch_of(np.arange(count)), data.device)
-    model = PretrainingModel(recipe.model, vocab_size).to(data.device).train()
+    kernels = KERNELS[recipe.train.kernels]
+    model = PretrainingModel(recipe.model, vocab_size, kernels).to(data.device).train()
     best: dict[Precision, float] = {"fp32": math.inf, "bf16": math.inf}
     ends, rounds = time.monotonic() + _MEASURED_SECONDS, 0
     while rounds < _MEASURED_ROUNDS or time.monotonic() < ends:

@@ -15,10 +15,10 @@ import torch
 from bertmill.data.batch import Counts
 from bertmill.data.randomness import make_key
 from bertmill.errors import RunError
-from bertmill.model.attention import takes_all_lengths
-from bertmill.model.encoder import initialize
 from bertmill.model.folder import LoadedModel
-from bertmill.model.pretraining import PretrainingInput, PretrainingModel
+from bertmill.model.kernels import KERNELS
+from bertmill.model.kernels.attention import takes_all_lengths
+from bertmill.model.pretraining import PretrainingInput, PretrainingModel, initialize
 from bertmill.model.transfer import transfer_weights
 from bertmill.train.checkpoint import Checkpoint, State, restore, save_checkpoint
 from bertmill.train.device import device_name, measure_peak_flops, synchronize, to_device
@@ -97,7 +97,8 @@ class Session:
         self.plan, self.run, self.world, self.knobs = plan, plan.run, world, recipe.train
         self._progress, self._after_checkpoint = progress, after_checkpoint
         _say_start(plan, progress)
-        self.model = PretrainingModel(recipe.model, tokenizer.size)
+        kernels = self.knobs.kernels
+        self.model = PretrainingModel(recipe.model, tokenizer.size, KERNELS[kernels])
         generator = torch.Generator().manual_seed(make_key(self.knobs.seed, "weights"))
         initialize(self.model, recipe.model, generator)
         if isinstance(plan.start, LoadedModel):
@@ -105,7 +106,7 @@ class Session:
             _say_transferred(transferred.known_tokens, tokenizer.size, plan.start, progress)
         self.model.to(world.device).train()
         self._wrapped = world.wrap(self.model)
-        self.optimizer = make_optimizer(self.model, recipe.optimizer)
+        self.optimizer = make_optimizer(self.model, recipe.optimizer, kernels)
         self.schedule = self._make_schedule()
         self.step, self.clock = 0, Clock(0.0)
         self._losses, peak_flops = (

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from bertmill.arrays import Ints
-from bertmill.config import ModelSection
+from bertmill.config import NetworkSection
 from bertmill.data.layout import spans
 from bertmill.errors import InputError
 from bertmill.model.packed import PackedTokens
@@ -171,7 +171,7 @@ def refuse_no_text(text: object) -> None:
         raise InputError("text", "holds half a character (a lone surrogate)", "delete it") from None
 
 
-def refuse_too_long(token_ids: Sequence[int], section: ModelSection) -> None:
+def refuse_too_long(token_ids: Sequence[int], section: NetworkSection) -> None:
     """Raise `InputError` where a sequence has more tokens than the model has positions."""
     longest = section.max_position_embeddings
     if len(token_ids) > longest:
