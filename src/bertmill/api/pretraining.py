@@ -27,7 +27,7 @@ from bertmill.config import (
     recipe_from_dict,
 )
 from bertmill.data import prepare as preparing
-from bertmill.data.store import Store, is_store, open_whole_store
+from bertmill.data.store import Store, is_store
 from bertmill.errors import BertmillError, InputError, RunError, StoreError
 from bertmill.model.folder import WEIGHTS_FILE, LoadedModel, load_model
 from bertmill.show.curves import draw_curves
@@ -275,7 +275,9 @@ def _store_of_the_run(facts: dict[str, Any], recipe: Recipe, progress: RunProgre
         return Store(facts["corpus"][0])
     if facts["store"] and is_store(facts["store"]):
         try:
-            return open_whole_store(facts["store"])
+            store = Store(facts["store"])
+            store.check_changed()
+            return store
         except BertmillError as error:
             progress.say(str(error))
     progress.say("preparing the corpus again")
