@@ -28,7 +28,7 @@ from bertmill.config import (
     recipe_from_dict,
 )
 from bertmill.data.prepare import open_or_prepare
-from bertmill.data.store import Store, is_store, open_whole_store
+from bertmill.data.store import Store, is_store
 from bertmill.errors import BertmillError, InputError, RunError, StoreError
 from bertmill.model.folder import WEIGHTS_FILE, LoadedModel, load_model
 from bertmill.storage import file_sha256
@@ -327,7 +327,9 @@ def _store_of_the_run(facts: Facts, recipe: Recipe, workers: int | None, say: Sa
         return Store(facts.corpus[0])
     if facts.store and is_store(facts.store):
         try:
-            return open_whole_store(facts.store)
+            store = Store(facts.store)
+            store.check_changed()
+            return store
         except BertmillError as error:
             say(str(error))
     say("preparing the corpus again")
