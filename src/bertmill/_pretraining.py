@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import platform
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +16,6 @@ from typing import IO, Any
 import torch
 
 import bertmill
-from bertmill.api.arguments import Sources, list_sources, parse_duration, refuse_no_name
 from bertmill.config import (
     MaskingSection,
     PairsSection,
@@ -67,109 +67,32 @@ class Run:
 
 
 def pretrain(
-    corpus: Sources = (),
-    recipe: str | Path | None = None,
+    corpus: list[str],
+    recipe: str | Path | None,
     *,
-    held_out: Sources = (),
-    out: str | Path | None = None,
-    init_from: str | Path | None = None,
-    steps: int | None = None,
-    budget: str | float | None = None,
-    settings: Sequence[str] = (),
-    seed: int | None = None,
-    tokenizer: str | Path | None = None,
-    workers: int | None = 1,
-    resume: str | Path | None = None,
-    stop_after: str | float | None = None,
-    stream: IO[str] | None = None,
+    held_out: list[str],
+    out: str | Path | None,
+    init_from: str | Path | None,
+    steps: int | None,
+    budget: str | float | None,
+    settings: Sequence[str],
+    seed: int | None,
+    tokenizer: str | Path | None,
+    workers: int | None,
+    stop_after: str | float | None,
+    stream: IO[str] | None,
 ) -> Run:
-    """Pretrain an encoder from raw text, or go on with a run.
-
-    Parameters
-    ----------
-    corpus : str, path, or sequence of them
-        Files, folders, globs, URLs, ``sample:sotu``, or one store that `prepare` made.
-    recipe : str or Path
-        A name that ships with bertmill, or a TOML file; by default ``quick``, or ``continue`` with
-        `init_from`.
-    held_out : str, path, or sequence of them
-        Text that training never sees; by default a share of the corpus.
-    out : str or Path, optional
-        The run's folder; by default ``runs/<recipe>-<n>``.
-    init_from : str or Path, optional
-        A run, model folder or Hugging Face BERT folder to go on from, with its weights and its
-        tokenizer, whatever the recipe's ``[tokenizer]`` says. Another tokenizer (`tokenizer`, a
-        ``tokenizer.`` setting, or that of a prepared store) takes over the rows of the tokens that
-        both know.
-    steps : int, optional
-        Parameter updates, instead of the recipe's. With `resume` it may grow: warm-up, hold and
-        decay are from there on those of the new length.
-    budget : str or float, optional
-        Training time, ``"10m"`` or seconds, instead of steps.
-    settings : sequence of str
-        ``section.key=value`` changes to the recipe.
-    seed : int, optional
-        Instead of the recipe's.
-    tokenizer : str or Path, optional
-        A tokenizer folder or ``vocab.txt`` to use instead of training one.
-    workers : int, optional
-        Processes that prepare text, at most; None: as many as there are cores, up to 8, as the
-        command does. They are started once the text is long enough for them to pay. More than one
-        needs a script with a ``__main__`` guard, so that here it is 1 unless you ask for more.
-    resume : str or Path, optional
-        A run's folder: go on from its newest whole checkpoint. Only `steps` and `stop_after` may be
-        given with it, and `corpus` and `held_out` where the text or the store has moved.
-    stop_after : str or float, optional
-        Save and stop this session after so long, counted from the call.
-    stream : file, optional
-        Where progress goes; standard output by default.
-
-    Returns
-    -------
-    Run
-        SIGINT (Ctrl-C) and SIGTERM finish the step, save, and return with `outcome.stopped_by` set.
-
-    Raises
-    ------
-    BertmillError
-        Anything that the caller can fix, in one line.
-
-    Examples
-    --------
-    >>> run = pretrain("sample:sotu", out="runs/five", steps=5)  # doctest: +SKIP
-    >>> run.outcome.held_out.mlm_loss  # doctest: +SKIP
-    8.99
-    """
+    """Do what `bertmill.pretrain` does."""
     started = time.monotonic()
     with RunProgress(stream) as progress:
-        if resume is not None:
-            refuse_no_name("--resume", resume)
-            given = [recipe, settings or None, out, init_from, budget, seed, tokenizer]
-            if workers not in (None, 1) or any(value is not None for value in given):
-                raise InputError(
-                    f"--resume {resume}",
-                    "goes on with the run's own recipe",
-                    "give only --steps, --stop-after, and --corpus and --held-out that have moved",
-                )
-            moved = (list_sources(corpus, "--corpus"), list_sources(held_out, "--held-out"))
-            return _resume(
-                RunFolder(resume), moved, steps, _deadline(started, stop_after), progress
-            )
         if not corpus:
             raise InputError(
-                "--corpus", "is missing", "give a file or folder with text, or sample:sotu"
+                "`corpus`", "is missing", "give a file or folder with text, or sample:sotu"
             )
         if steps is not None and budget is not None:
-            raise InputError("--budget", "was given beside --steps", "give one of the two")
-        names = {"--init-from": init_from, "--tokenizer": tokenizer, "--out": out}
-        for option, value in names.items():
-            refuse_no_name(option, value)
+            raise InputError("`budget`", "cannot be combined with `steps`", "give one of the two")
         source = None if init_from is None else load_model(init_from)
-        sources, held_out_sources = (
-            list_sources(corpus, "--corpus"),
-            list_sources(held_out, "--held-out"),
-        )
-        from_store = any(is_store(found) for found in sources)
+        from_store = any(is_store(found) for found in corpus)
         changes = [
             *settings,
             *([] if steps is None else [f"train.steps={steps}"]),
@@ -177,7 +100,7 @@ def pretrain(
         ]
         chosen = _choose_recipe(recipe, changes, source, tokenizer, from_store, progress)
         limits = Limits(
-            None if budget is None else parse_duration(budget, "--budget"),
+            None if budget is None else parse_duration(budget, "`budget`"),
             _deadline(started, stop_after),
         )
         # Whatever may be refused is refused before an hour of preparing.
@@ -185,17 +108,17 @@ def pretrain(
         if out is not None:
             RunFolder(out).refuse_if_taken()
         if from_store:
-            store, chosen = _open_store(sources, held_out_sources, chosen, settings)
+            store, chosen = _open_store(corpus, held_out, chosen, settings)
         else:
             store = preparing.open_or_prepare(
-                sources, chosen.text, chosen.tokenizer, held_out_sources, workers, progress.say
+                corpus, chosen.text, chosen.tokenizer, held_out, workers, progress.say
             )
             chosen = _with(chosen, "text", store.manifest["text"])
         data = RunData.open(store, chosen)
         chosen = _with_precision(chosen, data, progress)
         facts = {
-            "corpus": [_wherever_called_from(source) for source in sources],
-            "held_out": [_wherever_called_from(source) for source in held_out_sources],
+            "corpus": [_wherever_called_from(source) for source in corpus],
+            "held_out": [_wherever_called_from(source) for source in held_out],
             "store": str(store.folder.resolve()),
             "store_identity": store.identity,
             "budget_seconds": limits.budget_seconds,
@@ -212,10 +135,28 @@ def pretrain(
             return _train(chosen, data, run, limits, progress, None, source)
 
 
+def resume(
+    run: str | Path,
+    *,
+    steps: int | None,
+    corpus: list[str],
+    held_out: list[str],
+    workers: int | None,
+    stop_after: str | float | None,
+    stream: IO[str] | None,
+) -> Run:
+    """Do what `bertmill.resume` does."""
+    started = time.monotonic()
+    with RunProgress(stream) as progress:
+        stop_at = _deadline(started, stop_after)
+        return _resume(RunFolder(run), (corpus, held_out), steps, workers, stop_at, progress)
+
+
 def _resume(
     run: RunFolder,
     moved: tuple[list[str], list[str]],
     steps: int | None,
+    workers: int | None,
     stop_at: float,
     progress: RunProgress,
 ) -> Run:
@@ -229,10 +170,10 @@ def _resume(
             _refuse_another_recipe(run, recipe, checkpoint)
         if steps is not None:
             if facts["budget_seconds"] is not None:
-                raise InputError("--steps", "the run has a time budget", "leave --steps out")
+                raise InputError("`steps`", "the run has a time budget", "leave `steps` out")
             if steps < made:
                 raise InputError(
-                    f"--steps {steps}", f"is less than the {made} steps already made", "give more"
+                    f"`steps` {steps}", f"is less than the {made} steps already made", "give more"
                 )
             if steps != recipe.train.steps:
                 progress.say(f"the run was to have {recipe.train.steps:,} steps, now {steps:,}")
@@ -244,7 +185,7 @@ def _resume(
                 "held_out": [_wherever_called_from(source) for source in held_out],
                 "store": "",
             }
-        store = _store_of_the_run(facts, recipe, progress)
+        store = _store_of_the_run(facts, recipe, workers, progress)
         if store.identity != facts["store_identity"]:
             raise RunError(
                 run.path,
@@ -269,7 +210,9 @@ def _resume(
         return _train(recipe, data, run, limits, progress, checkpoint, source)
 
 
-def _store_of_the_run(facts: dict[str, Any], recipe: Recipe, progress: RunProgress) -> Store:
+def _store_of_the_run(
+    facts: dict[str, Any], recipe: Recipe, workers: int | None, progress: RunProgress
+) -> Store:
     """Open the run's store, or prepare its text again where it is gone, damaged or has moved."""
     if is_store(facts["corpus"][0]):
         return Store(facts["corpus"][0])
@@ -280,7 +223,7 @@ def _store_of_the_run(facts: dict[str, Any], recipe: Recipe, progress: RunProgre
             progress.say(str(error))
     progress.say("preparing the corpus again")
     return preparing.open_or_prepare(
-        facts["corpus"], recipe.text, recipe.tokenizer, facts["held_out"], say=progress.say
+        facts["corpus"], recipe.text, recipe.tokenizer, facts["held_out"], workers, progress.say
     )
 
 
@@ -301,7 +244,7 @@ def _refuse_another_recipe(run: RunFolder, recipe: Recipe, checkpoint: Checkpoin
         raise RunError(
             run.path / "recipe.toml",
             f"{changed[0]} is {new!r}, the run began with {old!r}",
-            "put it back, or start a new run with --init-from",
+            "put it back, or start a new run with `init_from`",
         )
 
 
@@ -340,50 +283,23 @@ def _train(
 
 
 def prepare(
-    corpus: Sources,
+    corpus: list[str],
     out: str | Path,
-    recipe: str | Path = DEFAULT_RECIPE,
+    recipe: str | Path,
     *,
-    held_out: Sources = (),
-    settings: Sequence[str] = (),
-    tokenizer: str | Path | None = None,
-    workers: int | None = 1,
-    stream: IO[str] | None = None,
+    held_out: list[str],
+    settings: Sequence[str],
+    tokenizer: str | Path | None,
+    workers: int | None,
+    stream: IO[str] | None,
 ) -> Store:
-    """Make a token store of raw text; `pretrain` takes it as its corpus.
-
-    Parameters
-    ----------
-    corpus, held_out, settings, tokenizer, workers, stream
-        As in `pretrain`.
-    out : str or Path
-        The store's folder, which must not exist yet.
-    recipe : str or Path
-        Whose ``[text]`` and ``[tokenizer]`` sections apply.
-
-    Returns
-    -------
-    Store
-
-    Raises
-    ------
-    BertmillError
-        Anything that the caller can fix, in one line.
-    """
+    """Do what `bertmill.prepare` does."""
     chosen = load_recipe(recipe, settings)
     if tokenizer is not None:
-        refuse_no_name("--tokenizer", tokenizer)
         chosen = _with(chosen, "tokenizer", {"path": str(Path(tokenizer).absolute())})
-    refuse_no_name("--out", out)
     with RunProgress(stream) as progress:
         return preparing.prepare(
-            list_sources(corpus, "--corpus"),
-            out,
-            chosen.text,
-            chosen.tokenizer,
-            list_sources(held_out, "--held-out"),
-            workers,
-            progress.say,
+            corpus, out, chosen.text, chosen.tokenizer, held_out, workers, progress.say
         )
 
 
@@ -393,12 +309,12 @@ def _open_store(
     """Open a prepared store, and complete the recipe with how its text was read."""
     if len(corpus) > 1 or held_out:
         raise InputError(
-            "--corpus", "a prepared store comes alone", "prepare all the text into one store"
+            "`corpus`", "a prepared store comes alone", "prepare all the text into one store"
         )
     late = [setting for setting in settings if setting.startswith(("text.", "tokenizer."))]
     if late:
         raise InputError(
-            f"--set {late[0]}",
+            f"`settings` {late[0]}",
             f"comes too late for the store {corpus[0]}, which is prepared already",
             "prepare the text with this setting",
         )
@@ -429,9 +345,9 @@ def _choose_recipe(
     if source is None:
         if str(recipe) == _CONTINUE_RECIPE:
             raise InputError(
-                f"--recipe {_CONTINUE_RECIPE}",
+                f"`recipe` {_CONTINUE_RECIPE}",
                 "has no network of its own",
-                "give --init-from MODEL",
+                "give `init_from` too",
             )
         chosen = load_recipe(recipe or DEFAULT_RECIPE, settings)
         return chosen if given is None else _with(chosen, "tokenizer", given)
@@ -487,7 +403,22 @@ def _deadline(started: float, stop_after: str | float | None) -> float:
     """Tell at which ``time.monotonic`` the session stops; preparing counts too."""
     if stop_after is None:
         return math.inf
-    return started + parse_duration(stop_after, "--stop-after")
+    return started + parse_duration(stop_after, "`stop_after`")
+
+
+def parse_duration(text: str | float, where: str) -> float:
+    """Read ``90``, ``90s``, ``10m``, ``1h30m`` as seconds; `where` names it in the error."""
+    if isinstance(text, int | float):
+        seconds = float(text)
+    else:
+        found = re.fullmatch(
+            r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip()
+        )
+        parts = [float(part or 0) for part in found.groups()] if found else [0.0]
+        seconds = sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
+    if not (0 < seconds < math.inf):
+        raise InputError(where, f"{text!r} is not a length of time", "write 90s, 10m or 1h30m")
+    return seconds
 
 
 def _new_folder(name: str) -> Path:
@@ -499,6 +430,6 @@ def _new_folder(name: str) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise RunError(path, f"cannot be made ({error.strerror})", "give --out") from None
+            raise RunError(path, f"cannot be made ({error.strerror})", "give `out`") from None
         return path
     raise AssertionError("count() does not end")
