@@ -410,7 +410,7 @@ def test_resume_with_damaged_checkpoints_alone(bertmill, copied_run):
     status, out, err = bertmill("pretrain", "--resume", copied_run)
     assert status == 2
     assert "is damaged" in out  # each checkpoint that was passed over
-    check_line(err, [f"{copied_run}: holds no whole checkpoint", "start again in another folder"])
+    check_line(err, [f"{copied_run}: has no undamaged checkpoint", "start again in another folder"])
 
 
 def test_resume_over_another_text(bertmill, copied_run, corpus_file, tmp_path):

@@ -325,7 +325,9 @@ def test_weights_that_overflow_stop_the_run_with_the_last_checkpoint_whole(corpu
     assert bertmill.load(tmp_path / "run").encode("the river").vectors.shape[0] == 1
 
 
-def test_the_doctor_speaks_at_half_of_the_run_and_at_its_end(undisturbed, corpus_file, tmp_path):
+def test_the_diagnosis_is_given_at_half_of_the_run_and_at_its_end(
+    undisturbed, corpus_file, tmp_path
+):
     """Thirty steps of a tiny network learn no context, and are told so."""
     stream = io.StringIO()
     run = bertmill.pretrain(
@@ -352,8 +354,10 @@ def test_a_damaged_checkpoint_is_passed_over(corpus_file, tmp_path, capsys, undi
     assert again.outcome.steps == 8
     for folder in checkpoints.iterdir():
         (folder / "model" / "model.safetensors").unlink()
-    with pytest.raises(RunError, match="no whole checkpoint"):
+    with pytest.raises(RunError, match="no undamaged checkpoint"):
         bertmill.resume(run.folder)
+    with pytest.raises(RunError, match="no undamaged checkpoint"):
+        bertmill.pretrain(resume=run.folder)
 
 
 def test_a_changed_store_is_refused(corpus_file, tmp_path):

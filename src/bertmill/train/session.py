@@ -40,7 +40,7 @@ _SKIPPED_IN_A_ROW = 5
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a session of a run came to. Losses in nats, speeds over this session's steps."""
+    """How a session of a run went. Losses in nats, speeds over this session's steps."""
 
     steps: int
     finished: bool
@@ -132,7 +132,7 @@ class Session:
             self.run.record_decision(decision)
         return decision
 
-    # --- what the loop asks ----------------------------------------------------------------------
+    # --- what the loop reads ---------------------------------------------------------------------
 
     @property
     def is_finished(self) -> bool:
@@ -175,7 +175,7 @@ class Session:
         return StepInput([to_device(part, world.device) for part in parts], counts)
 
     def take_step(self, batches: Prefetch[StepInput]) -> None:
-        """Update the weights once, and count what it took."""
+        """Update the weights once; count losses, tokens and time."""
         started = time.perf_counter()
         rate = self.plan.recipe.optimizer.lr * self.schedule.scale(self.step)
         for group in self.optimizer.param_groups:
