@@ -159,7 +159,7 @@ class Session:
             validations = [record.step for record in self.run.metrics().held_out]
             self._saved_at, self._validated_at = self.step, max(validations, default=-1)
             if self.is_finished:
-                self._progress.say("the run is finished already; `steps` makes it longer")
+                self._progress.say("the run is finished already; more steps make it longer")
         held_out = self.plan.data.held_out
         self._progress.start(held_out.yardsticks if held_out else None)
 
@@ -320,7 +320,7 @@ def _say_start(plan: Plan, progress: RunProgress) -> None:
     recipe, device = plan.recipe, plan.world.device
     knobs = recipe.train
     if plan.data.held_out is None:
-        progress.say("no held-out text: give `held_out`, or raise text.held_out_fraction")
+        progress.say("there is no held-out text: give some, or raise text.held_out_fraction")
     if plan.budget_seconds is None and recipe.schedule.warmup_steps > knobs.steps:
         progress.say(
             f"the warm-up of {recipe.schedule.warmup_steps:,} steps is longer than the run; "

@@ -222,10 +222,7 @@ def _choose_recipe(
         _merge(values, "tokenizer", {"path": str(Path(request.tokenizer).absolute())})
     elif source is not None and not from_store and not _sets(request.settings, "tokenizer."):
         if brings_tokenizer:
-            say(
-                "the tokenizer is the model's own, not the recipe's; "
-                "`tokenizer` or a tokenizer.KEY=VALUE setting takes another"
-            )
+            say("the tokenizer is the model's own, not the recipe's, unless one is given")
         values["tokenizer"] = TokenizerSection(path=str(source.folder.absolute())).model_dump()
     if source is None:
         return recipe_from_dict(values, name)
