@@ -306,7 +306,7 @@ def test_text_settings_apply(run, scores, held_out_file, tmp_path):
     lines.write_text("\n".join(map(json.dumps, rows)), "utf-8")
     found = package.evaluate(run.folder, held_out=lines, settings=["text.field=body"])
     assert found == scores
-    with pytest.raises(BertmillError, match="has no field 'text'"):
+    with pytest.raises(BertmillError, match="has no column 'text'"):
         package.evaluate(run.folder, held_out=lines)
 
 
