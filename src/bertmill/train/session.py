@@ -169,9 +169,10 @@ class Session:
 
     def _make_input(self, step: int) -> StepInput:
         batches, world = self.plan.data.train, self.world
-        own = batches.batch_at(step)
-        counts = own.counts
-        parts = [own]
+        own = batches.batch_at(step, world.rank, world.size)
+        counts = own.counts if world.size == 1 else batches.counts_at(step)
+        size = self.knobs.micro_batch_tokens
+        parts = own.split(size) if size else [own]
         return StepInput([to_device(part, world.device) for part in parts], counts)
 
     def take_step(self, batches: Prefetch[StepInput]) -> None:
