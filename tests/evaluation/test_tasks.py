@@ -93,7 +93,7 @@ def model(save_random_model, small_run, tmp_path_factory):
 def judge_and_spy(model, folder, **more):
     """The scores, and the answers and measures that each was computed of, by task and method."""
     names, answers, measures = [], {}, {}
-    measure, answer = judging._Exam.measure, judging._Exam.answers
+    measure, answer = judging._TaskData.measure, judging._TaskData.predict
 
     def spy_answers(exam, method, *rest):
         if method == "majority":  # the first of each task
@@ -108,8 +108,8 @@ def judge_and_spy(model, folder, **more):
         return measures[key][-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judging._Exam, "measure", spy_measure)
-        patch.setattr(judging._Exam, "answers", spy_answers)
+        patch.setattr(judging._TaskData, "measure", spy_measure)
+        patch.setattr(judging._TaskData, "predict", spy_answers)
         scores = package.evaluate(model, tasks=folder, **more)
     names = list(scores.tasks)
     return scores, *(
