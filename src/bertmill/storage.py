@@ -35,7 +35,8 @@ def refuse_if_there(out: Path) -> None:
 def refuse_as_new_file(out: Path, endings: Iterable[str]) -> None:
     """Raise `InputError` unless a new file can have this name, which ends in one of `endings`."""
     if out.suffix not in endings:
-        raise InputError(out, f"its name must end in {' or '.join(endings)}")
+        *others, last = endings
+        raise InputError(out, f"does not end in {', '.join(others)} or {last}")
     refuse_if_there(out)
 
 

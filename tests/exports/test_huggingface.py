@@ -22,8 +22,8 @@ from transformers import (
 from transformers.utils import logging
 
 import bertmill as package
-from bertmill.exports.huggingface import write_pooling
 from bertmill.errors import InputError, ModelError
+from bertmill.exports.huggingface import write_pooling
 from bertmill.model.folder import load_model
 from bertmill.use.pooling import Pooling, read_pooling
 

@@ -110,11 +110,11 @@ def test_half_a_character_is_refused(tokenizer):
 def test_too_long_is_longer_than_the_positions():
     section = ModelSection(max_position_embeddings=40)
     refuse_too_long(40, section)
-    with pytest.raises(InputError, match="has 41 tokens, the model takes 40"):
+    with pytest.raises(InputError, match="has 41 tokens, but the model takes 40"):
         refuse_too_long(41, section)
 
 
-# --- group_by_length -----------------------------------------------------------------------------------
+# --- group_by_length -----------------------------------------------------------------------------
 
 
 @given(st.lists(st.integers(1, 600)), st.integers(1, 3000))

@@ -61,6 +61,7 @@ class _FrozenPair(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> _FrozenPair:
+        "".join([*self.tokens, *self.labels]).encode()  # fails for lone surrogates
         ends = (0, self.second_starts - 1, len(self.tokens) - 1)
         if not 1 < self.second_starts < len(self.tokens):
             raise ValueError("second_starts is outside of the tokens")
@@ -153,7 +154,7 @@ def _to_pair(record: dict[str, Any], where: str, longest: int) -> _FrozenPair:
     except ValidationError as error:
         raise InputError(
             where,
-            f"is not a pair with masks ({first_problem(error)})",
+            f"is not a pair with masks ({first_problem(error).removeprefix('Value error, ')})",
             "write tokens, second_starts, masked_at, labels, kinds and is_next",
         ) from None
     if len(pair.tokens) > longest:

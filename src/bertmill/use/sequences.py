@@ -147,4 +147,4 @@ def refuse_too_long(num_tokens: int, section: ModelSection) -> None:
     """Raise `InputError` where a sequence has more tokens than the model has positions."""
     longest = section.max_position_embeddings
     if num_tokens > longest:
-        raise InputError("text", f"has {num_tokens} tokens, but the model takes at most {longest}")
+        raise InputError("text", f"has {num_tokens} tokens, but the model takes {longest}")
