@@ -59,6 +59,11 @@ class Batch:
             return self.masked_at
         return np.union1d(self.masked_at, self.sequence_starts[:-1])
 
+    @property
+    def counts(self) -> Counts:
+        """Answers that the losses are summed over."""
+        return Counts(len(self.masked_labels), len(self.next_sentence_labels))
+
     def padded(self, max_length: int, max_predictions: int, pad_id: int) -> PaddedBatch:
         """Lay the batch out in rectangles, as programs that pad take it.
 
@@ -101,6 +106,13 @@ class Batch:
             masked_labels=lay_out(self.masked_labels, has_prediction, 0),
             next_sentence_labels=self.next_sentence_labels,
         )
+
+
+class Counts(NamedTuple):
+    """What the losses of a step are divided by."""
+
+    num_predictions: int
+    num_pairs: int
 
 
 class PaddedBatch(NamedTuple):

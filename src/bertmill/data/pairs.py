@@ -18,10 +18,11 @@ import numpy.typing as npt
 
 from bertmill.arrays import Bools, Ints, UInts
 from bertmill.config import PairsSection
+from bertmill.data.blocks import Block
 from bertmill.data.layout import truncate
 from bertmill.data.order import WINDOW_BLOCKS, Located, Window
 from bertmill.data.randomness import below, heads_of, random_bits, uniform
-from bertmill.data.store import Block, TokenStore
+from bertmill.data.store import TokenStore
 from bertmill.errors import CorpusError
 
 # What a draw is for: the first counter behind an example's key.
@@ -74,8 +75,9 @@ class PairMaker:
                 "is a single document, and a random second sentence comes from another one",
                 "separate documents with blank lines, set text.document=line or pairs.kind=none",
             )
-        self.block_examples = np.array(
-            [len(self._examples(i)[0]) for i in range(store.num_blocks)], np.int64
+        # Counts are kept by this name: where the rule of `_index` changes, so must the name.
+        self.block_examples = store.count_by_block(
+            f"examples {section.kind} {section.max_length}", lambda i: len(self._examples(i)[0])
         )
         if not self.block_examples.sum():
             raise CorpusError(

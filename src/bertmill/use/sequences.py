@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from bertmill.arrays import Ints
-from bertmill.config import ModelSection
+from bertmill.config import NetworkSection
 from bertmill.data.layout import interleave, lay_out, spans, truncate
 from bertmill.errors import InputError
 from bertmill.model.packed import PackedTokens
@@ -143,7 +143,7 @@ def refuse_non_text(text: object) -> None:
         raise InputError("text", "has a lone surrogate (half a character)", "delete it") from None
 
 
-def refuse_too_long(num_tokens: int, section: ModelSection) -> None:
+def refuse_too_long(num_tokens: int, section: NetworkSection) -> None:
     """Raise `InputError` where a sequence has more tokens than the model has positions."""
     longest = section.max_position_embeddings
     if num_tokens > longest:
