@@ -14,12 +14,11 @@ from measure import Spread, interleave, markdown_table, round_ratios, write_resu
 from bertmill.config import load_recipe
 from bertmill.data.batch import Batches
 from bertmill.data.prepare import open_or_prepare
-from bertmill.model.encoder import initialize
-from bertmill.model.pretraining import PretrainingModel
-from bertmill.train.device import to_device
+from bertmill.model.pretraining import PretrainingModel, initialize
+from bertmill.train.device import measure_peak_flops, to_device
 from bertmill.train.optimizer import make_optimizer
-from bertmill.train.precision import measure_peak_flops
 from bertmill.train.step import take_step
+from bertmill.train.world import World
 
 # Recipe, vocabulary and sequences in a step.
 SHAPES = [
@@ -36,7 +35,8 @@ def make_step(recipe, vocab_size, batch):
     model = PretrainingModel(recipe.model, vocab_size).train()
     initialize(model, recipe.model, torch.Generator().manual_seed(1))
     optimizer = make_optimizer(model, recipe.optimizer)
-    return lambda: take_step(model, optimizer, batch, recipe, 0)
+    inputs = [to_device(batch, CPU)]
+    return lambda: take_step(model, optimizer, inputs, batch.counts, recipe, 0, World(CPU))
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
         batches = Batches(
             store.train, store.tokenizer, recipe.pairs, recipe.masking, size, 1, "sample:sotu"
         )
-        batch = to_device(batches.batch_at(0), CPU)
+        batch = batches.batch_at(0)
         steps = {
             p: make_step(load_recipe(name, [f"train.precision={p}"]), vocab_size, batch)
             for p in ("fp32", "bf16")

@@ -59,7 +59,7 @@ def main() -> None:
         checks.append(check_formula(run.folder, step))
         if args.frozen_pairs:
             judged[step] = asdict(bertmill.evaluate(run.folder, frozen_pairs=args.frozen_pairs))
-    metrics = RunFolder(run.folder).metrics()
+    metrics = [r.to_dict() for records in RunFolder(run.folder).metrics() for r in records]
     first, last = args.steps
     print(table(metrics, [1, 10, 25, first, 100, 200, 300, 400, last]))
     columns = [c for c in checks[0] if c != "step"]

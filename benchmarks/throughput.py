@@ -36,7 +36,7 @@ from peers.ours import CPU
 from peers.workload import Workload, prepare_workload
 
 from bertmill.config import load_recipe
-from bertmill.model.flops import count_step_flops
+from bertmill.model.pretraining import count_step_flops
 from bertmill.train.device import to_device
 
 OURS, OURS_WITHOUT_DROPOUT = "bertmill", "bertmill, no dropout"

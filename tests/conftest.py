@@ -140,7 +140,7 @@ def small_store(small_run):
     from bertmill.data.store import Store
     from bertmill.train.run_folder import RunFolder
 
-    return Store(RunFolder(small_run.folder).read()[1]["store"])
+    return Store(RunFolder(small_run.folder).read()[1].store)
 
 
 @pytest.fixture(scope="session")

@@ -82,7 +82,11 @@ def end_of(run):
         newest.name,
         (newest / "model" / "model.safetensors").read_bytes(),
         (newest / "optimizer.safetensors").read_bytes(),
-        [{k: v for k, v in r.items() if k not in clocks} for r in RunFolder(run).metrics()],
+        [
+            {k: v for k, v in r.to_dict().items() if k not in clocks}
+            for records in RunFolder(run).metrics()
+            for r in records
+        ],
     )
 
 
@@ -133,7 +137,7 @@ def test_a_full_disk_while_metrics_are_written(corpus_file, tmp_path):
     assert_one_line(done, "metrics.jsonl", "cannot be written", "--resume")
     assert is_whole(run)
     assert bertmill.pretrain(resume=run).outcome.finished
-    steps = [r["step"] for r in RunFolder(run).metrics() if r["split"] == "train"]
+    steps = [r.step for r in RunFolder(run).metrics().train]
     assert steps == list(range(1, 201))
 
 
@@ -299,9 +303,7 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(corpus_file, tmp_path):
             *SETTINGS, "optimizer.lr=0.3", "schedule.hold_fraction=1.0", "train.keep_checkpoints=1"
         ],
     ).folder  # fmt: skip
-    validated = {
-        r["step"]: r["mlm_loss"] for r in RunFolder(run).metrics() if r["split"] == "held_out"
-    }
+    validated = {r.step: r.scores.mlm_loss for r in RunFolder(run).metrics().held_out}
     best = min(validated, key=validated.get)
     assert best < 40
     assert {p.name for p in (run / "checkpoints").iterdir()} == {f"step-{best}", "step-40"}

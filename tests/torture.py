@@ -147,7 +147,9 @@ def _end_of(run: RunFolder) -> dict[str, Any]:
         "moments": (newest / "optimizer.safetensors").read_bytes(),
         "best": run.best.resolve().parent.name,
         "metrics": [
-            {k: v for k, v in record.items() if k not in clocks} for record in run.metrics()
+            {k: v for k, v in record.to_dict().items() if k not in clocks}
+            for records in run.metrics()
+            for record in records
         ],
     }
 

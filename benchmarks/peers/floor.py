@@ -10,9 +10,9 @@ from itertools import groupby
 import torch
 from measure import timed
 
-from bertmill.model import onednn
+from bertmill.model.kernels import linear
 from bertmill.train.device import to_device
-from bertmill.train.memory import freed_memory_kept
+from bertmill.train.malloc import freed_memory_kept
 from peers.ours import CPU
 from peers.workload import Workload
 
@@ -107,11 +107,11 @@ class Floor:
         products = {
             "forward": (
                 lambda rows: torch.mm(x[rows], weight.T, out=y[rows]),
-                lambda rows: onednn.multiply(x[rows], weight),
+                lambda rows: linear.multiply(x[rows], weight),
             ),
             "to the input": (
                 lambda rows: torch.mm(y[rows], weight, out=x[rows]),
-                lambda rows: onednn.multiply(y[rows], weight.T),
+                lambda rows: linear.multiply(y[rows], weight.T),
             ),
             "to the weight": (
                 lambda rows: torch.addmm(d_weight, y[rows].T, x[rows], out=d_weight),

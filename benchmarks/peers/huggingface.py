@@ -10,6 +10,7 @@ from transformers import (
     DataCollatorForLanguageModeling,
 )
 
+from bertmill.model.architecture import architecture_of
 from bertmill.model.conversion import to_config, to_huggingface
 from peers.workload import Workload
 
@@ -51,7 +52,10 @@ class ForPreTraining(HuggingFace):
     def losses(self):
         model = self._make().eval()
         weights = self.workload.weights()
-        state = to_huggingface({name: torch.from_numpy(w) for name, w in weights.items()})
+        state = to_huggingface(
+            architecture_of(self.workload.recipe.model),
+            {name: torch.from_numpy(w) for name, w in weights.items()},
+        )
         left = model.load_state_dict(state, strict=False)
         # Tied to others that were loaded.
         assert set(left.missing_keys) <= {

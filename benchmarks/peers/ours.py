@@ -1,15 +1,15 @@
-"""bertmill's own training step, as ``train/pretrain.py`` takes it."""
+"""bertmill's own training step, as a run takes it."""
 
 import torch
 
 from bertmill.config import apply_settings, recipe_from_dict
 from bertmill.data.randomness import make_key
-from bertmill.model.encoder import initialize
-from bertmill.model.pretraining import PretrainingModel
+from bertmill.model.pretraining import PretrainingModel, initialize
 from bertmill.train.device import to_device
-from bertmill.train.memory import freed_memory_kept
+from bertmill.train.malloc import freed_memory_kept
 from bertmill.train.optimizer import make_optimizer
 from bertmill.train.step import take_step
+from bertmill.train.world import World
 from peers.workload import Workload
 
 CPU = torch.device("cpu")
@@ -40,4 +40,6 @@ class Bertmill:
         self.inputs = [to_device(batch, CPU) for batch in self.workload.batches]
 
     def step(self, number):
-        take_step(self.model, self.optimizer, self.inputs[number], self.recipe, number)
+        counts = self.workload.batches[number].counts
+        inputs = [self.inputs[number]]
+        take_step(self.model, self.optimizer, inputs, counts, self.recipe, number, World(CPU))

@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from bertmill.errors import RecipeError
 
@@ -116,8 +123,12 @@ class MaskingSection(Section):
         return self
 
 
-class ModelSection(Section):
-    """The network; names and defaults are those of a Hugging Face BERT ``config.json``."""
+class NetworkSection(Section):
+    """What all networks have; names and defaults are those of a Hugging Face BERT ``config.json``.
+
+    A network of another kind than BERT has its own class, in `MODEL_SECTIONS`, with a field
+    ``architecture`` that is its name there.
+    """
 
     hidden_size: Annotated[int, Field(ge=1, le=2**16)] = 768
     num_hidden_layers: Annotated[int, Field(ge=1, le=1024)] = 12
@@ -134,6 +145,20 @@ class ModelSection(Section):
     """Standard deviation of the normal draw of the weights."""
     tie_word_embeddings: bool = True
     """Whether the masked-token head reads its output weights from the word embeddings."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"model: num_attention_heads={self.num_attention_heads} does not divide "
+                f"hidden_size={self.hidden_size}; choose a divisor"
+            )
+        return self
+
+
+class ModelSection(NetworkSection):
+    """BERT, and three ways to depart from it."""
+
     position_embedding: Literal["absolute", "rotary"] = "absolute"
     """``rotary``: Su et al. 2021, half-split form, base 10,000. `Deviation:` from BERT."""
     norm: Literal["post", "pre"] = "post"
@@ -144,18 +169,17 @@ class ModelSection(Section):
     sharp enough from the first step to learn context. `Deviation:` from BERT."""
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> Self:
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"model: num_attention_heads={self.num_attention_heads} does not divide "
-                f"hidden_size={self.hidden_size}; choose a divisor"
-            )
+    def _rotary_heads_are_even(self) -> Self:
         if self.position_embedding == "rotary" and self.hidden_size // self.num_attention_heads % 2:
             raise ValueError(
                 "model: rotary positions need an even hidden_size / num_attention_heads; "
                 "choose another number of heads"
             )
         return self
+
+
+MODEL_SECTIONS: dict[str, type[NetworkSection]] = {"bert": ModelSection}
+"""The knobs of each kind of network; ``model.architecture`` chooses, without it BERT."""
 
 
 # What may differ between a pretrained model and the recipe that goes on from it.
@@ -203,8 +227,13 @@ class TrainSection(Section):
 
     batch_size: Annotated[int, Field(ge=1, le=2**20)] = 256
     """Sequences in a step."""
+    micro_batch_tokens: Annotated[int, Field(ge=0)] = 0
+    """Tokens that are computed at once, at most (a longer sequence alone): less memory for the same
+    update. 0: the whole batch. Dropout's draws depend on it."""
     steps: Positive = 1_000_000
-    """Parameter updates in the run."""
+    """Parameter updates in the run, unless there is a budget."""
+    budget_seconds: Annotated[float, Field(ge=0.0)] = 0.0
+    """Training time of the run, over all its sessions, instead of steps; 0: by steps."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     nsp_weight: Annotated[float, Field(ge=0.0)] = 1.0
     """Weight of next sentence prediction in the total loss."""
@@ -221,6 +250,9 @@ class TrainSection(Section):
     """``bf16``: matrix products of 16-bit factors, everything else fp32. ``auto``: bf16 where the
     device has units for it, on a CPU only where a measurement finds it clearly faster. A run keeps
     what was chosen."""
+    kernels: Literal["auto", "plain"] = "auto"
+    """``plain``: every operation as public torch spells it, which is slow; ``auto``: the faster
+    forms of ``model/kernels`` too. Losses are equal to rounding; dropout draws other elements."""
 
 
 class Recipe(Section):
@@ -316,16 +348,33 @@ def apply_settings(values: dict[str, Any], settings: Iterable[str]) -> None:
 
 def recipe_from_dict(values: Mapping[str, Any], source: str) -> Recipe:
     """Check nested plain values and make a `Recipe` of them; `source` names them in errors."""
+    kind = _recipe_class(values, source)
     try:
-        return Recipe.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise _recipe_error(error, source) from None
+        raise _recipe_error(error, source, kind) from None
+
+
+def _recipe_class(values: Mapping[str, Any], source: str) -> type[Recipe]:
+    """Return `Recipe`, with the knobs of the network that ``model.architecture`` names."""
+    model = values.get("model")
+    if not isinstance(model, Mapping) or "architecture" not in model:
+        return Recipe
+    section = MODEL_SECTIONS.get(str(model["architecture"]))
+    if section is None or "architecture" not in section.model_fields:
+        known = ", ".join(name for name, each in MODEL_SECTIONS.items() if each is not ModelSection)
+        raise RecipeError(
+            f"recipe {source}: model.architecture",
+            f"is {model['architecture']!r}, which is not a known network",
+            "leave it out: the network is BERT" + (f", or choose {known}" if known else ""),
+        )
+    return create_model("Recipe", __base__=Recipe, model=(section, section()))
 
 
 def adopt_model(
     values: Mapping[str, Any],
     source: str,
-    model: ModelSection,
+    model: NetworkSection,
     pairs: PairsSection,
     masking: MaskingSection,
 ) -> Recipe:
@@ -337,7 +386,7 @@ def adopt_model(
         Of `read_recipe`.
     source : str
         What to call them in an error.
-    model : ModelSection
+    model : NetworkSection
         The network, whose shape the values may repeat but not change; dropout they may change.
     pairs, masking : PairsSection, MaskingSection
         How the model was trained; the defaults where that is not known.
@@ -426,14 +475,14 @@ def _apply_setting(values: dict[str, Any], setting: str) -> None:
     table[key] = value
 
 
-def _recipe_error(error: ValidationError, source: str) -> RecipeError:
+def _recipe_error(error: ValidationError, source: str, kind: type[Recipe]) -> RecipeError:
     """Turn the first thing that pydantic found into our one line."""
     problem = error.errors()[0]
     path = [str(part) for part in problem["loc"]]
     dotted = ".".join(path)
     where = f"recipe {source}: {dotted}" if dotted else f"recipe {source}"
     if problem["type"] == "extra_forbidden":
-        known = _known_keys(path[:-1])
+        known = _known_keys(kind, path[:-1])
         return RecipeError(
             where,
             "is not a known key" + _did_you_mean(path[-1], known),
@@ -452,8 +501,8 @@ def _recipe_error(error: ValidationError, source: str) -> RecipeError:
     return RecipeError(where, what, message[0].lower() + message[1:])
 
 
-def _known_keys(section: list[str]) -> list[str]:
-    owner: BaseModel = Recipe(name="any")
+def _known_keys(kind: type[Recipe], section: list[str]) -> list[str]:
+    owner: BaseModel = kind(name="any")
     for name in section:
         owner = getattr(owner, name)
     return sorted(type(owner).model_fields)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import bertmill.data.blocks as blocks_module
 import bertmill.data.store as store_module
 from bertmill.config import TokenizerSection
 from bertmill.data.store import EncodedDocuments, Store, StoreWriter, TokenStore, is_store
@@ -126,6 +127,7 @@ def spread_documents() -> Nested:
 def spread_store(tokenizer, spread_documents, tmp_path_factory) -> tuple[Store, Nested]:
     folder = tmp_path_factory.mktemp("spread")
     store = write(folder, tokenizer, spread_documents, spread_documents[:5], 100, 3)
+    store.check()
     return store, spread_documents
 
 
@@ -159,7 +161,7 @@ def test_any_arrow_tool_reads_a_shard(spread_store):
 def test_block_is_a_view_of_the_file(spread_store):
     store, _ = spread_store
     before = pa.total_allocated_bytes()
-    split = TokenStore(store.folder, store.manifest["splits"]["train"], VOCAB)
+    split = Store(store.folder).train
     block = split.block(1)
     for array in (block.tokens, block.sentence_starts, block.document_starts):
         assert not array.flags.owndata
@@ -238,14 +240,9 @@ def cut(path: Path) -> None:
 
 
 def refusal(folder: Path) -> str:
-    """The refusal, at the latest when all of the store has been asked for."""
-
-    def open_all() -> None:
-        store = Store(folder)
-        assert store.tokenizer and store.identity
-
+    """The refusal, at the latest when all of the store is read."""
     with pytest.raises(StoreError) as caught:
-        open_all()
+        Store(folder).check()
     message = str(caught.value)
     assert "\n" not in message
     assert caught.value.fix
@@ -259,6 +256,158 @@ def refusal(folder: Path) -> str:
 def test_damaged_file_is_named(folder, damage, name):
     damage(folder / name)
     assert str(folder / name) in refusal(folder)
+
+
+def flip_token(folder: Path, shard: str, number: int) -> None:
+    """Flip a bit of a block's first token."""
+    ids = bytes(Store(folder).train.block(number).tokens)
+    content = (folder / shard).read_bytes()
+    assert content.count(ids) == 1
+    at = content.index(ids)
+    (folder / shard).write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+
+
+@pytest.fixture
+def new_folder(folder) -> Path:
+    """A store that nobody has used since it was made."""
+    for path in folder.glob("*.hashes"):
+        path.unlink()
+    return folder
+
+
+def test_opening_reads_no_shard(new_folder):
+    for damaged in [*new_folder.glob("*.arrow"), new_folder / "token-counts.npy"]:
+        flip(damaged)
+    store = Store(new_folder)
+    assert store.train.num_tokens and store.identity and store.tokenizer
+    with pytest.raises(StoreError, match=r"train-00000\.arrow: is damaged"):
+        store.train.block(0)
+    with pytest.raises(StoreError, match=r"token-counts\.npy: is damaged"):
+        assert store.token_counts
+
+
+def test_a_missing_or_cut_file_is_refused_when_the_store_is_opened(folder):
+    cut(folder / "train-00001.arrow")
+    with pytest.raises(StoreError, match="bytes instead of"):
+        Store(folder)
+    (folder / "train-00001.arrow").unlink()
+    with pytest.raises(StoreError, match="is missing"):
+        Store(folder)
+
+
+def test_only_the_damaged_block_is_refused(folder, spread_store):
+    """Once a shard was read whole, each block of it has a hash of its own."""
+    flip_token(folder, "train-00000.arrow", 1)
+    train = Store(folder).train
+    with pytest.raises(StoreError, match=r"train-00000\.arrow: is damaged .*block 1"):
+        train.block(1)
+    assert train.block(0).tokens[0] == spread_store[1][0][0][0]
+    (folder / "train-00000.hashes").unlink()
+    with pytest.raises(StoreError, match="is damaged"):
+        Store(folder).train.block(0)
+
+
+@pytest.mark.parametrize("damage", [flip, cut])
+def test_damaged_hashes_are_made_again(folder, damage, spread_store):
+    wanted = (folder / "train-00000.hashes").read_bytes()
+    damage(folder / "train-00000.hashes")
+    assert nested(Store(folder).train) == spread_store[1]
+    assert (folder / "train-00000.hashes").read_bytes() == wanted
+
+
+def test_a_shard_is_hashed_when_its_first_block_is_used(new_folder, monkeypatch):
+    hashed = []
+    hash_file = blocks_module.file_sha256
+    monkeypatch.setattr(
+        blocks_module, "file_sha256", lambda path: hashed.append(path.name) or hash_file(path)
+    )
+    train = Store(new_folder).train
+    assert hashed == []
+    for number in range(4):  # three blocks a shard
+        train.block(number)
+    assert hashed == ["train-00000.arrow", "train-00001.arrow"]
+    Store(new_folder).train.block(0)
+    assert len(hashed) == 2
+
+
+def test_arrays_outlive_the_block_that_was_forgotten(folder, monkeypatch):
+    monkeypatch.setattr(blocks_module, "_MOST_OPEN_BLOCKS", 2)
+    train = Store(folder).train
+    first = train.block(0)
+    wanted = first.tokens.copy()
+    open_files = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
+    for number in range(train.num_blocks):
+        train.block(number)
+    if open_files:
+        assert len(list(Path("/proc/self/fd").iterdir())) == open_files
+    again = train.block(0)
+    assert again is not first
+    for tokens in (first.tokens, again.tokens):
+        assert (tokens == wanted).all()
+
+
+def test_a_file_that_was_written_to_later_is_hashed(folder):
+    Store(folder).check_changed()
+    flip(folder / "train-00002.arrow")
+    with pytest.raises(StoreError, match=r"train-00002\.arrow: is damaged"):
+        Store(folder).check_changed()
+
+
+# --- counts kept beside the store ----------------------------------------------------------------
+
+
+def count(store: Store, what: str = "tokens") -> tuple[list[int], int]:
+    """Tokens of each block, and how many blocks had to be counted."""
+    counted = []
+
+    def tokens_of(number: int) -> int:
+        counted.append(number)
+        return len(store.train.block(number).tokens)
+
+    return store.train.count_by_block(what, tokens_of).tolist(), len(counted)
+
+
+def kept_counts(folder: Path) -> Path:
+    [path] = folder.glob("examples-*.bin")
+    return path
+
+
+def test_counts_are_made_once(folder, spread_store):
+    wanted = np.diff(spread_store[0].train.block_token_starts).tolist()
+    assert count(Store(folder)) == (wanted, len(wanted))
+    assert count(Store(folder)) == (wanted, 0)
+    assert count(Store(folder), "other")[1] == len(wanted)
+    Store(folder).check()
+    assert Store(folder).identity == spread_store[0].identity
+
+
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink, lambda path: path.write_bytes(b"")])
+def test_damaged_counts_are_made_again(folder, damage):
+    wanted, _ = count(Store(folder))
+    damage(kept_counts(folder))
+    assert count(Store(folder)) == (wanted, len(wanted))
+    assert count(Store(folder)) == (wanted, 0)
+
+
+def test_counts_of_another_store_are_not_taken(folder, tmp_path, tokenizer, spread_documents):
+    count(Store(folder))
+    other = write(tmp_path / "other", tokenizer, spread_documents[::-1], block_tokens=100)
+    wanted = np.diff(other.train.block_token_starts).tolist()
+    count(other)
+    shutil.copy(kept_counts(folder), kept_counts(other.folder))
+    assert count(Store(other.folder)) == (wanted, len(wanted))
+
+
+def test_counts_are_made_where_nothing_can_be_written(folder, monkeypatch, spread_store):
+    wanted = np.diff(spread_store[0].train.block_token_starts).tolist()
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    before = sorted(folder.iterdir())
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    assert count(Store(folder)) == (wanted, len(wanted))
+    assert sorted(folder.iterdir()) == before
 
 
 def test_no_manifest(folder):

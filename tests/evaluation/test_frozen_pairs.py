@@ -16,9 +16,8 @@ from transformers.utils import logging
 import bertmill as package
 from bertmill.config import ModelSection, TokenizerSection, load_recipe
 from bertmill.errors import CorpusError, InputError
-from bertmill.model.encoder import initialize
 from bertmill.model.folder import load_model, save_model
-from bertmill.model.pretraining import PretrainingModel
+from bertmill.model.pretraining import PretrainingModel, initialize
 from bertmill.text.tokenizer import train_tokenizer
 
 logging.set_verbosity_error()

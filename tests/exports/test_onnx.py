@@ -17,7 +17,7 @@ from bertmill.config import ModelSection, load_recipe
 from bertmill.errors import ModelError
 from bertmill.exports.huggingface import export_huggingface
 from bertmill.exports.onnx import write_int8, write_onnx
-from bertmill.model import padded
+from bertmill.model import bert
 from bertmill.model.folder import load_model
 from bertmill.model.packed import PackedTokens
 
@@ -222,9 +222,9 @@ def test_nothing_is_said_and_logging_stays_as_it_was(small_run, tmp_path, capfd,
 
 def test_a_file_that_computes_something_else(small_run, tmp_path, monkeypatch):
     """Here: one that looks at padding."""
-    attend = padded._PaddedAttention.forward
+    attend = bert._PaddedAttention.forward
     monkeypatch.setattr(
-        padded._PaddedAttention,
+        bert._PaddedAttention,
         "forward",
         lambda self, asking, x, bias, *rest: attend(self, asking, x, 0 * bias, *rest),
     )

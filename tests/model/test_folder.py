@@ -22,9 +22,8 @@ from bertmill.config import (
     load_recipe,
 )
 from bertmill.errors import ModelError
-from bertmill.model.encoder import initialize
 from bertmill.model.folder import About, load_model, save_model
-from bertmill.model.pretraining import PretrainingModel
+from bertmill.model.pretraining import PretrainingModel, initialize
 from bertmill.text.tokenizer import train_tokenizer
 
 logging.set_verbosity_error()

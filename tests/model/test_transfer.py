@@ -17,9 +17,8 @@ from bertmill.config import ModelSection, TokenizerSection, load_recipe
 from bertmill.data.batch import Batches
 from bertmill.data.store import Store
 from bertmill.errors import BertmillError
-from bertmill.model.encoder import initialize
 from bertmill.model.folder import LoadedModel, load_model
-from bertmill.model.pretraining import PretrainingModel
+from bertmill.model.pretraining import PretrainingModel, initialize
 from bertmill.model.transfer import transfer_weights
 from bertmill.text.tokenizer import load_tokenizer
 from bertmill.train.run_folder import RunFolder

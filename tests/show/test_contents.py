@@ -2,12 +2,13 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
 from bertmill.config import load_recipe, recipe_to_toml
 from bertmill.data.prepare import prepare
-from bertmill.errors import BertmillError, InputError
+from bertmill.errors import BertmillError, InputError, StoreError
 from bertmill.show.contents import count_parameters, describe
 
 SHOWN = re.compile(r"\S+\(\S+\)")
@@ -57,6 +58,22 @@ def test_store(small_store):
     }
     assert found["splits"]["held_out"]["num_documents"] > 0
     assert len(found["pairs"]) == 3
+
+
+@pytest.mark.parametrize("of_run", [False, True])
+def test_store_that_is_checked(small_store, small_run, tmp_path, of_run):
+    copy = shutil.copytree(small_store.folder, tmp_path / "store")
+    target = copy
+    if of_run:
+        target = shutil.copytree(small_run.folder, tmp_path / "run", symlinks=True)
+        facts = json.loads((target / "run.json").read_text()) | {"store": str(copy)}
+        (target / "run.json").write_text(json.dumps(facts))
+    assert describe(target, 0, check=True) == describe(target, 0)
+    shard = copy / "held_out-00000.arrow"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    assert describe(target, 0)["vocab_size"]
+    with pytest.raises(StoreError, match=r"held_out-00000\.arrow: is damaged"):
+        describe(target, 0, check=True)
 
 
 def test_run(small_run):

@@ -17,15 +17,15 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 import bertmill
 from bertmill.config import Recipe, load_recipe
 from bertmill.data.batch import Batch
-from bertmill.model import vocabulary_loss
-from bertmill.model.encoder import initialize
-from bertmill.model.padded import PaddedEncoder
-from bertmill.model.pretraining import PretrainingModel
+from bertmill.model.bert import PaddedBert
+from bertmill.model.kernels import vocabulary_loss
+from bertmill.model.pretraining import PretrainingModel, initialize
 from bertmill.train.device import repeatable_kernels, to_device
-from bertmill.train.meters import LossMeter
+from bertmill.train.metrics import LossMeter
 from bertmill.train.optimizer import make_optimizer
 from bertmill.train.precision import autocast
 from bertmill.train.step import take_step
+from bertmill.train.world import World
 
 LENGTHS = [32, 19, 19, 12, 7, 7, 7, 3]
 VOCAB = 211
@@ -67,8 +67,10 @@ def step(model, optimizer, meter, batch, device, recipe, precision="fp32"):
     knobs = recipe.train.model_copy(update={"precision": precision})
     on_device = to_device(batch, device)
     recipe = recipe.model_copy(update={"train": knobs})
-    sums, is_skipped = take_step(model, optimizer, on_device, recipe, 0)
-    meter.add(sums, on_device, is_skipped)
+    sums, is_skipped = take_step(
+        model, optimizer, [on_device], batch.counts, recipe, 0, World(device)
+    )
+    meter.add(sums, batch.counts, is_skipped)
 
 
 def losses_and_gradient(model, batch, device, precision="fp32"):
@@ -90,7 +92,7 @@ def test_packed_is_padded(recipe, device):
     rows.append(torch.from_numpy(batch.segment_ids).split(LENGTHS))
     ids, segments = (torch.nn.utils.rnn.pad_sequence(r, batch_first=True).to(device) for r in rows)
     mask = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).to(device)
-    padded = PaddedEncoder(model.encoder)(ids, mask.long(), segments)
+    padded = PaddedBert(model.encoder)(ids, mask.long(), segments)
     torch.testing.assert_close(packed, padded[mask], atol=1e-5, rtol=1e-5)
 
 
@@ -133,7 +135,7 @@ def test_what_the_losses_read_is_selected():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_step_never_waits_for_the_device(precision, device, monkeypatch):
     """On the CPU: with tensors that have no values, so that a read of one is an error."""
-    monkeypatch.setattr(vocabulary_loss, "_is_read_free", lambda device: False)
+    monkeypatch.setattr(vocabulary_loss, "_can_read_without_waiting", lambda device: False)
     batch = make_batch(LENGTHS, VOCAB)
 
     def make_step():

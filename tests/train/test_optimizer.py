@@ -11,6 +11,7 @@ from bertmill.train.optimizer import make_optimizer, update
 
 BAD = [float("nan"), float("inf"), float("-inf")]
 CLIPS = [0.0, 1.0]
+KERNELS = pytest.mark.parametrize("kernels", ["auto", "plain"])
 
 
 class Network(nn.Module):
@@ -29,9 +30,9 @@ class Network(nn.Module):
         return torch.tensor(1.5)
 
 
-def make(**knobs):
+def make(kernels="auto", **knobs):
     network = Network()
-    return network, make_optimizer(network, OptimizerSection(lr=1e-2, **knobs))
+    return network, make_optimizer(network, OptimizerSection(lr=1e-2, **knobs), kernels)
 
 
 def bits(network, optimizer):
@@ -56,11 +57,12 @@ def spoil(network, loss, where, value):
 PLACES = ["loss", ("matrix", 0), ("matrix", 14), ("vector", 2)]
 
 
+@KERNELS
 @pytest.mark.parametrize("where", PLACES)
 @pytest.mark.parametrize("value", BAD)
 @pytest.mark.parametrize("clip", CLIPS)
-def test_what_is_not_finite_is_skipped_and_changes_nothing(where, value, clip):
-    network, optimizer = make()
+def test_what_is_not_finite_is_skipped_and_changes_nothing(where, value, clip, kernels):
+    network, optimizer = make(kernels)
     for step in range(3):
         assert not update(optimizer, network.set_gradients(step), clip)
     before = bits(network, optimizer)
@@ -70,11 +72,12 @@ def test_what_is_not_finite_is_skipped_and_changes_nothing(where, value, clip):
     assert all(p.grad is None for p in network.parameters())
 
 
+@KERNELS
 @pytest.mark.parametrize("where", PLACES)
 @pytest.mark.parametrize("clip", CLIPS)
-def test_after_a_skipped_step_all_goes_on_as_if_it_had_not_been(where, clip):
-    network, optimizer = make()
-    other, other_optimizer = make()
+def test_after_a_skipped_step_all_goes_on_as_if_it_had_not_been(where, clip, kernels):
+    network, optimizer = make(kernels)
+    other, other_optimizer = make(kernels)
     for step in range(8):
         if step in (0, 4, 5):  # the very first too, and two in a row
             loss = spoil(network, network.set_gradients(50 + step), where, float("nan"))
@@ -82,6 +85,25 @@ def test_after_a_skipped_step_all_goes_on_as_if_it_had_not_been(where, clip):
         assert not update(optimizer, network.set_gradients(step), clip)
         assert not update(other_optimizer, other.set_gradients(step), clip)
     assert bits(network, optimizer) == bits(other, other_optimizer)
+
+
+def test_without_the_undocumented_protocol_the_plain_form_serves():
+    network, optimizer = make()
+    del optimizer._step_supports_amp_scaling
+    assert not update(optimizer, network.set_gradients(0), 1.0)
+    before = bits(network, optimizer)
+    network.set_gradients(1)
+    assert update(optimizer, torch.tensor(float("nan")), 1.0)
+    assert bits(network, optimizer) == before and not hasattr(optimizer, "found_inf")
+
+
+def test_both_forms_make_the_same_updates():
+    (network, fast), (other, plain) = make(), make("plain")
+    for step in range(5):
+        update(fast, network.set_gradients(step), 1.0)
+        update(plain, other.set_gradients(step), 1.0)
+    for one, two in zip(network.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("clip", CLIPS)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 import bertmill
 from bertmill.config import load_recipe
-from bertmill.train import precision
+from bertmill.train import device, precision
 
 SETTINGS = [
     "tokenizer.vocab_size=200",
@@ -108,7 +108,7 @@ def test_held_out_losses_are_those_of_fp32(run, small_store, tmp_path):
     from bertmill.train.run_data import RunData
 
     done, _, _ = run("run", "train.precision=bf16")
-    data = RunData.open(small_store, done.recipe)
+    data = RunData.open(small_store, done.recipe, CPU)
     assert data.held_out.score(load_model(done.folder).model, CPU) == done.outcome.held_out
 
 
@@ -121,5 +121,5 @@ def test_the_peak_is_that_of_the_best_product(monkeypatch):
         now[0] += next(seconds)
 
     monkeypatch.setattr(torch, "mm", product)
-    monkeypatch.setattr(precision.time, "perf_counter", lambda: now[0])
-    assert precision.measure_peak_flops(CPU, "bf16") == 2 * 1024**3 / 2.0
+    monkeypatch.setattr(device.time, "perf_counter", lambda: now[0])
+    assert device.measure_peak_flops(CPU, "bf16") == 2 * 1024**3 / 2.0

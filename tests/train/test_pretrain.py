@@ -59,7 +59,9 @@ def numbers(run: Path) -> list[dict]:
     """Metrics without what depends on the clock."""
     clocks = ("seconds", "pairs_per_second", "tokens_per_second", "mfu", "waiting_fraction")
     return [
-        {k: v for k, v in record.items() if k not in clocks} for record in RunFolder(run).metrics()
+        {k: v for k, v in record.to_dict().items() if k not in clocks}
+        for records in RunFolder(run).metrics()
+        for record in records
     ]
 
 
@@ -79,19 +81,17 @@ def test_a_run_leaves_what_it_promises(undisturbed):
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-28", "step-30"]
     assert undisturbed.outcome.finished and undisturbed.outcome.steps == 30
     metrics = RunFolder(run).metrics()
-    steps = [(record["split"], record["step"]) for record in metrics]
-    assert len(steps) == len(set(steps))
-    assert [s for split, s in steps if split == "train"] == list(range(2, 31, 2))
-    assert [s for split, s in steps if split == "held_out"] == [4, 8, 12, 16, 20, 24, 28, 30]
+    assert [record.step for record in metrics.train] == list(range(2, 31, 2))
+    assert [record.step for record in metrics.held_out] == [4, 8, 12, 16, 20, 24, 28, 30]
 
 
 def test_the_summary_is_the_last_line_of_the_metrics(undisturbed):
-    last = {record["split"]: record for record in RunFolder(undisturbed.folder).metrics()}
+    train, held_out = RunFolder(undisturbed.folder).metrics()
     outcome = undisturbed.outcome
-    assert outcome.mlm_loss == last["train"]["mlm_loss"]
-    assert outcome.nsp_loss == last["train"]["nsp_loss"]
-    assert outcome.held_out.mlm_loss == last["held_out"]["mlm_loss"]
-    assert outcome.held_out.num_pairs == last["held_out"]["num_pairs"] > 0
+    assert outcome.mlm_loss == train[-1].mlm_loss
+    assert outcome.nsp_loss == train[-1].nsp_loss
+    assert outcome.held_out.mlm_loss == held_out[-1].scores.mlm_loss
+    assert outcome.held_out.num_pairs == held_out[-1].scores.num_pairs > 0
 
 
 def test_batches_are_made_ahead_once_each_and_the_waiting_is_logged(
@@ -100,9 +100,9 @@ def test_batches_are_made_ahead_once_each_and_the_waiting_is_logged(
     asked = []
     make = Batches.batch_at
 
-    def counting(self, step):
+    def counting(self, step, *part):
         asked.append((step, threading.current_thread().name.startswith("bertmill-prefetch")))
-        return make(self, step)
+        return make(self, step, *part)
 
     monkeypatch.setattr(Batches, "batch_at", counting)
     run = bertmill.pretrain(
@@ -111,18 +111,18 @@ def test_batches_are_made_ahead_once_each_and_the_waiting_is_logged(
     assert asked == [(step, True) for step in range(len(asked))]
     assert 6 <= len(asked) <= 6 + NUM_AHEAD
     assert not [t for t in threading.enumerate() if t.name.startswith("bertmill-prefetch")]
-    records = [r for r in RunFolder(run.folder).metrics() if r["split"] == "train"]
+    records = RunFolder(run.folder).metrics().train
     assert len(records) == 3
-    assert all(0.0 < record["waiting_fraction"] < 1.0 for record in records)
+    assert all(0.0 < record.waiting_fraction < 1.0 for record in records)
 
 
-def test_what_goes_wrong_in_the_feed_is_raised_as_it_is(corpus_file, tmp_path, monkeypatch):
+def test_what_goes_wrong_while_prefetching_is_raised_as_it_is(corpus_file, tmp_path, monkeypatch):
     make = Batches.batch_at
 
-    def failing(self, step):
+    def failing(self, step, *part):
         if step == 5:
             raise StoreError("shard", "cannot be read", "prepare the corpus again")
-        return make(self, step)
+        return make(self, step, *part)
 
     monkeypatch.setattr(Batches, "batch_at", failing)
     with pytest.raises(StoreError, match="shard: cannot be read; prepare the corpus again"):
@@ -130,7 +130,10 @@ def test_what_goes_wrong_in_the_feed_is_raised_as_it_is(corpus_file, tmp_path, m
             str(corpus_file), "tiny", out=tmp_path / "run", steps=6, settings=SETTINGS
         )
     assert not [t for t in threading.enumerate() if t.name.startswith("bertmill-prefetch")]
-    assert [r["step"] for r in RunFolder(tmp_path / "run").metrics()] == [2, 4, 4]
+    assert [[r.step for r in records] for records in RunFolder(tmp_path / "run").metrics()] == [
+        [2, 4],
+        [4],
+    ]
 
 
 def test_same_recipe_same_bits(undisturbed, corpus_file, tmp_path):
@@ -255,11 +258,11 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(corpus_file, tmp_pa
     run = bertmill.pretrain(
         str(corpus_file), "tiny", out=tmp_path / "run", steps=12, settings=SETTINGS
     )
-    train = [r for r in RunFolder(run.folder).metrics() if r["split"] == "train"]
-    assert [r["skipped_steps"] for r in train] == [0, 0, 2, 0, 1, 0]
+    train = RunFolder(run.folder).metrics().train
+    assert [r.skipped_steps for r in train] == [0, 0, 2, 0, 1, 0]
     # Nothing is left to divide by at step 6; at step 10 the mean is over the step that was made.
-    assert [r["mlm_loss"] is None for r in train] == [False, False, True, False, False, False]
-    assert all(math.isfinite(r["mlm_loss"]) for r in train if r["mlm_loss"] is not None)
+    assert [r.mlm_loss is None for r in train] == [False, False, True, False, False, False]
+    assert all(math.isfinite(r.mlm_loss) for r in train if r.mlm_loss is not None)
     assert "all 2 updates skipped" in capsys.readouterr().out
     steps = load_file((run.folder / "model").resolve().parent / "optimizer.safetensors")
     assert {int(v) for k, v in steps.items() if k.endswith("/step")} == {12 - 3}
@@ -430,7 +433,9 @@ def start(corpus_file: Path, out: Path, *more: str) -> subprocess.Popen:
 
 def wait_for_step(process: subprocess.Popen, out: Path, step: int) -> None:
     deadline = time.monotonic() + 120
-    while not any(record["step"] >= step for record in RunFolder(out).metrics()):
+    while not any(
+        record.step >= step for records in RunFolder(out).metrics() for record in records
+    ):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -483,5 +488,5 @@ def test_a_budget_is_kept(corpus_file, tmp_path):
     decisions = RunFolder(run.folder).decisions()
     assert decisions[0].seconds >= 14
     assert run.outcome.steps == decisions[-1].end_step
-    last = [r for r in RunFolder(run.folder).metrics() if r["split"] == "train"][-1]
-    assert last["lr"] < 0.05 * run.recipe.optimizer.lr
+    last = RunFolder(run.folder).metrics().train[-1]
+    assert last.lr < 0.05 * run.recipe.optimizer.lr

@@ -36,7 +36,12 @@ def simulate(
 ):
     """Run a schedule against a made-up machine: how long steps take, and pauses behind some."""
     made = list(decisions)
-    schedule = BudgetSchedule(ScheduleSection(warmup_steps=5), budget, decisions, made.append)
+
+    def settle(decision):
+        made.append(decision)
+        return decision
+
+    schedule = BudgetSchedule(ScheduleSection(warmup_steps=5), budget, decisions, settle)
     step, seconds = start
     scales = []
     while schedule.end_step is None or step < schedule.end_step:
@@ -111,6 +116,7 @@ def test_a_decision_is_recorded_before_it_is_used():
 
     def record(decision: Decision):
         seen.append((decision, schedule.scale(decision.step), schedule.end_step))
+        return decision
 
     schedule = BudgetSchedule(ScheduleSection(warmup_steps=0), 10.0, [], record)
     for step in range(1, 8):

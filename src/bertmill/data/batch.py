@@ -12,11 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from bertmill.arrays import Bools, Ints, UInts
 from bertmill.config import MaskingSection, PairsSection
+from bertmill.data.layout import interleave, lay_out
 from bertmill.data.masking import mask_tokens
 from bertmill.data.order import EpochOrder
 from bertmill.data.pairs import PairMaker, Pairs
-from bertmill.data.randomness import Ints, UInts, make_key, random_bits
+from bertmill.data.randomness import make_key, random_bits
 from bertmill.data.store import TokenStore
 from bertmill.text.tokenizer import Tokenizer
 
@@ -57,6 +59,11 @@ class Batch:
             return self.masked_at
         return np.union1d(self.masked_at, self.sequence_starts[:-1])
 
+    @property
+    def counts(self) -> Counts:
+        """Answers that the losses are summed over."""
+        return Counts(len(self.masked_labels), len(self.next_sentence_labels))
+
     def padded(self, max_length: int, max_predictions: int, pad_id: int) -> PaddedBatch:
         """Lay the batch out in rectangles, as programs that pad take it.
 
@@ -83,7 +90,7 @@ class Batch:
         has_token = np.arange(max_length) < lengths[:, None]
         has_prediction = np.arange(max_predictions) < predictions[:, None]
 
-        def lay_out(values: Ints, where: npt.NDArray[np.bool_], fill: int) -> Ints:
+        def lay_out(values: Ints, where: Bools, fill: int) -> Ints:
             out = np.full(where.shape, fill, np.int64)
             out[where] = values
             return out
@@ -99,6 +106,13 @@ class Batch:
             masked_labels=lay_out(self.masked_labels, has_prediction, 0),
             next_sentence_labels=self.next_sentence_labels,
         )
+
+
+class Counts(NamedTuple):
+    """What the losses of a step are divided by."""
+
+    num_predictions: int
+    num_pairs: int
 
 
 class PaddedBatch(NamedTuple):
@@ -212,31 +226,24 @@ class Batches:
         by_length = np.argsort(-(a_lengths + b_lengths), kind="stable")
         a_starts, b_starts = pairs.a_starts[by_length], pairs.b_starts[by_length]
         a_lengths, b_lengths, keys = a_lengths[by_length], b_lengths[by_length], keys[by_length]
-
-        # [CLS] a a a [SEP] b b [SEP]: lengths 3 and 2 make 8 tokens.
-        lengths = a_lengths + b_lengths + self._maker.num_specials
-        starts = np.concatenate([[0], np.cumsum(lengths)])
         sources, sizes = a_starts, a_lengths
         if has_second:
-            sources = np.stack([a_starts, b_starts], 1).ravel()
-            sizes = np.stack([a_lengths, b_lengths], 1).ravel()
-        separators = np.concatenate([starts[:-1] + 1 + a_lengths, starts[1:] - 1])
-        maskable = np.ones(starts[-1], bool)
-        maskable[starts[:-1]] = maskable[separators] = False
-        token_ids = np.full(starts[-1], self._tokenizer.sep_id, np.int64)
-        token_ids[starts[:-1]] = self._tokenizer.cls_id
-        token_ids[maskable] = self._store.gather(sources, sizes)
-
-        first = a_lengths + 2
-        both = np.stack([first, lengths - first], 1).ravel()
+            sources, sizes = interleave(a_starts, b_starts), interleave(a_lengths, b_lengths)
+        laid = lay_out(
+            self._store.gather(sources, sizes),
+            a_lengths,
+            b_lengths if has_second else None,
+            self._tokenizer.cls_id,
+            self._tokenizer.sep_id,
+        )
         shown, masked_at, masked_labels = mask_tokens(
-            token_ids, starts, maskable, keys, self._masking, self._tokenizer
+            laid.token_ids, laid.starts, laid.is_text, keys, self._masking, self._tokenizer
         )
         return Batch(
             token_ids=shown,
-            segment_ids=np.repeat(np.tile([0, 1], len(lengths)), both),
-            position_ids=np.arange(starts[-1]) - np.repeat(starts[:-1], lengths),
-            sequence_starts=starts,
+            segment_ids=laid.segment_ids,
+            position_ids=laid.position_ids,
+            sequence_starts=laid.starts,
             masked_at=masked_at,
             masked_labels=masked_labels,
             next_sentence_labels=pairs.is_next[by_length].astype(np.int64)

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from bertmill.arrays import Bools, Ints, UInts
 from bertmill.config import MaskingSection
-from bertmill.data.randomness import Ints, UInts, below, random_bits, uniform
+from bertmill.data.randomness import below, random_bits, uniform
 from bertmill.text.tokenizer import Tokenizer
 
 # What a draw is for: the first counter behind a sequence's key, apart from those of pairs.
@@ -35,7 +35,7 @@ class Masked(NamedTuple):
 def mask_tokens(
     token_ids: Ints,
     sequence_starts: Ints,
-    maskable: npt.NDArray[np.bool_],
+    maskable: Bools,
     keys: UInts,
     section: MaskingSection,
     tokenizer: Tokenizer,

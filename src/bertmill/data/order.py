@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bertmill.data.randomness import Ints, Permutation, make_key
+from bertmill.arrays import Ints
+from bertmill.data.randomness import Permutation, make_key
 
 WINDOW_BLOCKS = 16
 

@@ -6,13 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from bertmill.arrays import Floats, Ints
 from bertmill.data.batch import Batch
-from bertmill.data.randomness import Ints
 from bertmill.text.tokenizer import Tokenizer
-
-Floats = npt.NDArray[np.float64]
 
 NUM_WEIGHTS = 8
 """Of an `OverlapRule`: the constant and the seven features."""

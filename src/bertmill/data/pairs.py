@@ -16,10 +16,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from bertmill.arrays import Bools, Ints, UInts
 from bertmill.config import PairsSection
+from bertmill.data.blocks import Block
+from bertmill.data.layout import truncate
 from bertmill.data.order import WINDOW_BLOCKS, Located, Window
-from bertmill.data.randomness import Ints, UInts, below, heads_of, random_bits, uniform
-from bertmill.data.store import Block, TokenStore
+from bertmill.data.randomness import below, heads_of, random_bits, uniform
+from bertmill.data.store import TokenStore
 from bertmill.errors import CorpusError
 
 # What a draw is for: the first counter behind an example's key.
@@ -39,7 +42,7 @@ class Pairs(NamedTuple):
     b_starts: Ints
     b_stops: Ints
     """Shape (B,); empty ranges where there is no second segment."""
-    is_next: npt.NDArray[np.bool_]
+    is_next: Bools
 
 
 class PairMaker:
@@ -72,8 +75,9 @@ class PairMaker:
                 "is a single document, and a random second sentence comes from another one",
                 "separate documents with blank lines, set text.document=line or pairs.kind=none",
             )
-        self.block_examples = np.array(
-            [len(self._examples(i)[0]) for i in range(store.num_blocks)], np.int64
+        # Counts are kept by this name: where the rule of `_index` changes, so must the name.
+        self.block_examples = store.count_by_block(
+            f"examples {section.kind} {section.max_length}", lambda i: len(self._examples(i)[0])
         )
         if not self.block_examples.sum():
             raise CorpusError(
@@ -279,8 +283,7 @@ def _truncate(
     room 5, sides 7 and 4 become 3 and 2.
     """
     a_length, b_length = a_stops - a_starts, b_stops - b_starts
-    a_kept = np.minimum(a_length, np.maximum(room - b_length, (room + 1) // 2))
-    b_kept = np.minimum(b_length, room - a_kept)
+    a_kept, b_kept = truncate(a_length, b_length, room)
     a_front = heads_of(a_length - a_kept, keys, _FRONT_A)
     b_front = heads_of(b_length - b_kept, keys, _FRONT_B)
     a_starts, b_starts = a_starts + a_front, b_starts + b_front

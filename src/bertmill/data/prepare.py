@@ -12,13 +12,7 @@ from pathlib import Path
 
 from bertmill.config import TextSection, TokenizerSection
 from bertmill.data.encode import encoder, is_held_out
-from bertmill.data.store import (
-    FORMAT,
-    Store,
-    StoreWriter,
-    is_store,
-    open_whole_store,
-)
+from bertmill.data.store import FORMAT, Store, StoreWriter, is_store
 from bertmill.errors import BertmillError, CorpusError, StoreError, TokenizerError
 from bertmill.storage import file_lock, folder_that_appears_whole
 from bertmill.text.corpus import read_documents
@@ -144,7 +138,8 @@ def open_or_prepare(
 
 
 def _open_cached(folder: Path, say: Callable[[str], None]) -> Store:
-    store = open_whole_store(folder)
+    store = Store(folder)
+    store.check_changed()
     say(f"store: {store.train.num_documents:,} documents from {folder}")
     return store
 

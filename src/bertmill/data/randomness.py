@@ -16,8 +16,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-UInts = npt.NDArray[np.uint64]
-Ints = npt.NDArray[np.int64]
+from bertmill.arrays import Floats, Ints, UInts
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FEISTEL_ROUNDS = 6
@@ -37,7 +36,7 @@ def random_bits(key: npt.ArrayLike, *counters: npt.ArrayLike) -> UInts:
     return h
 
 
-def uniform(key: npt.ArrayLike, *counters: npt.ArrayLike) -> npt.NDArray[np.float64]:
+def uniform(key: npt.ArrayLike, *counters: npt.ArrayLike) -> Floats:
     """Draw from [0, 1) with 53 random bits."""
     return (random_bits(key, *counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 

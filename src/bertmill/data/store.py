@@ -16,8 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -27,9 +26,19 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
+from bertmill.arrays import Ints
 from bertmill.config import Section, TextSection, TokenizerSection, first_problem
+from bertmill.data.blocks import (
+    PREPARE_AGAIN,
+    Block,
+    BlockSource,
+    MappedBlocks,
+    check_file,
+    check_size,
+    schema,
+)
 from bertmill.errors import StoreError
-from bertmill.storage import file_sha256
+from bertmill.storage import file_sha256, read_derived, write_derived
 from bertmill.text.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 2
@@ -37,8 +46,7 @@ BLOCK_TOKENS = 2**22
 """A block is closed once it holds this many tokens: 8 MB in memory, far below int32 offsets."""
 LONGEST_DOCUMENT_TOKENS = 2**24
 _SHARD_BLOCKS = 64
-_COUNTS_FILE = "token-counts.npy"
-_PREPARE_AGAIN = "prepare the corpus again"
+_MANIFEST_FILE, _COUNTS_FILE = "manifest.json", "token-counts.npy"
 
 _Size = Annotated[int, Field(ge=1, lt=2**31)]
 
@@ -89,90 +97,78 @@ class EncodedDocuments(NamedTuple):
     """Documents as token ids, end to end."""
 
     tokens: npt.NDArray[Any]
-    sentence_lengths: npt.NDArray[np.int64]
+    sentence_lengths: Ints
     """Tokens in each sentence; none is 0."""
-    document_lengths: npt.NDArray[np.int64]
+    document_lengths: Ints
     """Sentences in each document; none is 0."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """A stretch of whole documents; the arrays are views of the mapped file."""
-
-    tokens: npt.NDArray[Any]
-    """Ids, shape (tokens,), uint16 or uint32."""
-    sentence_starts: npt.NDArray[np.int32]
-    """Offsets into `tokens`, shape (sentences + 1,)."""
-    document_starts: npt.NDArray[np.int32]
-    """Offsets into the sentences, shape (documents + 1,)."""
 
 
 class TokenStore:
     """One split of a store: blocks of documents, and the tokens at any position.
 
     A token's position counts from the start of the split, across blocks and shards, in int64.
+
+    Parameters
+    ----------
+    source : BlockSource
+    block_sizes : sequence of three numbers
+        Documents, sentences and tokens of each block.
+    folder : Path
+        Where counts of examples are kept.
+    key : str
+        Names the split's content: another key, other counts.
     """
 
-    def __init__(self, folder: Path, split: dict[str, Any], vocab_size: int) -> None:
-        self._vocab_size = vocab_size
-        self._shards = [
-            (folder / shard["file"], i)
-            for shard in split["shards"]
-            for i in range(len(shard["blocks"]))
-        ]
-        sizes = [block for shard in split["shards"] for block in shard["blocks"]]
-        self._sizes = table = np.array(sizes, np.int64).reshape(-1, 3)
+    def __init__(
+        self, source: BlockSource, block_sizes: Sequence[Sequence[int]], folder: Path, key: str
+    ) -> None:
+        self._source, self._folder, self._key = source, folder, key
+        table = np.array(block_sizes, np.int64).reshape(-1, 3)
         self.block_documents = table[:, 0]
         self.block_token_starts = np.concatenate([[0], np.cumsum(table[:, 2])])
         self.num_documents, self.num_sentences, self.num_tokens = (int(n) for n in table.sum(0))
-        self._readers: dict[Path, pa.ipc.RecordBatchFileReader] = {}
-        self._blocks: dict[int, Block] = {}
 
     @property
     def num_blocks(self) -> int:
         """Number of blocks in the split."""
-        return len(self._shards)
+        return len(self.block_documents)
 
     def block(self, number: int) -> Block:
-        """Map a block; its views are opened once."""
-        if number not in self._blocks:
-            path, i = self._shards[number]
-            try:
-                block = self._open_block(path, i)
-                self._check_block(block, number)
-            except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
-                raise StoreError(path, f"cannot be read ({error})", _PREPARE_AGAIN) from None
-            self._blocks[number] = block
-        return self._blocks[number]
+        """Open a block.
 
-    def _open_block(self, path: Path, i: int) -> Block:
-        if path not in self._readers:
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            if reader.schema not in (_schema(pa.uint16()), _schema(pa.uint32())):
-                raise ValueError("it holds no lists of ids")
-            self._readers[path] = reader
-        batch = self._readers[path].get_batch(i)
-        batch.validate(full=True)
-        sentences = batch.column(0)
-        return Block(
-            *map(_view, (sentences.values.values, sentences.values.offsets, sentences.offsets))
-        )
+        Raises
+        ------
+        StoreError
+            It is damaged.
+        """
+        return self._source.block(number)
 
-    def _check_block(self, block: Block, number: int) -> None:
-        """Refuse what a right hash does not: a store from elsewhere whose numbers do not fit."""
-        sentences, documents = block.sentence_starts, block.document_starts
-        counts = (len(documents) - 1, len(sentences) - 1, len(block.tokens))
-        ends = (documents[0], documents[-1], sentences[0], sentences[-1])
-        if counts != tuple(self._sizes[number]) or ends != (0, counts[1], 0, counts[2]):
-            raise ValueError("its sizes are not the manifest's")
-        if np.diff(sentences).min() < 1 or np.diff(documents).min() < 1:
-            raise ValueError("a sentence or a document is empty")
-        if block.tokens.max() >= self._vocab_size:
-            raise ValueError(f"the id {block.tokens.max()} is not in the vocabulary")
+    def count_by_block(self, what: str, count: Callable[[int], int]) -> Ints:
+        """Count something in each block, once: the counts are kept in a file of the store's folder.
 
-    def gather(
-        self, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.int64]:
+        Where that cannot be written to, every process counts for itself.
+
+        Parameters
+        ----------
+        what : str
+            Names what is counted, with all that the counts depend on.
+        count : callable
+            Takes the number of a block.
+
+        Returns
+        -------
+        ndarray of int64, shape (number of blocks,)
+        """
+        key = f"{self._key} {what}"
+        path = self._folder / f"examples-{hashlib.sha256(key.encode()).hexdigest()[:16]}.bin"
+        kept = read_derived(path, key)
+        if kept is not None:
+            return np.frombuffer(kept, "<i8").astype(np.int64)
+        counts = np.array([count(i) for i in range(self.num_blocks)], np.int64)
+        write_derived(path, key, counts.astype("<i8").tobytes())
+        return counts
+
+    def gather(self, starts: Ints, lengths: Ints) -> Ints:
         """Read token ranges end to end.
 
         Parameters
@@ -189,11 +185,14 @@ class TokenStore:
         # A slice a range: what it costs does not depend on how many blocks they lie in.
         ranges = zip(blocks.tolist(), first.tolist(), (first + lengths).tolist(), strict=True)
         pieces = [self.block(block).tokens[start:stop] for block, start, stop in ranges]
-        return np.concatenate([np.empty(0, self._sizes.dtype), *pieces], dtype=np.int64)
+        return np.concatenate([np.empty(0, np.int64), *pieces], dtype=np.int64)
 
 
 class Store:
     """A prepared corpus: two splits, the tokenizer and the training split's token counts.
+
+    Opening reads the manifest and no more. Each file must be as long as it says; what is in them is
+    checked when it is first used, and all of it by `check`.
 
     Parameters
     ----------
@@ -202,23 +201,53 @@ class Store:
     Raises
     ------
     StoreError
-        Not a store, made by another format version, or damaged (every file's hash is checked).
+        Not a store, made by another format version, or a file is missing or cut off.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.manifest = _read_manifest(self.folder)
-        self.train, self.held_out = (
-            TokenStore(self.folder, self.manifest["splits"][name], self.manifest["vocab_size"])
-            for name in ("train", "held_out")
-        )
-        for name, (size, digest) in _listed_files(self.manifest).items():
-            _check_file(self.folder / name, size, digest)
+        self._files = _listed_files(self.manifest)
+        for name, listed in self._files.items():
+            check_size(self.folder / name, listed)
+        self.train, self.held_out = self._open_split("train"), self._open_split("held_out")
+
+    def _open_split(self, name: str) -> TokenStore:
+        shards = self.manifest["splits"][name]["shards"]
+        blocks = [block for shard in shards for block in shard["blocks"]]
+        source = MappedBlocks(self.folder, shards, self.manifest["vocab_size"])
+        return TokenStore(source, blocks, self.folder, f"{self.identity} {name}")
+
+    def check(self) -> None:
+        """Read all of the store.
+
+        Raises
+        ------
+        StoreError, TokenizerError
+            Something is damaged, or does not belong to this store.
+        """
+        for name, listed in self._files.items():
+            check_file(self.folder / name, listed)
+        for split in (self.train, self.held_out):
+            for number in range(split.num_blocks):
+                split.block(number)
+        _ = self.tokenizer, self.token_counts
+
+    def check_changed(self) -> None:
+        """Check the tokenizer, and the files that were written to after the store was finished.
+
+        The manifest is the file that is written last.
+        """
+        finished = (self.folder / _MANIFEST_FILE).stat().st_mtime_ns
+        for name, listed in self._files.items():
+            if (self.folder / name).stat().st_mtime_ns > finished:
+                check_file(self.folder / name, listed)
+        _ = self.tokenizer
 
     @cached_property
     def identity(self) -> str:
         """SHA-256 over the tokenizer's identity and every file's hash: equal stores, equal ids."""
-        digests = [digest for _, digest in _listed_files(self.manifest).values()]
+        digests = [listed["sha256"] for listed in self._files.values()]
         parts = [FORMAT, self.manifest["tokenizer_identity"], *digests]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -236,39 +265,25 @@ class Store:
         return tokenizer
 
     @cached_property
-    def token_counts(self) -> npt.NDArray[np.int64]:
+    def token_counts(self) -> Ints:
         """Occurrences of each id in the training split, shape (V,)."""
         path, num_tokens = self.folder / _COUNTS_FILE, self.train.num_tokens
+        check_file(path, self._files[_COUNTS_FILE])
         try:
             with path.open("rb") as stream:
-                counts: npt.NDArray[np.int64] = np.lib.format.read_array(stream, allow_pickle=False)
+                counts: Ints = np.lib.format.read_array(stream, allow_pickle=False)
             if counts.dtype != np.int64 or counts.shape != (self.manifest["vocab_size"],):
                 raise ValueError("it is no count for each id")
             if counts.min() < 0 or counts.max() > num_tokens or counts.sum() != num_tokens:
                 raise ValueError(f"its counts do not add up to {num_tokens:,}")
         except Exception as error:  # numpy reads the file's header as Python
-            raise StoreError(path, f"cannot be read ({error})", _PREPARE_AGAIN) from None
+            raise StoreError(path, f"cannot be read ({error})", PREPARE_AGAIN) from None
         return counts
-
-
-def open_whole_store(folder: str | Path) -> Store:
-    """Open a store, and its tokenizer too, which a `Store` checks only when it is asked for."""
-    store = Store(folder)
-    _ = store.tokenizer
-    return store
 
 
 def is_store(folder: str | Path) -> bool:
     """Whether a folder looks like a store."""
-    return all(os.path.isfile(Path(folder) / name) for name in ("manifest.json", _COUNTS_FILE))
-
-
-def spans(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """List the places of ranges: starts 5 and 0, lengths 2 and 3 give 5, 6, 0, 1, 2."""
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if len(ends) else 0
-    places: npt.NDArray[np.int64] = np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
-    return places
+    return all(os.path.isfile(Path(folder) / name) for name in (_MANIFEST_FILE, _COUNTS_FILE))
 
 
 class StoreWriter:
@@ -314,7 +329,7 @@ class StoreWriter:
             "splits": splits,
             "token_counts": _describe_file(self._folder / _COUNTS_FILE),
         }
-        with (self._folder / "manifest.json").open("w", encoding="utf-8") as stream:
+        with (self._folder / _MANIFEST_FILE).open("w", encoding="utf-8") as stream:
             json.dump(manifest, stream, indent=1)
             stream.flush()
             os.fsync(stream.fileno())
@@ -326,7 +341,7 @@ class _SplitWriter:
         self._folder, self._name = folder, name
         ids = pa.uint16() if dtype == np.uint16 else pa.uint32()
         self._dtype = dtype
-        self._schema = _schema(ids)
+        self._schema = schema(ids)
         self._pending: list[EncodedDocuments] = []
         self._pending_tokens = 0
         self._shards: list[dict[str, Any]] = []
@@ -384,16 +399,7 @@ class _SplitWriter:
         self._blocks = []
 
 
-def _view(array: pa.Array) -> npt.NDArray[Any]:
-    """View an array in place; its own ``to_numpy`` loads pandas first, where that is installed."""
-    return np.from_dlpack(array)
-
-
-def _schema(ids: pa.DataType) -> pa.Schema:
-    return pa.schema([("sentences", pa.list_(pa.list_(ids)))])
-
-
-def _offsets(lengths: npt.NDArray[np.int64]) -> pa.Array:
+def _offsets(lengths: Ints) -> pa.Array:
     return pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
 
 
@@ -403,15 +409,14 @@ def _describe_file(path: Path) -> dict[str, Any]:
     return {"file": path.name, "num_bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
-def _listed_files(manifest: dict[str, Any]) -> dict[str, tuple[int, str]]:
-    shards: Iterable[dict[str, Any]] = (
-        shard for split in manifest["splits"].values() for shard in split["shards"]
-    )
-    return {f["file"]: (f["num_bytes"], f["sha256"]) for f in [*shards, manifest["token_counts"]]}
+def _listed_files(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Give the size and hash of each file by its name."""
+    shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
+    return {listed["file"]: listed for listed in [*shards, manifest["token_counts"]]}
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
+    path = folder / _MANIFEST_FILE
     if not path.is_file():
         raise StoreError(folder, "is not a token store (no manifest.json)", "make one with prepare")
     try:
@@ -419,19 +424,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         version = manifest["format"]
         if version != FORMAT:
             raise StoreError(
-                path, f"has format {version!r}, this bertmill reads {FORMAT}", _PREPARE_AGAIN
+                path, f"has format {version!r}, this bertmill reads {FORMAT}", PREPARE_AGAIN
             )
         return _Manifest.model_validate(manifest).model_dump()
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StoreError(path, f"is damaged ({first_problem(error)})", _PREPARE_AGAIN) from None
-
-
-def _check_file(path: Path, size: int, digest: str) -> None:
-    if not path.is_file():
-        raise StoreError(path, "is missing from the store", _PREPARE_AGAIN)
-    if path.stat().st_size != size:
-        raise StoreError(path, f"has {path.stat().st_size} bytes instead of {size}", _PREPARE_AGAIN)
-    if file_sha256(path) != digest:
-        raise StoreError(
-            path, "is damaged (its SHA-256 differs from the manifest's)", _PREPARE_AGAIN
-        )
+        raise StoreError(path, f"is damaged ({first_problem(error)})", PREPARE_AGAIN) from None

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bertmill.arrays import Ints
 from bertmill.config import MaskingSection
 from bertmill.data.batch import Batch
 from bertmill.data.overlap import OverlapRule
-from bertmill.data.randomness import Ints
 from bertmill.text.tokenizer import Tokenizer
 
 

@@ -36,9 +36,8 @@ from bertmill.evaluation.probes import (
     refuse_without_scikit_learn,
     tfidf_features,
 )
-from bertmill.model.encoder import initialize
 from bertmill.model.folder import LoadedModel
-from bertmill.model.pretraining import PretrainingModel
+from bertmill.model.pretraining import PretrainingModel, initialize
 from bertmill.model.task import Task
 from bertmill.text.files import COMPRESSIONS
 from bertmill.text.rows import ROW_ENDINGS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bertmill.errors import InputError, ModelError
-from bertmill.model.conversion import is_bert
+from bertmill.model.architecture import architecture_of
 from bertmill.model.folder import load_model, save_model
 from bertmill.show.card import refuse_license, write_model_card
 from bertmill.storage import folder_that_appears_whole, refuse_if_there
@@ -45,11 +45,10 @@ def export_huggingface(model: str | Path, out: str | Path, license: str | None =
     refuse_if_there(out)
     loaded = load_model(model)
     section = loaded.model.section
-    if not is_bert(section):
+    if reason := architecture_of(section).not_in_transformers(section):
         raise ModelError(
             loaded.folder,
-            f"is no BERT as published (position_embedding={section.position_embedding}, "
-            f"norm={section.norm}), so transformers has no class for it",
+            f"{reason}, so transformers has no class for it",
             "use it in bertmill, or train one of the recipes tiny to large or d2l",
         )
     pooling = default_pooling(loaded)

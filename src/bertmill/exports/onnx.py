@@ -28,10 +28,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bertmill.errors import InputError, MissingExtraError, ModelError
 from bertmill.evaluation.held_out import open_held_out, score_held_out
-from bertmill.model.encoder import Embeddings, Encoder
+from bertmill.model.architecture import architecture_of
 from bertmill.model.folder import LoadedModel, load_model, save_description
-from bertmill.model.packed import PackedTokens, Selection
-from bertmill.model.padded import PaddedEncoder
+from bertmill.model.packed import Encoder, PackedTokens, Selection
 from bertmill.model.pretraining import PretrainingModel
 from bertmill.storage import folder_that_appears_whole, refuse_if_there
 from bertmill.train.validate import HeldOut, HeldOutScores
@@ -125,31 +124,36 @@ def score_files(loaded: LoadedModel, folder: Path, held_out: HeldOut) -> dict[st
 def _with_file(model: PretrainingModel, path: Path) -> PretrainingModel:
     """Copy a model, with an ONNX file in the place of its encoder."""
     twin = copy.deepcopy(model)
-    twin.add_module("encoder", OnnxEncoder(path, twin.encoder.embeddings))
+    twin.add_module("encoder", OnnxEncoder(path, twin.encoder.word_embeddings))
     return twin
 
 
-class OnnxEncoder(nn.Module):
+class OnnxEncoder(Encoder):
     """An ONNX file in the place of an `Encoder`, computed by onnxruntime on the CPU.
 
     Parameters
     ----------
     path : Path
-    embeddings : Embeddings
+    word_embeddings : Embedding
         The encoder's own, which a tied masked-token head reads.
     """
 
-    def __init__(self, path: Path, embeddings: Embeddings) -> None:
+    def __init__(self, path: Path, word_embeddings: nn.Embedding) -> None:
         import onnxruntime
 
         super().__init__()
-        self.embeddings = embeddings
+        self._word_embeddings = word_embeddings
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # errors
         self._session = onnxruntime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"]
         )
+
+    @property
+    def word_embeddings(self) -> nn.Embedding:
+        """The encoder's own."""
+        return self._word_embeddings
 
     def forward(self, packed: PackedTokens, selection: Selection | None = None) -> Tensor:
         """Do what `Encoder` does, in a padded rectangle that is computed whole."""
@@ -182,12 +186,18 @@ def write_onnx(folder: Path, loaded: LoadedModel) -> float:
     Raises
     ------
     ModelError
-        onnxruntime computes other vectors than torch, by more than 1e-4.
+        The network has no padded form, or onnxruntime computes other vectors than torch, by more
+        than 1e-4.
     """
     model = loaded.model
+    architecture = architecture_of(model.section)
+    if architecture.pad is None:
+        raise ModelError(
+            loaded.folder, f"is a {architecture.name} network, which bertmill cannot write as ONNX"
+        )
     encoder = [name for name in model.state_dict() if name.startswith("encoder.")]
     save_description(folder, model, loaded.tokenizer, loaded.about, encoder, longest_text(loaded))
-    _write_file(folder / ONNX_FILE, model.encoder)
+    _write_file(folder / ONNX_FILE, architecture.pad(model.encoder))
     difference = _largest_difference(folder / ONNX_FILE, model.encoder)
     if not difference <= LARGEST_DIFFERENCE:  # or not a number
         raise ModelError(
@@ -230,12 +240,12 @@ def refuse_without_onnx_packages() -> None:
             )
 
 
-def _write_file(path: Path, encoder: Encoder) -> None:
+def _write_file(path: Path, padded: nn.Module) -> None:
     # Three tensors: one given three times would be traced as one input.
     examples = tuple(torch.ones(2, 2, dtype=torch.int64) for _ in _INPUTS)
     with _quiet():
         program = torch.onnx.export(
-            PaddedEncoder(encoder).eval(),
+            padded.eval(),
             examples,
             input_names=_INPUTS,
             output_names=[_OUTPUT],
@@ -252,10 +262,10 @@ def _write_file(path: Path, encoder: Encoder) -> None:
 
 def _largest_difference(path: Path, encoder: Encoder) -> float:
     """Compare a file with its encoder at every token of batches of mixed lengths."""
-    section, vocab_size = encoder.section, encoder.embeddings.word.num_embeddings
+    section, vocab_size = encoder.section, encoder.word_embeddings.num_embeddings
     longest = min(section.max_position_embeddings, _LONGEST_COMPARED)
     generator = torch.Generator().manual_seed(0)
-    twin = OnnxEncoder(path, encoder.embeddings)
+    twin = OnnxEncoder(path, encoder.word_embeddings)
     differences = []
     for wanted in ((longest,), (longest, longest // 2, 1), (2,), (31, 9, 9, 5, 2)):
         lengths = [min(max(length, 1), longest) for length in wanted]

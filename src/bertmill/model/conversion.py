@@ -1,4 +1,4 @@
-"""Hugging Face's names for our tensors and settings: one table, read in both directions."""
+"""Hugging Face's names for our tensors and settings, in both directions."""
 
 from __future__ import annotations
 
@@ -9,40 +9,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from bertmill.config import ModelSection
+from bertmill.config import NetworkSection
 from bertmill.errors import ModelError
+from bertmill.model.architecture import ARCHITECTURES, Architecture, architecture_of
 from bertmill.model.task import Task
 
-# Ours, theirs; the `*` in a row stands for the number of a block.
-_NAMES = {
-    "encoder.embeddings.word": "bert.embeddings.word_embeddings",
-    "encoder.embeddings.position": "bert.embeddings.position_embeddings",
-    "encoder.embeddings.segment": "bert.embeddings.token_type_embeddings",
-    "encoder.embeddings.norm": "bert.embeddings.LayerNorm",
-    "encoder.blocks.*.attention.output": "bert.encoder.layer.*.attention.output.dense",
-    "encoder.blocks.*.attention_norm": "bert.encoder.layer.*.attention.output.LayerNorm",
-    "encoder.blocks.*.feed_forward.input": "bert.encoder.layer.*.intermediate.dense",
-    "encoder.blocks.*.feed_forward.output": "bert.encoder.layer.*.output.dense",
-    "encoder.blocks.*.feed_forward_norm": "bert.encoder.layer.*.output.LayerNorm",
-    "encoder.final_norm": "bert.encoder.norm",  # pre-norm only: not in BERT
-    "pooler": "bert.pooler.dense",
-    "masked_token_head.dense": "cls.predictions.transform.dense",
-    "masked_token_head.norm": "cls.predictions.transform.LayerNorm",
-    "masked_token_head.decoder": "cls.predictions.decoder",
-    "masked_token_head.bias": "cls.predictions.bias",
-    "next_sentence_head": "cls.seq_relationship",
-    "task_head": "classifier",
-}
-# An untied decoder has a bias of its own in transformers, and `cls.predictions.bias` is not used.
-_BIAS, _DECODER_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
-_DECODER = "cls.predictions.decoder.weight"
-_FUSED = "encoder.blocks.*.attention.query_key_value"
-_SEPARATE = tuple(f"bert.encoder.layer.*.attention.self.{n}" for n in ("query", "key", "value"))
-
-# Hugging Face's mark of an architecture that transformers has no class for.
-_OUR_MODEL_TYPE = "bertmill"
 _IS_PAIR = "bertmill_is_pair"
-_OURS_ONLY = ("position_embedding", "norm", "init")
 _TASK_CLASSES = {
     "classification": "ForSequenceClassification",
     "regression": "ForSequenceClassification",
@@ -50,29 +22,20 @@ _TASK_CLASSES = {
 }
 
 
-def is_bert(section: ModelSection) -> bool:
-    """Whether the network is BERT as published, which ``transformers.BertModel`` computes too."""
-    return section.position_embedding == "absolute" and section.norm == "post"
-
-
-def to_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename our tensors; the fused query-key-value map becomes three."""
+def to_huggingface(
+    architecture: Architecture[Any], state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Rename our tensors; one that has several of their names is cut into so many."""
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        pattern, block = _pattern(name)
-        stem, _, leaf = pattern.rpartition(".")
-        if stem == _FUSED:
-            parts = tensor.chunk(3)
-            for theirs, part in zip(_SEPARATE, parts, strict=True):
-                out[f"{theirs}.{leaf}".replace("*", block)] = part.contiguous()
-        else:
-            out[_translate(pattern).replace("*", block)] = tensor.contiguous()
-    if _DECODER in out:
-        out[_DECODER_BIAS] = out[_BIAS].clone()
+        theirs = _their_names(architecture, name)
+        out |= zip(theirs, (part.contiguous() for part in tensor.chunk(len(theirs))), strict=True)
+    architecture.add_copies(out)
     return out
 
 
 def from_huggingface(
+    architecture: Architecture[Any],
     tensors: Mapping[str, Tensor],
     wanted: Mapping[str, Tensor],
     required: Collection[str] = ("encoder",),
@@ -81,8 +44,9 @@ def from_huggingface(
 
     Parameters
     ----------
+    architecture : Architecture
     tensors : mapping
-        As saved by ``BertModel`` (no prefix) or a class with heads (prefix ``bert.``).
+        As saved by an encoder's class of transformers or by one with heads.
     wanted : mapping
         Our state dict: names and shapes.
     required : collection of str
@@ -98,17 +62,10 @@ def from_huggingface(
     ModelError
         A shape differs, or a required part is missing.
     """
-    theirs = {_modern(name): tensor for name, tensor in tensors.items()}
-    if _DECODER_BIAS in theirs:
-        theirs[_BIAS] = theirs[_DECODER_BIAS]
+    theirs = architecture.with_todays_names(tensors)
     found: dict[str, Tensor] = {}
     for name, ours in wanted.items():
-        pattern, block = _pattern(name)
-        stem, _, leaf = pattern.rpartition(".")
-        if stem == _FUSED:
-            names = [f"{part}.{leaf}".replace("*", block) for part in _SEPARATE]
-        else:
-            names = [_translate(pattern).replace("*", block)]
+        names = _their_names(architecture, name)
         if missing := [n for n in names if n not in theirs]:
             if name.partition(".")[0] in required:
                 raise ModelError("weights", f"{missing[0]} is missing", "fetch the folder again")
@@ -118,24 +75,23 @@ def from_huggingface(
             if theirs[part].shape != wanted_shape:
                 raise ModelError(
                     "weights",
-                    f"{part} has shape {tuple(theirs[part].shape)}, config.json asks for "
-                    f"{wanted_shape}",
-                    "mend config.json or fetch the folder again",
+                    f"{part} has shape {tuple(theirs[part].shape)}, not {wanted_shape} as in "
+                    "config.json",
+                    "fix config.json or fetch the folder again",
                 )
         found[name] = torch.cat([theirs[part] for part in names]).to(ours.dtype)
     return found
 
 
 def to_config(
-    section: ModelSection,
+    section: NetworkSection,
     vocab_size: int,
     pad_id: int,
     state: Iterable[str],
     task: Task | None = None,
     is_pair: bool | None = None,
 ) -> dict[str, Any]:
-    """Write ``config.json``: BERT as published is a class of transformers, by the heads it has."""
-    values = section.model_dump()
+    """Write ``config.json``; which class it names depends on the heads that `state` holds."""
     parts = {name.partition(".")[0] for name in state}
     if task is not None:
         kind = _TASK_CLASSES[task.kind]
@@ -143,14 +99,8 @@ def to_config(
         kind = "ForPreTraining"
     else:
         kind = "ForMaskedLM" if "masked_token_head" in parts else "Model"
-    if is_bert(section):
-        values = {key: value for key, value in values.items() if key not in _OURS_ONLY}
-        names = {"architectures": [f"Bert{kind}"], "model_type": "bert"}
-    else:
-        names = {"architectures": [f"Bertmill{kind}"], "model_type": _OUR_MODEL_TYPE}
     return {
-        **names,
-        **values,
+        **architecture_of(section).to_config(section, kind),
         **({} if task is None else _task_to_config(task)),
         **({} if is_pair is None else {_IS_PAIR: is_pair}),
         "vocab_size": vocab_size,
@@ -209,30 +159,23 @@ def task_from_config(config: Mapping[str, Any], where: object) -> Task | None:
     return Task("regression", ()) if len(labels) == 1 else None  # or several numbers at once
 
 
-def from_config(config: Mapping[str, Any], where: object) -> tuple[ModelSection, int]:
-    """Read ``config.json``: the model section and the vocabulary size.
+def from_config(config: Mapping[str, Any], where: object) -> tuple[NetworkSection, int]:
+    """Read ``config.json``: the network's knobs and the vocabulary size.
 
     Raises
     ------
     ModelError
         Another architecture, or a setting that our encoder does not compute.
     """
-    kind = config.get("model_type")
-    if kind not in ("bert", _OUR_MODEL_TYPE):
+    kind, known = config.get("model_type"), ARCHITECTURES.values()
+    found = [each for each in known if kind in each.model_types]
+    if not found:
+        names = " or ".join(repr(each.model_types[0]) for each in known)
         raise ModelError(
-            where, f"model_type is {kind!r}, not 'bert'", "give a BERT folder or a run of bertmill"
+            where, f"model_type is {kind!r}, not {names}", "give a BERT folder or a run of bertmill"
         )
-    if config.get("position_embedding_type", "absolute") != "absolute":
-        raise ModelError(
-            where,
-            f"position_embedding_type {config['position_embedding_type']!r} is not supported",
-            "give a model with absolute positions",
-        )
-    if config.get("is_decoder"):
-        raise ModelError(where, "is a decoder (is_decoder is true)", "give an encoder")
-    known = {key: config[key] for key in ModelSection.model_fields if key in config}
     try:
-        section = ModelSection.model_validate(known)
+        section = found[0].section.model_validate(found[0].from_config(config, where))
     except ValidationError as error:
         problem = error.errors()[0]
         what = (
@@ -247,23 +190,14 @@ def from_config(config: Mapping[str, Any], where: object) -> tuple[ModelSection,
     return section, vocab_size
 
 
-def _modern(name: str) -> str:
-    """Bring a saved name into today's form: with its prefix, and LayerNorm's weight and bias."""
-    name = name if name.startswith(("bert.", "cls.", "classifier.")) else f"bert.{name}"
-    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-        "LayerNorm.beta", "LayerNorm.bias"
-    )
-
-
-def _pattern(name: str) -> tuple[str, str]:
-    """Take a block's number out: ``blocks.3.output`` becomes ``blocks.*.output`` and ``3``."""
-    parts = name.split(".")
-    block = next((part for part in parts if part.isdigit()), "")
-    return ".".join("*" if part == block and block else part for part in parts), block
-
-
-def _translate(pattern: str) -> str:
-    if pattern in _NAMES:
-        return _NAMES[pattern]
-    stem, _, leaf = pattern.rpartition(".")
-    return f"{_NAMES[stem]}.{leaf}"
+def _their_names(architecture: Architecture[Any], name: str) -> list[str]:
+    """Look up, for ``encoder.blocks.3.attention.output.weight``, the row of ``blocks.*``."""
+    block = next((part for part in name.split(".") if part.isdigit()), "")
+    pattern = name.replace(f".{block}.", ".*.") if block else name
+    leaf = ""
+    if pattern not in architecture.names:
+        pattern, _, leaf = pattern.rpartition(".")
+        leaf = f".{leaf}"
+    theirs = architecture.names[pattern]
+    stems = (theirs,) if isinstance(theirs, str) else theirs
+    return [(stem + leaf).replace("*", block) for stem in stems]

@@ -24,12 +24,14 @@ from pydantic import Field
 
 from bertmill.config import (
     MaskingSection,
+    NetworkSection,
     PairsSection,
     Section,
     TextSection,
     first_problem,
 )
 from bertmill.errors import ModelError
+from bertmill.model.architecture import architecture_of
 from bertmill.model.conversion import (
     from_config,
     from_huggingface,
@@ -38,9 +40,8 @@ from bertmill.model.conversion import (
     to_config,
     to_huggingface,
 )
-from bertmill.model.encoder import count_encoder_weights, initialize
-from bertmill.model.pretraining import PretrainingModel
-from bertmill.model.task import TaskModel
+from bertmill.model.pretraining import PretrainingModel, initialize
+from bertmill.model.task import Task, TaskModel
 from bertmill.text.tokenizer import Tokenizer, load_tokenizer
 
 WEIGHTS_FILE = "model.safetensors"
@@ -102,7 +103,8 @@ def save_model(
     """
     state = {n: t.detach().cpu() for n, t in model.state_dict().items() if n not in leave_out}
     save_description(folder, model, tokenizer, about, state, max_length)
-    save_tensors(folder / WEIGHTS_FILE, to_huggingface(state))
+    architecture = architecture_of(model.section)
+    save_tensors(folder / WEIGHTS_FILE, to_huggingface(architecture, state))
 
 
 def save_description(
@@ -155,27 +157,30 @@ def load_model(path: str | Path) -> LoadedModel:
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         raise ModelError(folder, f"has no {WEIGHTS_FILE}", "give a folder with safetensors weights")
-    # A stranger's config.json may ask for any size: what it asks for must be in the file.
-    if count_encoder_weights(section, vocab_size) > weights.stat().st_size:
+    task, is_pair = task_from_config(config, config_file), is_pair_from_config(config)
+    try:
+        tensors = safetensors.torch.load_file(weights)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ModelError(weights, f"cannot be read ({error})", "fetch the folder again") from None
+    # A stranger's config.json may give any size: memory is taken only for what the file has too.
+    if section.num_hidden_layers > len(tensors):
         raise ModelError(
             weights, "is too small for the network of config.json", "fetch the folder again"
         )
-    model = PretrainingModel(section, vocab_size)
-    initialize(model, section, torch.Generator().manual_seed(0))
-    task = task_from_config(config, config_file)
-    task_model = None
-    if task is not None:
-        task_model = TaskModel(model, task, is_pair_from_config(config)).eval()
-    wanted, required = model.state_dict(), {"encoder"}
-    if task_model is not None:
-        wanted |= task_model.state_dict()
-        required |= {name.partition(".")[0] for name in task_model.state_dict()}
+    with torch.device("meta"):
+        shapes, task_shapes = _make(section, vocab_size, task, is_pair)
+    wanted, required = shapes.state_dict(), {"encoder"}
+    if task_shapes is not None:
+        wanted |= task_shapes.state_dict()
+        required |= {name.partition(".")[0] for name in task_shapes.state_dict()}
     try:
-        found = from_huggingface(safetensors.torch.load_file(weights), wanted, required)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ModelError(weights, f"cannot be read ({error})", "fetch the folder again") from None
+        found = from_huggingface(architecture_of(section), tensors, wanted, required)
     except ModelError as error:
         raise ModelError(weights, error.what, error.fix) from None
+    model, task_model = _make(section, vocab_size, task, is_pair)
+    new_weights = tuple(name for name in wanted if name not in found)
+    if new_weights:
+        initialize(model, section, torch.Generator().manual_seed(0))
     for part in (model, task_model):
         if part is not None:
             part.load_state_dict(found, strict=False)
@@ -188,12 +193,19 @@ def load_model(path: str | Path) -> LoadedModel:
         )
     return LoadedModel(
         folder,
-        model.eval(),
+        model,
         tokenizer,
         _read_about(folder / _ABOUT_FILE, tokenizer),
-        tuple(name for name in wanted if name not in found),
+        new_weights,
         task_model,
     )
+
+
+def _make(
+    section: NetworkSection, vocab_size: int, task: Task | None, is_pair: bool | None
+) -> tuple[PretrainingModel, TaskModel | None]:
+    model = PretrainingModel(section, vocab_size).eval()
+    return model, None if task is None else TaskModel(model, task, is_pair).eval()
 
 
 def model_folder(path: str | Path) -> Path:

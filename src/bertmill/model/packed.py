@@ -1,4 +1,4 @@
-"""Sequences end to end: what the encoder computes on, and which of its vectors are wanted.
+"""Sequences end to end: what an encoder computes on, and which of its vectors are wanted.
 
 Letters in shapes: B sequences, N tokens of all of them, S tokens selected.
 """
@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from bertmill.config import NetworkSection
 
 
 class PackedTokens(NamedTuple):
@@ -65,6 +67,21 @@ class Selection(NamedTuple):
     """Where those of each sequence begin among the selected, and S: [B + 1], int32."""
     lengths: Sequence[int]
     """How many of each of the B sequences, on the host."""
+
+
+class Encoder(nn.Module):
+    """What every network is to its heads: tokens in, one hidden vector per token out."""
+
+    section: NetworkSection
+
+    @property
+    def word_embeddings(self) -> nn.Embedding:
+        """One row per vocabulary entry; a tied masked-token head reads them too."""
+        raise NotImplementedError
+
+    def forward(self, packed: PackedTokens, selection: Selection | None = None) -> Tensor:
+        """Return the hidden vector of every token, [N, D], or of those selected, [S, D]."""
+        raise NotImplementedError
 
 
 def copy_to(device: torch.device, x: Tensor) -> Tensor:

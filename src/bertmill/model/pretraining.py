@@ -7,16 +7,18 @@ Letters in shapes: B sequences, N tokens, S tokens selected, P predictions, D hi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bertmill.config import ModelSection
-from bertmill.model.encoder import Encoder, activation
+from bertmill.config import NetworkSection
+from bertmill.model.architecture import architecture_of
+from bertmill.model.bert import activation
+from bertmill.model.kernels import KERNELS, Kernels
 from bertmill.model.packed import PackedTokens, Selection
-from bertmill.model.vocabulary_loss import vocabulary_loss
 
 _ROWS_AT_ONCE = 512
 
@@ -58,7 +60,7 @@ class Scores(NamedTuple):
 class MaskedTokenHead(nn.Module):
     """Dense, activation, LayerNorm, then a score for every vocabulary entry."""
 
-    def __init__(self, section: ModelSection, vocab_size: int) -> None:
+    def __init__(self, section: NetworkSection, vocab_size: int) -> None:
         super().__init__()
         self.dense = nn.Linear(section.hidden_size, section.hidden_size)
         self.activation = activation(section)
@@ -82,14 +84,19 @@ class PretrainingModel(nn.Module):
 
     Parameters
     ----------
-    section : ModelSection
+    section : NetworkSection
+        Knobs of the network; their class decides on its architecture.
     vocab_size : int
+    kernels : Kernels, optional
+        The forms in which it computes; by default the fast ones.
     """
 
-    def __init__(self, section: ModelSection, vocab_size: int) -> None:
+    def __init__(
+        self, section: NetworkSection, vocab_size: int, kernels: Kernels = KERNELS["auto"]
+    ) -> None:
         super().__init__()
-        self.section, self.vocab_size = section, vocab_size
-        self.encoder = Encoder(section, vocab_size)
+        self.section, self.vocab_size, self.kernels = section, vocab_size, kernels
+        self.encoder = architecture_of(section).build(section, vocab_size, kernels)
         self.pooler = nn.Linear(section.hidden_size, section.hidden_size)
         self.masked_token_head = MaskedTokenHead(section, vocab_size)
         self.next_sentence_head = nn.Linear(section.hidden_size, 2)
@@ -106,7 +113,7 @@ class PretrainingModel(nn.Module):
             `nsp` is 0 where the batch has no pairs.
         """
         hidden = self.encode(batch.packed, batch.selection)
-        mlm = vocabulary_loss(
+        mlm = self.kernels.vocabulary_loss(
             self.masked_token_head(hidden.index_select(0, batch.masked_rows)),
             self.decoder_weight,
             self.masked_token_head.bias,
@@ -145,7 +152,7 @@ class PretrainingModel(nn.Module):
     def decoder_weight(self) -> Tensor:
         """Output weights of the masked-token head, [V, D]: its own, or the word embeddings."""
         own = self.masked_token_head.decoder
-        return self.encoder.embeddings.word.weight if own is None else own.weight
+        return self.encoder.word_embeddings.weight if own is None else own.weight
 
     def masked_token_logits(self, hidden: Tensor) -> Tensor:
         """Score every vocabulary entry at the given hidden vectors: [P, D] to [P, V]."""
@@ -165,6 +172,12 @@ class PretrainingModel(nn.Module):
         first = hidden.index_select(0, batch.selection.starts[:-1])
         return self.next_sentence_logits(self.pool(first))
 
+    def tensors_by_token(self) -> set[str]:
+        """Name the tensors that have a row for each vocabulary entry."""
+        ours = {self.encoder.word_embeddings.weight, self.decoder_weight}
+        ours.add(self.masked_token_head.bias)
+        return {name for name, parameter in self.named_parameters() if parameter in ours}
+
     def count_parameters(self) -> dict[str, int]:
         """Count parameters: the encoder with the pooler, and everything."""
         total = sum(p.numel() for p in self.parameters())
@@ -175,3 +188,45 @@ class PretrainingModel(nn.Module):
 def _rows(batch: PretrainingInput) -> Tensor:
     """Row of the classifier for each pair: our label 1 (next) is Hugging Face's row 0."""
     return 1 - batch.next_sentence_labels
+
+
+def initialize(
+    model: PretrainingModel, section: NetworkSection, generator: torch.Generator
+) -> None:
+    """Draw all weights anew, as the section says; the draws depend on `generator` alone."""
+    architecture_of(section).initialize(model, section, generator)
+
+
+def count_step_flops(
+    section: NetworkSection,
+    vocab_size: int,
+    lengths: Sequence[int],
+    num_selected: Sequence[int],
+    num_predictions: int,
+    num_pairs: int,
+) -> int:
+    """Count the floating point operations of all matrix products of a training step.
+
+    A product of [m, k] and [k, n] is 2 m k n operations, and its backward pass, two products of
+    that size, twice as many. What each token needs besides (norms, activations, embedding rows) is
+    not counted; neither is padding, nor what the last block would make of tokens that no loss
+    reads: neither is computed.
+
+    Parameters
+    ----------
+    section : NetworkSection
+    vocab_size : int
+    lengths : sequence of int
+        Tokens in each sequence.
+    num_selected : sequence of int
+        Tokens of each sequence whose vectors the losses read.
+    num_predictions : int
+        Masked tokens to be predicted.
+    num_pairs : int
+        Sequences whose next-sentence label is to be predicted: all of them, or 0.
+    """
+    width = section.hidden_size
+    masked_tokens = num_predictions * (width * width + width * vocab_size)
+    next_sentence = num_pairs * (width * width + 2 * width)
+    encoder = architecture_of(section).step_flops(section, lengths, num_selected)
+    return encoder + 3 * 2 * (masked_tokens + next_sentence)

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bertmill.model.dropout import Dropout
+from bertmill.model.kernels.dropout import Dropout
 from bertmill.model.packed import PackedTokens
 from bertmill.model.pretraining import PretrainingModel
 
@@ -51,7 +51,7 @@ class TaskModel(nn.Module):
         self.section, self.vocab_size, self.task = pretrained.section, pretrained.vocab_size, task
         self.encoder = pretrained.encoder
         self.pooler = None if task.kind == "words" else pretrained.pooler
-        self.dropout = Dropout(self.section.hidden_dropout_prob)
+        self.dropout = Dropout(self.section.hidden_dropout_prob, pretrained.kernels.drop)
         self.task_head = nn.Linear(self.section.hidden_size, task.num_outputs)
 
     def forward(self, packed: PackedTokens) -> Tensor:

@@ -11,12 +11,6 @@ from bertmill.model.folder import LoadedModel
 from bertmill.model.pretraining import PretrainingModel
 from bertmill.text.tokenizer import Tokenizer
 
-_ROW_A_TOKEN = (
-    "encoder.embeddings.word.weight",
-    "masked_token_head.decoder.weight",
-    "masked_token_head.bias",
-)
-
 
 class Transferred(NamedTuple):
     """What a new model has from another one."""
@@ -43,12 +37,12 @@ def transfer_weights(
     source : LoadedModel
     """
     to, from_ = _shared_rows(tokenizer, source.tokenizer)
-    fresh = model.state_dict()
+    fresh, by_token = model.state_dict(), model.tensors_by_token()
     found: dict[str, Tensor] = {}
     for name, tensor in source.model.state_dict().items():
         if name in source.new_weights:
             continue
-        if name in _ROW_A_TOKEN:
+        if name in by_token:
             found[name] = fresh[name].index_copy(0, to, tensor.index_select(0, from_))
         else:
             found[name] = tensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -105,21 +106,20 @@ def _title(loaded: LoadedModel, run: RunFolder | None) -> str:
 def _training(run: RunFolder, num_tokens: int | None) -> list[str]:
     recipe, facts = run.read()
     metrics = run.metrics()
-    steps = max((record["step"] for record in metrics), default=0)
+    steps = max((record.step for records in metrics for record in records), default=0)
     lines = [
         "## Training\n",
-        f"- Text: {', '.join(map(_public_name, facts['corpus']))}"
+        f"- Text: {', '.join(map(_public_name, facts.corpus))}"
         + (f", {num_tokens:,} tokens" if num_tokens else ""),
         f"- Recipe: {recipe.name}, {steps:,} steps of {recipe.train.batch_size:,} sequences of up "
         f"to {recipe.pairs.max_length} tokens",
-        f"- Begun with: {_public_name(facts['init_from']['folder'])}"
-        if facts["init_from"]
+        f"- Begun with: {_public_name(facts.init_from.folder)}"
+        if facts.init_from
         else "- Begun with: random weights",
-        f"- Versions: {', '.join(f'{name} {v}' for name, v in facts['versions'].items())}\n",
+        f"- Versions: {', '.join(f'{name} {v}' for name, v in facts.versions.items())}\n",
     ]
-    held_out = [record for record in metrics if record["split"] == "held_out"]
-    if held_out:
-        lines.append(_table(held_out[-1]))
+    if metrics.held_out:
+        lines.append(_table(asdict(metrics.held_out[-1].scores)))
     lines += ["<details><summary>The whole recipe</summary>\n", "```toml"]
     lines += [recipe_to_toml(_without_paths(recipe)).rstrip(), "```\n", "</details>\n"]
     return lines

@@ -19,7 +19,7 @@ from bertmill.text.tokenizer import Tokenizer
 from bertmill.train.run_folder import RunFolder
 
 
-def describe(target: str | Path, num_pairs: int = 3) -> dict[str, Any]:
+def describe(target: str | Path, num_pairs: int = 3, check: bool = False) -> dict[str, Any]:
     """Describe a recipe (name or file), a store, a run or a model folder.
 
     Parameters
@@ -28,6 +28,8 @@ def describe(target: str | Path, num_pairs: int = 3) -> dict[str, Any]:
     num_pairs : int
         Training sequences of a store or run to show, masks visible: ``[MASK](senate)`` hides
         "senate", ``dog(senate)`` shows a random token, ``senate(=)`` is shown but predicted.
+    check : bool
+        Read all of a store, or of a run's store, and compare it with its hashes.
 
     Returns
     -------
@@ -38,14 +40,16 @@ def describe(target: str | Path, num_pairs: int = 3) -> dict[str, Any]:
     ------
     InputError
         None of the four.
+    StoreError
+        With `check`: the store is damaged.
     """
     path = Path(target)
     if str(target) in recipe_names() or os.path.isfile(path):
         return _describe_recipe(str(target))
     if is_store(path):
-        return _describe_store(path, num_pairs)
+        return _describe_store(path, num_pairs, check)
     if os.path.isfile(path / "recipe.toml"):
-        return _describe_run(RunFolder(path), num_pairs)
+        return _describe_run(RunFolder(path), num_pairs, check)
     if os.path.isdir(path):
         if os.path.isfile(path / "config.json") or os.path.isdir(path / "model"):
             return _describe_model(path)
@@ -76,8 +80,8 @@ def _describe_recipe(target: str) -> dict[str, Any]:
     }
 
 
-def _describe_store(path: Path, num_pairs: int) -> dict[str, Any]:
-    store = Store(path)
+def _describe_store(path: Path, num_pairs: int, check: bool) -> dict[str, Any]:
+    store = _open_store(path, check)
     split = store.manifest["text"]["sentences"] == "spaced-period"
     pairs = PairsSection(kind="sentences" if split else "segments")
     return {
@@ -88,19 +92,26 @@ def _describe_store(path: Path, num_pairs: int) -> dict[str, Any]:
     }
 
 
-def _describe_run(run: RunFolder, num_pairs: int) -> dict[str, Any]:
+def _describe_run(run: RunFolder, num_pairs: int, check: bool) -> dict[str, Any]:
     recipe, facts = run.read()
-    last = {record["split"]: record for record in run.metrics()}
-    found: dict[str, Any] = {"kind": "run", "facts": facts, "last": last}
+    last = {r.to_dict()["split"]: r.to_dict() for records in run.metrics() for r in records[-1:]}
+    found: dict[str, Any] = {"kind": "run", "facts": facts.model_dump(), "last": last}
     if run.model.exists():
         found["model"] = _describe_model(run.model)
-    if is_store(facts["store"]):
-        store = Store(facts["store"])
+    if is_store(facts.store):
+        store = _open_store(facts.store, check)
         found |= _counts(store)
         found["pairs"] = _show_pairs(
             store, recipe.pairs, recipe.masking, recipe.train.seed, num_pairs
         )
     return {**found, "recipe": recipe.model_dump()}
+
+
+def _open_store(path: str | Path, check: bool) -> Store:
+    store = Store(path)
+    if check:
+        store.check()
+    return store
 
 
 def _describe_model(path: Path) -> dict[str, Any]:

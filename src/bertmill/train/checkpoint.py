@@ -27,7 +27,7 @@ from bertmill.model.folder import About, load_model, save_model, save_tensors
 from bertmill.model.pretraining import PretrainingModel
 from bertmill.storage import file_sha256, flush_to_disk
 from bertmill.text.tokenizer import Tokenizer
-from bertmill.train.meters import SUM_NAMES
+from bertmill.train.metrics import SUM_NAMES
 from bertmill.train.run_folder import RunFolder
 
 

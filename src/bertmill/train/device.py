@@ -1,9 +1,11 @@
-"""Where a run computes: the device, its name, and batches copied to it."""
+"""Where a run computes: the device, its name and its speed, and batches copied to it."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +17,9 @@ from bertmill.data.batch import Batch
 from bertmill.errors import RecipeError
 from bertmill.model.packed import PackedTokens, Selection, copy_to
 from bertmill.model.pretraining import PretrainingInput
+
+# Wide enough that the product is all that counts, and done often enough to see the best.
+_PEAK_WIDTH, _PEAK_PRODUCTS = {"cpu": 1024, "cuda": 8192}, 6
 
 
 def open_device(name: str) -> torch.device:
@@ -66,6 +71,21 @@ def repeatable_kernels(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+def measure_peak_flops(device: torch.device, precision: str) -> float:
+    """Measure operations per second of a wide matrix product, the best of several."""
+    width = _PEAK_WIDTH[device.type]
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    left, right = torch.rand(2, width, width, device=device).to(dtype)
+    best = math.inf
+    for _ in range(_PEAK_PRODUCTS):
+        synchronize(device)
+        started = time.perf_counter()
+        torch.mm(left, right)
+        synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return 2.0 * width**3 / best
 
 
 def to_device(batch: Batch, device: torch.device) -> PretrainingInput:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bertmill.config import Recipe
+from bertmill.config import ModelSection, Recipe
 from bertmill.train.validate import HeldOutScores
 
 _NEAR = 0.1
@@ -62,7 +62,9 @@ def _causes(recipe: Recipe, num_steps: int) -> str:
         causes.insert(0, f"a warm-up of {warmup:,} steps, long for that (schedule.warmup_steps)")
     elif warmup == 0:
         causes.append("no warm-up (schedule.warmup_steps)")
-    if model.position_embedding == "absolute" or model.init == "normal":
+    if isinstance(model, ModelSection) and (
+        model.position_embedding == "absolute" or model.init == "normal"
+    ):
         causes.append(
             "an initialization that leaves this level late (model.init=fan-in with "
             "model.position_embedding=rotary and model.norm=pre leaves it sooner)"

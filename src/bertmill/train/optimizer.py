@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from bertmill.config import OptimizerSection
 
 
-def make_optimizer(model: nn.Module, section: OptimizerSection) -> torch.optim.AdamW:
+def make_optimizer(
+    model: nn.Module, section: OptimizerSection, kernels: Literal["auto", "plain"] = "auto"
+) -> torch.optim.AdamW:
     """Group the parameters: biases and LayerNorm, all of them vectors, are not decayed."""
     parameters = list(model.parameters())
     groups = [
@@ -20,15 +24,12 @@ def make_optimizer(model: nn.Module, section: OptimizerSection) -> torch.optim.A
         lr=section.lr,
         betas=(section.beta1, section.beta2),
         eps=section.eps,
-        fused=True,
+        fused=kernels == "auto",
     )
 
 
 def update(optimizer: torch.optim.AdamW, loss: Tensor, clip_norm: float) -> Tensor:
     """Clip the gradients and update the weights; skip that where something is not finite.
-
-    The fused kernel reads on the device whether to skip (weights, moments and step counts stay as
-    they are), so that the host never waits for the answer.
 
     Parameters
     ----------
@@ -50,7 +51,25 @@ def update(optimizer: torch.optim.AdamW, loss: Tensor, clip_norm: float) -> Tens
     if clip_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     is_skipped = ~(loss.detach().isfinite() & norm.isfinite())
-    optimizer.found_inf = is_skipped.float()  # type: ignore[attr-defined]
-    optimizer.step()
+    _step_unless(optimizer, is_skipped)
     optimizer.zero_grad(set_to_none=True)
     return is_skipped
+
+
+def _step_unless(optimizer: torch.optim.AdamW, is_skipped: Tensor) -> None:
+    """Take a step, or leave weights, moments and step counts as they are.
+
+    The plain form waits for the device::
+
+        if not is_skipped:
+            optimizer.step()
+
+    The fused optimizer reads `found_inf` on the device by itself, so that the host does not wait.
+    Only ``torch.amp.GradScaler`` is meant to set it: torch documents neither that attribute nor the
+    one that says whether an optimizer heeds it. Without these the plain form serves.
+    """
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.found_inf = is_skipped.float()  # type: ignore[attr-defined]
+        optimizer.step()
+    elif not is_skipped:
+        optimizer.step()

@@ -1,4 +1,4 @@
-"""The numbers that a run computes in, and how fast the device multiplies them.
+"""The numbers that a run computes in.
 
 Parameters, moments, norms, losses and their sums are fp32 always. With bf16 the matrix products
 take both factors in 16 bits, which is faster where the device has units for it and the products are
@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from bertmill.config import Recipe
-from bertmill.model.flops import count_step_flops
-from bertmill.model.pretraining import PretrainingModel
-from bertmill.train.device import synchronize, to_device
+from bertmill.model.kernels import KERNELS
+from bertmill.model.pretraining import PretrainingModel, count_step_flops
+from bertmill.train.device import to_device
 from bertmill.train.run_data import RunData
 
 Precision = Literal["fp32", "bf16"]
@@ -27,8 +27,6 @@ Precision = Literal["fp32", "bf16"]
 _CLEARLY_FASTER = 1.2
 # Sequences are measured up to so much arithmetic (a fraction of a second), for so long at least.
 _MEASURED_FLOPS, _MEASURED_ROUNDS, _MEASURED_SECONDS = 3e10, 3, 1.0
-# Wide enough that the product is all that counts, and done often enough to see the best.
-_PEAK_WIDTH, _PEAK_PRODUCTS = {"cpu": 1024, "cuda": 8192}, 6
 
 
 def choose_precision(recipe: Recipe, data: RunData, say: Callable[[str], None]) -> Precision:
@@ -78,21 +76,6 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def measure_peak_flops(device: torch.device, precision: Precision) -> float:
-    """Measure the operations a second of a wide matrix product, the best of several."""
-    width = _PEAK_WIDTH[device.type]
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    left, right = torch.rand(2, width, width, device=device).to(dtype)
-    best = math.inf
-    for _ in range(_PEAK_PRODUCTS):
-        synchronize(device)
-        started = time.perf_counter()
-        torch.mm(left, right)
-        synchronize(device)
-        best = min(best, time.perf_counter() - started)
-    return 2.0 * width**3 / best
-
-
 def _measure(recipe: Recipe, data: RunData) -> dict[Precision, float]:
     """Seconds of a pass in either precision: the best of several, in turns."""
     vocab_size, length = data.store.tokenizer.size, recipe.pairs.max_length
@@ -102,7 +85,8 @@ def _measure(recipe: Recipe, data: RunData) -> dict[Precision, float]:
     )
     count = min(recipe.train.batch_size, max(1, int(_MEASURED_FLOPS / of_a_sequence)))
     batch = to_device(data.train.batch_of(np.arange(count)), data.device)
-    model = PretrainingModel(recipe.model, vocab_size).to(data.device).train()
+    kernels = KERNELS[recipe.train.kernels]
+    model = PretrainingModel(recipe.model, vocab_size, kernels).to(data.device).train()
     best: dict[Precision, float] = {"fp32": math.inf, "bf16": math.inf}
     ends, rounds = time.monotonic() + _MEASURED_SECONDS, 0
     while rounds < _MEASURED_ROUNDS or time.monotonic() < ends:

@@ -1,16 +1,17 @@
-"""What a person sees while a run trains: a bar on a terminal, a line a log interval elsewhere."""
+"""What a person sees while a run trains: a bar on a terminal, else one line per log interval."""
 
 from __future__ import annotations
 
 import os
 import sys
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from bertmill.data.yardsticks import Yardsticks
+from bertmill.train.metrics import HeldOutRecord, TrainRecord
 
 
 class _PatientConsole(Console):
@@ -85,21 +86,25 @@ class RunProgress:
             self._bar.start()
         self._bar.update(self._bar.task_ids[0], description=description, completed=done or 0.0)
 
-    def update(self, record: dict[str, Any], done: float, seconds_left: float) -> None:
-        """Show the training losses of a log interval.
+    def update(self, record: TrainRecord, done: float, seconds_left: float) -> None:
+        """Show a log interval.
 
         Parameters
         ----------
-        record : dict
-            The line that goes to the metrics.
+        record : TrainRecord
         done : float
             Share of the run.
         seconds_left : float
         """
+        skipped = f"{record.skipped_steps:,} updates skipped (not finite)"
+        if record.mlm_loss is None:
+            losses = f"all {skipped}"
+        else:
+            losses = self._losses(record.mlm_loss, record.nsp_loss)
+            losses += f"  {skipped}" if record.skipped_steps else ""
         line = (
-            f"step {record['step']:>6,}  {self._losses(record)}  "
-            f"{record['pairs_per_second']:,.0f} pairs/s  "
-            f"{record['tokens_per_second']:,.0f} tokens/s  mfu {record['mfu']:.0%}  "
+            f"step {record.step:>6,}  {losses}  {record.pairs_per_second:,.0f} pairs/s  "
+            f"{record.tokens_per_second:,.0f} tokens/s  mfu {record.mfu:.0%}  "
             f"{_clock(seconds_left)} left"
         )
         if self._bar is None:
@@ -107,24 +112,23 @@ class RunProgress:
         else:
             self.show(line, done)
 
-    def held_out(self, record: dict[str, Any]) -> None:
+    def held_out(self, record: HeldOutRecord) -> None:
         """Show a validation."""
-        line = f"held-out at step {record['step']:,}:  {self._losses(record)}"
-        right = f"  {record['mlm_accuracy']:.1%} of masks right"
-        if record["nsp_accuracy"] is not None:
-            right += f", {record['nsp_accuracy']:.1%} of pairs"
+        scores = record.scores
+        line = (
+            f"held-out at step {record.step:,}:  {self._losses(scores.mlm_loss, scores.nsp_loss)}"
+        )
+        right = f"  {scores.mlm_accuracy:.1%} of masks right"
+        if scores.nsp_accuracy is not None:
+            right += f", {scores.nsp_accuracy:.1%} of pairs"
         self.say(line + right)
 
-    def _losses(self, record: dict[str, Any]) -> str:
-        if record["mlm_loss"] is None:
-            return f"all {record['skipped_steps']:,} updates skipped (not finite)"
-        text = f"mlm {record['mlm_loss']:.3f}"
+    def _losses(self, mlm_loss: float, nsp_loss: float | None) -> str:
+        text = f"mlm {mlm_loss:.3f}"
         if self._yardsticks is not None and self._yardsticks.no_context_nats is not None:
             text += f" (no context {self._yardsticks.no_context_nats:.3f})"
-        if record["nsp_loss"] is not None:
-            text += f"  nsp {record['nsp_loss']:.3f}"
-        if record.get("skipped_steps"):
-            text += f"  {record['skipped_steps']:,} updates skipped (not finite)"
+        if nsp_loss is not None:
+            text += f"  nsp {nsp_loss:.3f}"
         return text
 
 

@@ -13,7 +13,6 @@ from bertmill.data.overlap import OverlapRule
 from bertmill.data.store import Store
 from bertmill.data.yardsticks import TrainingStatistics
 from bertmill.model.folder import About
-from bertmill.train.device import open_device
 from bertmill.train.validate import HeldOut
 
 # Training pairs that the word-overlap yardstick is fitted to, and how many are drawn at a time.
@@ -32,7 +31,7 @@ class RunData:
     device: torch.device
 
     @classmethod
-    def open(cls, store: Store, recipe: Recipe) -> RunData:
+    def open(cls, store: Store, recipe: Recipe, device: torch.device) -> RunData:
         """Open both splits for the recipe's pairs.
 
         Raises
@@ -65,7 +64,7 @@ class RunData:
                 recipe.train.validation_pairs,
                 ", ".join(store.manifest["held_out"]) or "the held-out share of the corpus",
             )
-        return cls(store, train, statistics, held_out, open_device(recipe.train.device))
+        return cls(store, train, statistics, held_out, device)
 
     def about(self, recipe: Recipe) -> About:
         """Describe the training for whoever judges the model."""

@@ -4,8 +4,9 @@
 
     recipe.toml       resolved: every knob
     run.json          corpus, store, budget, versions
-    metrics.jsonl     a line a log interval and a line a validation
+    metrics.jsonl     one line per log interval, and one per validation
     decisions.jsonl   lengths fixed by a time budget
+    diagnosis.json    what the run, once finished, was found not to have learned
     checkpoints/      step-N folders: the newest ones and the best by held-out loss
     lock              held by the process that writes
     model, best       links to the model folders of the newest and of the best checkpoint
@@ -16,47 +17,44 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, TypeVar
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from bertmill.config import Recipe, Section, first_problem, load_recipe, recipe_to_toml
 from bertmill.errors import RunError
 from bertmill.storage import file_lock, refuse_bad_name
+from bertmill.train.metrics import HeldOutRecord, Metrics, TrainRecord, read_record
 from bertmill.train.schedule import Decision
-from bertmill.train.validate import HeldOutScores
 
-_FACTS = "run.json"
+_FACTS, _DIAGNOSIS = "run.json", "diagnosis.json"
+_DECISIONS, _LINES = TypeAdapter(Decision), TypeAdapter(tuple[str, ...])
 # What a process that was killed before its run began may leave.
 _BEFORE_A_RUN = {"lock", _FACTS, f".{_FACTS}.part", ".recipe.toml.part"}
 
-
-# What both losses are drawn and told from; None where there was no answer.
-_METRICS = {
-    "train": ("mlm_loss", "nsp_loss"),
-    "held_out": tuple(field.name for field in fields(HeldOutScores)),
-}
+_Line = TypeVar("_Line")
 
 
 class FirstWeights(Section):
-    """Where a run's first weights were, and which they were."""
+    """Where a run's first weights were, and their hash."""
 
     folder: str
     sha256: str
 
 
 class Facts(Section):
-    """What ``run.json`` tells of a run besides its recipe."""
+    """What ``run.json`` says of a run besides its recipe."""
 
     corpus: Annotated[list[str], Field(min_length=1)]
     held_out: list[str]
     store: str
     store_identity: str
-    budget_seconds: Annotated[float, Field(gt=0.0)] | None
+    budget_seconds: Annotated[float, Field(gt=0.0)] | None = None
+    """Of runs of earlier versions; it is ``train.budget_seconds`` now."""
     init_from: FirstWeights | None = None
     versions: dict[str, str] = Field(default_factory=dict)
 
@@ -99,24 +97,29 @@ class RunFolder:
         if not above.is_dir() or not os.access(above, os.W_OK):
             raise RunError(self.path, f"cannot be made in {above}", "choose another --out")
 
-    def create(self, recipe: Recipe, facts: dict[str, Any]) -> None:
+    def create(self, recipe: Recipe, facts: Facts) -> None:
         """Start a run here; the folder is locked by the caller."""
         self.refuse_if_taken()
         self.write_facts(facts)
         self.write_recipe(recipe)  # last: from here on there is a run
 
-    def write_facts(self, facts: dict[str, Any]) -> None:
-        """Write `Facts`."""
-        self._write(_FACTS, json.dumps(facts, indent=1) + "\n")
+    def write_facts(self, facts: Facts) -> None:
+        """Write ``run.json``."""
+        self._write(_FACTS, facts.model_dump_json(indent=1) + "\n")
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write the resolved recipe."""
         self._write("recipe.toml", recipe_to_toml(recipe))
 
-    def read(self) -> tuple[Recipe, dict[str, Any]]:
+    @property
+    def holds_run(self) -> bool:
+        """Whether there is a run here."""
+        return os.path.isfile(self.path / "recipe.toml")
+
+    def read(self) -> tuple[Recipe, Facts]:
         """Read recipe and facts of the run that is here."""
-        if not (self.path / "recipe.toml").is_file():
-            raise RunError(self.path, "holds no run (no recipe.toml)", "give a run's folder")
+        if not self.holds_run:
+            raise RunError(self.path, "is not a run (no recipe.toml)", "give a run's folder")
         path = self.path / _FACTS
         try:
             facts = Facts.model_validate_json(path.read_bytes())
@@ -124,7 +127,7 @@ class RunFolder:
             raise RunError(
                 path, f"is damaged ({first_problem(error)})", "put it back, or start a new run"
             ) from None
-        return load_recipe(self.path / "recipe.toml"), facts.model_dump()
+        return load_recipe(self.path / "recipe.toml"), facts
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -138,31 +141,50 @@ class RunFolder:
                 held.enter_context(file_lock(self.path / "lock", refuse))
             yield
 
-    def log(self, record: dict[str, Any]) -> None:
+    def log(self, record: TrainRecord | HeldOutRecord) -> None:
         """Append a line to the metrics."""
         path = self.path / "metrics.jsonl"
         with self.writing(path), path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record) + "\n")
+            stream.write(json.dumps(record.to_dict()) + "\n")
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> Metrics:
         """Read all metrics."""
-        return self._read_lines("metrics.jsonl", lambda record: _METRICS[record["split"]])
+        records = self._read_lines("metrics.jsonl", read_record)
+        return Metrics(
+            [record for record in records if isinstance(record, TrainRecord)],
+            [record for record in records if isinstance(record, HeldOutRecord)],
+        )
 
     def cut(self, step: int) -> None:
-        """Drop the metrics after a step, which the resumed run writes again, and torn lines."""
-        kept = [record for record in self.metrics() if record["step"] <= step]
+        """Drop what comes after a step, which the resumed run writes again, and torn lines."""
+        records = self._read_lines("metrics.jsonl", read_record)
+        kept = [record.to_dict() for record in records if record.step <= step]
         decisions = [asdict(decision) for decision in self.decisions()]
-        for name, records in (("metrics.jsonl", kept), ("decisions.jsonl", decisions)):
+        for name, lines in (("metrics.jsonl", kept), ("decisions.jsonl", decisions)):
             if (self.path / name).exists():
-                self._write(name, "".join(json.dumps(record) + "\n" for record in records))
+                self._write(name, "".join(json.dumps(line) + "\n" for line in lines))
+        with self.writing(self.path / _DIAGNOSIS):
+            (self.path / _DIAGNOSIS).unlink(missing_ok=True)
 
     def decisions(self) -> list[Decision]:
         """Read the lengths that were fixed so far."""
-        keys = [field.name for field in fields(Decision)]
-        return [
-            Decision(**{key: record[key] for key in keys})
-            for record in self._read_lines("decisions.jsonl", lambda record: keys)
-        ]
+        return self._read_lines(
+            "decisions.jsonl", lambda line: _DECISIONS.validate_json(line, strict=True)
+        )
+
+    def write_diagnosis(self, lines: list[str]) -> None:
+        """Keep what the finished run was found not to have learned, a line for each finding."""
+        self._write(_DIAGNOSIS, json.dumps(lines, indent=1) + "\n")
+
+    def diagnosis(self) -> tuple[str, ...]:
+        """Read the findings; none where the run has not finished."""
+        path = self.path / _DIAGNOSIS
+        try:
+            return _LINES.validate_json(path.read_bytes()) if path.is_file() else ()
+        except (OSError, ValueError) as error:
+            raise RunError(
+                path, f"is damaged ({first_problem(error)})", "delete the file"
+            ) from None
 
     def record_decision(self, decision: Decision) -> None:
         """Keep a decision safe before it is used."""
@@ -172,22 +194,16 @@ class RunFolder:
             stream.flush()
             os.fsync(stream.fileno())
 
-    def _read_lines(
-        self, name: str, numbers_of: Callable[[dict[str, Any]], Sequence[str]]
-    ) -> list[dict[str, Any]]:
-        """Read JSON objects that hold these numbers; a last line that was cut short is left out."""
+    def _read_lines(self, name: str, read: Callable[[bytes], _Line]) -> list[_Line]:
+        """Read the JSON objects of a file; a last line that was cut short is left out."""
         path = self.path / name
         lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-        records: list[dict[str, Any]] = []
+        records: list[_Line] = []
         for number, line in enumerate(lines, 1):
             if not line.endswith(b"\n"):
                 break
             try:
-                record = json.loads(line)
-                values = [record[key] for key in numbers_of(record)]
-                if type(record["step"]) is not int or not all(map(_is_number, values)):
-                    raise ValueError(values)
-                records.append(record)
+                records.append(read(line))
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise RunError(f"{path}, line {number}", "is damaged", "delete the line") from None
         return records
@@ -214,7 +230,3 @@ class RunFolder:
                 f"cannot be written ({error.strerror or error})",
                 "make room or choose another --out; a run that has begun goes on with --resume",
             ) from None
-
-
-def _is_number(value: object) -> bool:
-    return value is None or type(value) in (int, float)

@@ -41,6 +41,9 @@ class Schedule(Protocol):
     def scale(self, step: int) -> float:
         """Share of the peak learning rate in the update that follows `step` updates."""
 
+    def decide(self, step: int, seconds: float, step_seconds: float) -> None:
+        """Take note of the clocks after a step; a run by steps has nothing to decide."""
+
 
 class StepSchedule:
     """Linear warm-up, hold, linear decay to zero at the last step.
@@ -71,6 +74,9 @@ class StepSchedule:
         start = max(warmup, int(self._section.hold_fraction * self._num_steps))
         return min(1.0, (self._num_steps - step) / max(1, self._num_steps - start))
 
+    def decide(self, step: int, seconds: float, step_seconds: float) -> None:
+        """Decide nothing."""
+
 
 class BudgetSchedule:
     """Linear warm-up, hold, then a decay whose end is decided from the measured speed.
@@ -82,8 +88,8 @@ class BudgetSchedule:
         Training time of the run, over all its sessions.
     decisions : sequence of Decision
         Those that the run has made so far.
-    record : callable
-        Keeps a decision safe before it is used.
+    settle : callable
+        Keeps a decision before it is used, and returns the one that all ranks use.
     """
 
     def __init__(
@@ -91,9 +97,9 @@ class BudgetSchedule:
         section: ScheduleSection,
         budget_seconds: float,
         decisions: Sequence[Decision],
-        record: Callable[[Decision], None],
+        settle: Callable[[Decision], Decision],
     ) -> None:
-        self._section, self._budget, self._record = section, budget_seconds, record
+        self._section, self._budget, self._settle = section, budget_seconds, settle
         self._decisions = list(decisions)
         self._steps, self._stepping = 0, 0.0
 
@@ -130,8 +136,7 @@ class BudgetSchedule:
             return
         left = max(0, round((self._budget - seconds) * self._steps / self._stepping))
         decision = Decision(step, seconds, self.scale(step), step + left)
-        self._record(decision)
-        self._decisions.append(decision)
+        self._decisions.append(self._settle(decision))
         self._steps, self._stepping = 0, 0.0
 
     def _is_due(self, step: int, seconds: float, last: Decision | None) -> bool:

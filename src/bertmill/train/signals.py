@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop."""
+"""Signals that stop a run."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Stop:
-    """The signal that asked the loop to stop, if one did."""
+class StopRequest:
+    """The signal that arrived, if one did."""
 
     signal: int | None = None
 
 
 @contextmanager
-def stop_signals() -> Iterator[Stop]:
-    """Let the first SIGINT or SIGTERM finish the step and save; a second one acts as ever."""
-    stop = Stop()
+def stop_signals() -> Iterator[StopRequest]:
+    """Let the first SIGINT or SIGTERM finish the step and save; a second one acts as usual."""
+    stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

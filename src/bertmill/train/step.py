@@ -2,47 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from bertmill.config import Recipe
+from bertmill.data.batch import Counts
 from bertmill.data.randomness import make_key
 from bertmill.model.pretraining import LossSums, PretrainingInput, PretrainingModel
 from bertmill.train.optimizer import update
 from bertmill.train.precision import autocast
+from bertmill.train.world import World
 
 
 def take_step(
     model: PretrainingModel,
     optimizer: torch.optim.AdamW,
-    batch: PretrainingInput,
+    micro_batches: Sequence[PretrainingInput],
+    counts: Counts,
     recipe: Recipe,
     step: int,
+    world: World,
 ) -> tuple[LossSums, Tensor]:
-    """Train on a batch; dropout's draws are a function of the seed and the step.
+    """Update the weights once, from the gradients of a batch that is computed in parts.
+
+    Each part's loss is its sum over the counts of the whole batch, so that gradients add up to
+    those of the whole. Take 3 predictions whose losses sum to 6, and 1 whose loss is 3: both sums
+    are divided by 4, and 6 / 4 + 3 / 4 = 2.25 is the mean of all four. The mean of the parts' own
+    means would be (2 + 3) / 2 = 2.5.
 
     Parameters
     ----------
     model : PretrainingModel
     optimizer : AdamW
-    batch : PretrainingInput
+    micro_batches : sequence of PretrainingInput
+        This rank's part of the batch, itself in parts.
+    counts : Counts
+        Of the whole batch, over all ranks.
     recipe : Recipe
         Its precision is chosen.
     step : int
         Updates made before this one.
+    world : World
 
     Returns
     -------
     LossSums
+        Of the whole batch, over all ranks.
     Tensor
         Whether the update was skipped, [], bool, on the device.
     """
     knobs = recipe.train
     assert knobs.precision != "auto"
-    num_predictions, num_pairs = len(batch.masked_labels), len(batch.next_sentence_labels)
-    torch.manual_seed(make_key(knobs.seed, "dropout", step))
-    with autocast(batch.masked_labels.device, knobs.precision):
-        sums = model(batch)
-    loss = sums.mlm / num_predictions + knobs.nsp_weight * sums.nsp / max(1, num_pairs)
-    loss.backward()
-    return sums, update(optimizer, loss, recipe.optimizer.clip_norm)
+    parts = []
+    for number, batch in enumerate(micro_batches):
+        torch.manual_seed(_dropout_key(knobs.seed, step, world.rank, number))
+        with autocast(world.device, knobs.precision):
+            sums = model(batch)
+        _mean_loss(sums, counts, knobs.nsp_weight).backward()  # type: ignore[no-untyped-call]
+        parts.append(LossSums(sums.mlm.detach(), sums.nsp.detach()))
+    total = LossSums(*(torch.stack(column).sum() for column in zip(*parts, strict=True)))
+    world.sum(*total)
+    loss = _mean_loss(total, counts, knobs.nsp_weight)
+    return total, update(optimizer, loss, recipe.optimizer.clip_norm)
+
+
+def _mean_loss(sums: LossSums, counts: Counts, nsp_weight: float) -> Tensor:
+    return sums.mlm / counts.num_predictions + nsp_weight * sums.nsp / max(1, counts.num_pairs)
+
+
+def _dropout_key(seed: int, step: int, rank: int, number: int) -> int:
+    """Key the draws of a micro-batch; those of the first one are those of an undivided batch."""
+    return make_key(seed, "dropout", step, *((rank, number) if rank or number else ()))

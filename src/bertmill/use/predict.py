@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bertmill.data.randomness import Ints
-from bertmill.data.store import spans
+from bertmill.arrays import Ints
+from bertmill.data.layout import spans
 from bertmill.model.task import Task, TaskModel
 from bertmill.text.tokenizer import Tokenizer
 from bertmill.use.sequences import (

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bertmill.data.randomness import Ints
+from bertmill.arrays import Ints
 from bertmill.errors import InputError, ModelError
 from bertmill.model.folder import LoadedModel, load_model
 from bertmill.model.task import Task

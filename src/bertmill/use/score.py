@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from bertmill.data.randomness import Ints
-from bertmill.data.store import spans
+from bertmill.arrays import Ints
+from bertmill.data.layout import spans
 from bertmill.errors import InputError
 from bertmill.model.packed import PackedTokens
 from bertmill.model.pretraining import PretrainingModel

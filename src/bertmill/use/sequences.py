@@ -14,9 +14,9 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from bertmill.config import ModelSection
-from bertmill.data.randomness import Ints
-from bertmill.data.store import spans
+from bertmill.arrays import Ints
+from bertmill.config import NetworkSection
+from bertmill.data.layout import spans
 from bertmill.errors import InputError
 from bertmill.model.packed import PackedTokens
 from bertmill.text.tokenizer import Tokenizer
@@ -171,7 +171,7 @@ def refuse_no_text(text: object) -> None:
         raise InputError("text", "holds half a character (a lone surrogate)", "delete it") from None
 
 
-def refuse_too_long(token_ids: Sequence[int], section: ModelSection) -> None:
+def refuse_too_long(token_ids: Sequence[int], section: NetworkSection) -> None:
     """Raise `InputError` where a sequence has more tokens than the model has positions."""
     longest = section.max_position_embeddings
     if len(token_ids) > longest:

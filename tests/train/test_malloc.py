@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bertmill.train.memory import freed_memory_kept
+from bertmill.train.malloc import freed_memory_kept
 
 NUM_BYTES = 200_000_000
 

@@ -8,16 +8,11 @@ from transformers import BertConfig, BertForPreTraining
 
 from bertmill.config import ModelSection, load_recipe
 from bertmill.data.batch import Batch
-from bertmill.model import attention
+from bertmill.model.architecture import ARCHITECTURES
 from bertmill.model.conversion import from_huggingface
-from bertmill.model.encoder import (
-    Encoder,
-    count_encoder_weights,
-    initialize,
-)
-from bertmill.model.onednn import linear
+from bertmill.model.kernels import KERNELS, Kernels, linear
 from bertmill.model.packed import PackedTokens, Selection
-from bertmill.model.pretraining import PretrainingInput, PretrainingModel
+from bertmill.model.pretraining import PretrainingInput, PretrainingModel, initialize
 from bertmill.train.device import to_device
 
 LENGTHS = [19, 19, 12, 7, 7, 7, 3, 2]
@@ -70,7 +65,7 @@ def test_everything_equals_transformers(shape):
     for parameter in theirs.parameters():  # biases and LayerNorm too, or a mix-up would not show
         torch.nn.init.normal_(parameter, std=0.3)
     ours = PretrainingModel(section, vocab).eval()
-    found = from_huggingface(theirs.state_dict(), ours.state_dict())
+    found = from_huggingface(ARCHITECTURES["bert"], theirs.state_dict(), ours.state_dict())
     ours.load_state_dict(found)
 
     batch = make_batch(vocab)
@@ -216,13 +211,6 @@ def test_dropout_changes_training_not_use():
     assert torch.equal(model.eval().encode(packed), model.encode(packed))
 
 
-@pytest.mark.parametrize("name", ["quick", "tiny", "d2l"])
-def test_weights_are_counted_without_making_them(name):
-    section = load_recipe(name).model
-    made = sum(p.numel() for p in Encoder(section, 70).parameters())
-    assert count_encoder_weights(section, 70) == made
-
-
 @pytest.mark.parametrize("norm", ["pre", "post"])
 @pytest.mark.parametrize("position", ["rotary", "absolute"])
 @pytest.mark.parametrize("num_layers", [1, 3])
@@ -280,14 +268,14 @@ def test_all_logits_are_never_held(monkeypatch):
     assert largest < 0.5 * len(batch.masked_rows) * vocab
 
 
-def count_products_of_attention(monkeypatch, rows: list[int]) -> None:
-    """Have the rows of its queries, and of its keys and values, added to a list."""
+def counting_kernels(rows: list[int]) -> Kernels:
+    """Kernels that add the rows of every linear map to a list."""
 
     def counted(x, weight, bias):
         rows.append(len(x))
-        return linear(x, weight, bias)
+        return linear.fast(x, weight, bias)
 
-    monkeypatch.setattr(attention, "linear", counted)
+    return replace(KERNELS["auto"], linear=counted)
 
 
 def test_attention_in_training_computes_no_padded_token(monkeypatch):
@@ -305,14 +293,13 @@ def test_attention_in_training_computes_no_padded_token(monkeypatch):
 
 
 def test_no_padded_token_is_computed(monkeypatch):
-    model = PretrainingModel(QUICK, 60)
+    rows, attended = [], []
+    model = PretrainingModel(QUICK, 60, counting_kernels(rows))
     packed = make_batch(60).packed
     num_tokens = len(packed.token_ids)
-    rows, attended = [], []
     for module in model.encoder.modules():
-        if isinstance(module, torch.nn.Linear | torch.nn.LayerNorm):
+        if isinstance(module, torch.nn.LayerNorm):
             module.register_forward_hook(lambda _, inputs, out: rows.append(inputs[0].shape[0]))
-    count_products_of_attention(monkeypatch, rows)
     attend = torch.nn.functional.scaled_dot_product_attention
 
     def counted(q, k, v, **options):
@@ -334,13 +321,13 @@ def test_first_tokens():
     assert first.lengths == [1] * 8
 
 
-def test_in_the_last_block_only_keys_and_values_are_of_what_no_loss_reads(monkeypatch):
+def test_in_the_last_block_only_keys_and_values_are_of_what_no_loss_reads():
     batch = make_batch(60)
     section = QUICK.model_copy(update={"num_hidden_layers": 1})
-    model, rows = PretrainingModel(section, 60), []
-    count_products_of_attention(monkeypatch, rows)
+    rows = []
+    model = PretrainingModel(section, 60, counting_kernels(rows))
     for module in model.encoder.blocks[-1].modules():
-        if isinstance(module, torch.nn.Linear | torch.nn.LayerNorm):
+        if isinstance(module, torch.nn.LayerNorm):
             module.register_forward_hook(lambda _, inputs, out: rows.append(inputs[0].shape[0]))
     model(batch)
     num_tokens, num_selected = len(batch.packed.token_ids), len(batch.selection.at)

@@ -2,27 +2,27 @@ import pytest
 import torch
 from torch import nn
 
-from bertmill.model import onednn
-from bertmill.model.onednn import Linear
+from bertmill.model.kernels import linear
+from bertmill.model.kernels.linear import Linear, fast
 
 
 @pytest.fixture
 def products(monkeypatch):
     """Take every product for a large one; list the shapes that oneDNN makes."""
-    made, multiply = [], onednn.multiply
+    made, multiply = [], linear.multiply
 
     def listed(x, weight, bias=None):
         made.append((tuple(x.shape), tuple(weight.shape)))
         return multiply(x, weight, bias)
 
-    monkeypatch.setattr(onednn, "_LARGE_FLOPS", 0)
-    monkeypatch.setattr(onednn, "multiply", listed)
+    monkeypatch.setattr(linear, "_LARGE_FLOPS", 0)
+    monkeypatch.setattr(linear, "multiply", listed)
     return made
 
 
 def both():
     torch.manual_seed(1)
-    ours, theirs = Linear(6, 5), nn.Linear(6, 5)
+    ours, theirs = Linear(6, 5, fast), nn.Linear(6, 5)
     theirs.load_state_dict(ours.state_dict())
     return ours, theirs
 
@@ -51,6 +51,6 @@ def test_everything_else_is_left_to_torch(products, monkeypatch):
         assert ours(x.clone().requires_grad_()).dtype == torch.bfloat16
     ours.double()(x.double().requires_grad_())
     ours.float()(x[None].clone().requires_grad_())
-    monkeypatch.setattr(onednn, "_LARGE_FLOPS", 2 * 4 * 6 * 5 + 1)
+    monkeypatch.setattr(linear, "_LARGE_FLOPS", 2 * 4 * 6 * 5 + 1)
     ours(x.clone().requires_grad_())
     assert not products

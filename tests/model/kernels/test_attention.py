@@ -2,8 +2,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bertmill.model import attention
-from bertmill.model.attention import attend_at_once, attend_by_length, takes_all_lengths
+from bertmill.model.kernels import attention
+from bertmill.model.kernels.attention import (
+    at_once,
+    by_length,
+    fast,
+    in_training,
+    plain,
+    takes_all_lengths,
+)
 from bertmill.model.packed import PackedTokens, Selection
 
 HEADS, SIZE = 3, 4
@@ -53,15 +60,13 @@ def check_against_padded(attend, lengths, dropout, selected=None):
     torch.testing.assert_close(qkv.grad, again.grad)
 
 
-@pytest.fixture(params=[True, False], ids=["as on a CPU", "as on a GPU"])
-def has_own_gradient(request, monkeypatch):
-    monkeypatch.setattr(attention, "_has_own_gradient", lambda q: request.param)
+FORMS = pytest.mark.parametrize("attend", [plain, by_length, in_training])
 
 
-@pytest.mark.usefixtures("has_own_gradient")
+@FORMS
 @pytest.mark.parametrize("lengths", [[5, 5, 3], [1], [7], [4, 2, 4, 4, 1, 1]])
-def test_by_length_is_the_padded_form(lengths):
-    check_against_padded(attend_by_length, lengths, 0.0)
+def test_every_form_is_the_padded_one(attend, lengths):
+    check_against_padded(attend, lengths, 0.0)
 
 
 SELECTED = {
@@ -73,16 +78,16 @@ SELECTED = {
 }
 
 
-@pytest.mark.usefixtures("has_own_gradient")
+@FORMS
 @pytest.mark.parametrize("selected", SELECTED.values(), ids=SELECTED)
-def test_of_some_tokens_is_the_padded_form(selected):
-    check_against_padded(attend_by_length, [5, 5, 3], 0.0, selected)
+def test_for_some_tokens_every_form_is_the_padded_one(attend, selected):
+    check_against_padded(attend, [5, 5, 3], 0.0, selected)
 
 
 @pytest.mark.parametrize("selected", SELECTED.values(), ids=SELECTED)
 def test_with_dropout_that_drops_nothing_it_is_the_padded_form(selected, monkeypatch):
     monkeypatch.setattr(attention, "draw_scales", lambda shape, p, dtype: torch.ones(shape))
-    check_against_padded(attend_by_length, [5, 5, 3], 0.3, selected)
+    check_against_padded(in_training, [5, 5, 3], 0.3, selected)
 
 
 @pytest.mark.parametrize("selected", [None, *SELECTED.values()], ids=["all", *SELECTED])
@@ -91,7 +96,7 @@ def test_without_gradients_the_vectors_are_the_same(selected):
     qkv, packed = make(lengths)
     with torch.no_grad():
         selection = None if selected is None else select(selected, packed)
-        got = call(attend_by_length, qkv, packed, 0.0, selection)
+        got = call(fast, qkv, packed, 0.0, selection)
         wanted = padded(qkv, lengths)
     torch.testing.assert_close(got, wanted if selected is None else wanted[selected])
 
@@ -107,7 +112,7 @@ def test_dropout_falls_on_the_weights_forward_and_backward(monkeypatch):
 
     monkeypatch.setattr(attention, "draw_scales", draw)
     (qkv, packed), (again, _) = make([2, 1]), make([2, 1])
-    got = call(attend_by_length, qkv, packed, 0.3)
+    got = call(fast, qkv, packed, 0.3)
     assert asked == [(len(scales), 0.3, torch.float64)]
     wanted = torch.zeros(3, HEADS, SIZE, dtype=torch.float64)
     per_run = scales.split([HEADS * 4, HEADS])
@@ -128,8 +133,8 @@ def test_dropout_keeps_the_mean():
     qkv, packed = make([6] * 2000, torch.float32)
     qkv = qkv[:6].repeat(2000, 1, 1, 1)  # the same sequence, dropped anew each time
     torch.manual_seed(1)
-    mean = call(attend_by_length, qkv, packed, 0.2).view(2000, 6, -1).mean(0)
-    wanted = call(attend_by_length, qkv, packed, 0.0)[:6]
+    mean = call(fast, qkv, packed, 0.2).view(2000, 6, -1).mean(0)
+    wanted = call(fast, qkv, packed, 0.0)[:6]
     torch.testing.assert_close(mean, wanted, atol=0.06, rtol=0)
     assert (mean - wanted).abs().max() > 1e-4
 
@@ -148,7 +153,7 @@ def test_at_once_tells_the_kernel_where_sequences_begin(monkeypatch, selected):
         return torch.cat(mixed, 1).transpose(0, 1)
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", slow)
-    check_against_padded(attend_at_once, [5, 5, 3, 1], 0.0, selected)
+    check_against_padded(at_once, [5, 5, 3, 1], 0.0, selected)
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,87 @@
-"""What the loop counts: losses, predictions, skipped updates, tokens and time."""
+"""What a run counts (losses, predictions, skipped updates, tokens, time), and what it records."""
 
 from __future__ import annotations
 
+import json
 import time
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
-from bertmill.config import ModelSection
-from bertmill.model.flops import count_step_flops
-from bertmill.model.pretraining import LossSums, PretrainingInput
+from bertmill.config import NetworkSection, Section
+from bertmill.data.batch import Counts
+from bertmill.model.pretraining import LossSums, PretrainingInput, count_step_flops
+from bertmill.train.validate import HeldOutScores
 
 SUM_NAMES = ("mlm", "nsp", "predictions", "pairs", "skipped", "skipped_in_a_row")
+
+
+class TrainRecord(Section, extra="ignore"):
+    """A log interval: means over its updates, and speeds over its time.
+
+    Everything but the losses may be missing in runs of earlier versions.
+    """
+
+    step: int
+    mlm_loss: float | None
+    """In nats; None where every update of the interval was skipped."""
+    nsp_loss: float | None
+    """In nats; None without pairs too."""
+    skipped_steps: int = 0
+    """Updates whose loss or gradient was not finite."""
+    pairs_per_second: float | None = None
+    tokens_per_second: float | None = None
+    mfu: float | None = None
+    waiting_fraction: float | None = None
+    lr: float | None = None
+    """Of the last update."""
+    seconds: float | None = None
+    """Training time so far, over all sessions."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """One line of ``metrics.jsonl``."""
+        return {"step": self.step, "split": "train", **self.model_dump(exclude={"step"})}
+
+
+class HeldOutRecord(NamedTuple):
+    """A validation."""
+
+    step: int
+    scores: HeldOutScores
+
+    def to_dict(self) -> dict[str, Any]:
+        """One line of ``metrics.jsonl``."""
+        return {"step": self.step, "split": "held_out", **asdict(self.scores)}
+
+
+class Metrics(NamedTuple):
+    """All records of a run, each list in the order of its steps."""
+
+    train: list[TrainRecord]
+    held_out: list[HeldOutRecord]
+
+
+_SCORES = TypeAdapter(HeldOutScores)
+
+
+def read_record(line: bytes) -> TrainRecord | HeldOutRecord:
+    """Read one line of ``metrics.jsonl``.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        It is neither record, or a value is not a number.
+    """
+    values = json.loads(line)
+    if values["split"] == "train":
+        return TrainRecord.model_validate(values)
+    if values["split"] != "held_out" or type(values["step"]) is not int:
+        raise ValueError(values)
+    return HeldOutRecord(values["step"], _SCORES.validate_json(line, strict=True))
 
 
 class LossMeter:
@@ -32,14 +101,14 @@ class LossMeter:
             if name != "skipped_in_a_row":
                 value.zero_()
 
-    def add(self, sums: LossSums, batch: PretrainingInput, is_skipped: Tensor) -> None:
+    def add(self, sums: LossSums, counts: Counts, is_skipped: Tensor) -> None:
         """Count a step; `is_skipped` is a bool on the device."""
         taken = ~is_skipped
         own = self._sums
         own["mlm"] += torch.where(taken, sums.mlm.detach(), 0.0)
         own["nsp"] += torch.where(taken, sums.nsp.detach(), 0.0)
-        own["predictions"] += taken * len(batch.masked_labels)
-        own["pairs"] += taken * len(batch.next_sentence_labels)
+        own["predictions"] += taken * counts.num_predictions
+        own["pairs"] += taken * counts.num_pairs
         own["skipped"] += is_skipped
         own["skipped_in_a_row"].add_(1.0).mul_(is_skipped)
 
@@ -72,13 +141,13 @@ class SpeedMeter:
 
     Parameters
     ----------
-    section : ModelSection
+    section : NetworkSection
     vocab_size : int
     peak_flops : float
         Operations a second of the device's matrix products at their best.
     """
 
-    def __init__(self, section: ModelSection, vocab_size: int, peak_flops: float) -> None:
+    def __init__(self, section: NetworkSection, vocab_size: int, peak_flops: float) -> None:
         self._section, self._vocab_size, self._peak_flops = section, vocab_size, peak_flops
         self.reset()
 
@@ -87,23 +156,26 @@ class SpeedMeter:
         self._sequences = self._tokens = self._flops = 0
         self._seconds = self._waited_seconds = 0.0
 
-    def add(self, batch: PretrainingInput, seconds: float, waited_seconds: float) -> None:
+    def add(
+        self, micro_batches: Sequence[PretrainingInput], seconds: float, waited_seconds: float
+    ) -> None:
         """Count a step; it waited for its batch for a part of its time."""
-        lengths = batch.packed.lengths
-        self._sequences += len(lengths)
-        self._tokens += len(batch.packed.token_ids)
-        self._flops += count_step_flops(
-            self._section,
-            self._vocab_size,
-            lengths,
-            batch.selection.lengths,
-            len(batch.masked_labels),
-            len(batch.next_sentence_labels),
-        )
+        for batch in micro_batches:
+            lengths = batch.packed.lengths
+            self._sequences += len(lengths)
+            self._tokens += len(batch.packed.token_ids)
+            self._flops += count_step_flops(
+                self._section,
+                self._vocab_size,
+                lengths,
+                batch.selection.lengths,
+                len(batch.masked_labels),
+                len(batch.next_sentence_labels),
+            )
         self._seconds += seconds
         self._waited_seconds += waited_seconds
 
-    def rates(self) -> dict[str, float | None]:
+    def rates(self) -> dict[str, Any]:
         """Sequences and tokens a second, and two shares; None before the first step.
 
         ``mfu`` (model FLOPs utilization) is the arithmetic that the steps needed as a share of

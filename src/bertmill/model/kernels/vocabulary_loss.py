@@ -1,4 +1,9 @@
-"""Cross entropy over the vocabulary without all logits at once.
+"""Cross entropy over the vocabulary, without all logits at once.
+
+::
+
+    Z = H W^T + b,    p = softmax(Z),    loss = -sum of log p[label] over the predictions
+    dZ = p - onehot(label),    dH = dZ W,    dW = dZ^T H,    db = sum of dZ
 
 Letters in shapes: P predictions, R of them at once, D hidden, V vocabulary.
 """
@@ -11,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bertmill.model import onednn
+from bertmill.model.kernels import linear
 
 _ROWS_AT_ONCE = 256
 """Logits of so many predictions exist at once: with 30,522 entries 31 MB."""
@@ -20,11 +25,10 @@ _SMALL = 1e-30
 """The logarithm of a smaller probability is not exact."""
 
 
-def vocabulary_loss(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+def plain(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
     """Sum the cross entropies of ``hidden @ weight.T + bias``, in nats, [].
 
-    The gradient is made on the way forward, while a chunk of logits is at hand, so that none is
-    kept. Under autocast the products are made in its 16 bits, everything else in 32.
+    Under autocast the product is made in its 16 bits, everything else in 32.
 
     Parameters
     ----------
@@ -37,6 +41,16 @@ def vocabulary_loss(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor
     labels : Tensor
         [P], int64.
     """
+    logits = (hidden @ weight.T).to(bias.dtype) + bias
+    return F.cross_entropy(logits, labels, reduction="sum")
+
+
+def fast(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+    """Do what `plain` does, R predictions at a time.
+
+    The gradient is made on the way forward, while a chunk of logits is at hand, so that none is
+    kept.
+    """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     with torch.autocast(kind, enabled=False):
@@ -44,13 +58,13 @@ def vocabulary_loss(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor
 
 
 class _VocabularyLoss(torch.autograd.Function):
-    """`vocabulary_loss`, with products in a type of their own."""
+    """`fast`, with products in a type of their own."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, dtype: torch.dtype
     ) -> Tensor:
-        loss, is_read_free = bias.new_zeros(()), _is_read_free(bias.device)
+        loss, is_read_free = bias.new_zeros(()), _can_read_without_waiting(bias.device)
         d_hidden, d_weight, d_bias = map(torch.zeros_like, (hidden, weight, bias))
         w = weight.to(dtype)
         for start in range(0, len(hidden), _ROWS_AT_ONCE):
@@ -65,9 +79,9 @@ class _VocabularyLoss(torch.autograd.Function):
                 loss -= p_right.log().sum()
             elif is_read_free:
                 loss += F.cross_entropy(_scores(x, w, bias), y, reduction="sum")
-            p.scatter_(1, y[:, None], p_right - 1)
-            d_bias += p.sum(0)
-            d_logits = p.to(dtype)
+            d_logits = p.scatter_(1, y[:, None], p_right - 1)
+            d_bias += d_logits.sum(0)
+            d_logits = d_logits.to(dtype)
             d_hidden[rows] = _gradient_of_rows(d_logits, w)
             if dtype == d_weight.dtype:
                 d_weight.addmm_(d_logits.T, x)
@@ -82,25 +96,24 @@ class _VocabularyLoss(torch.autograd.Function):
         return d_hidden * d_loss, d_weight * d_loss, d_bias * d_loss, None, None
 
 
-def _is_read_free(device: torch.device) -> bool:
-    """Whether a value can be looked at without waiting for the device."""
+def _can_read_without_waiting(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
 def _scores(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Score every entry, [R, D] to [R, V], in the bias's type."""
     if _is_for_onednn(x):
-        return onednn.multiply(x, weight, bias)
+        return linear.multiply(x, weight, bias)
     return (x @ weight.T).to(bias.dtype).add_(bias)
 
 
-def _gradient_of_rows(d_scores: Tensor, weight: Tensor) -> Tensor:
+def _gradient_of_rows(d_logits: Tensor, weight: Tensor) -> Tensor:
     """Go back from scores to hidden vectors, [R, V] to [R, D]."""
-    if _is_for_onednn(d_scores):
-        return onednn.multiply(d_scores, weight.T)
-    return d_scores @ weight
+    if _is_for_onednn(d_logits):
+        return linear.multiply(d_logits, weight.T)
+    return d_logits @ weight
 
 
 def _is_for_onednn(rows: Tensor) -> bool:
     """Whether this is a whole chunk: only shapes that come again are worth compiling."""
-    return len(rows) == _ROWS_AT_ONCE and onednn.is_usable(rows)
+    return len(rows) == _ROWS_AT_ONCE and linear.has_onednn(rows)

@@ -2,12 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from bertmill.model.dropout import Dropout, drop
+from bertmill.model.kernels.dropout import Dropout, fast
 
 
 def seeded(x, p, seed=1):
     torch.manual_seed(seed)
-    return drop(x, p)
+    return fast(x, p)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.2, 0.5, 1e-3])
@@ -52,9 +52,9 @@ def test_gradient_goes_where_the_values_go():
 
 def test_nothing_is_dropped_at_zero_or_while_evaluating():
     x = torch.randn(4, 3)
-    assert drop(x, 0.0) is x
-    assert Dropout(0.5).eval()(x) is x
-    assert isinstance(Dropout(0.5), nn.Module) and not list(Dropout(0.5).parameters())
+    assert fast(x, 0.0) is x
+    assert Dropout(0.5, fast).eval()(x) is x
+    assert isinstance(Dropout(0.5, fast), nn.Module) and not list(Dropout(0.5, fast).parameters())
 
 
 @pytest.mark.parametrize("p", [0.99999, 1e-9])

@@ -7,28 +7,17 @@ import pytest
 import torch
 
 from bertmill.config import load_recipe
-from bertmill.model.flops import count_step_flops
+from bertmill.data.batch import Counts
 from bertmill.model.packed import PackedTokens, Selection
-from bertmill.model.pretraining import LossSums, PretrainingInput
-from bertmill.train.meters import Clock, LossMeter, SpeedMeter
+from bertmill.model.pretraining import LossSums, PretrainingInput, count_step_flops
+from bertmill.train.metrics import Clock, LossMeter, SpeedMeter
 
 CPU = torch.device("cpu")
 
 
-def step(num_predictions, num_pairs):
-    """A batch of so many answers; the meter reads nothing else of it."""
-    return PretrainingInput(
-        packed=None,
-        selection=None,
-        masked_rows=torch.zeros(num_predictions, dtype=torch.long),
-        masked_labels=torch.zeros(num_predictions, dtype=torch.long),
-        next_sentence_labels=torch.zeros(num_pairs, dtype=torch.long),
-    )
-
-
 def add(meter, mlm, nsp, num_predictions, num_pairs, skipped=False):
     sums = LossSums(torch.tensor(float(mlm)), torch.tensor(float(nsp)))
-    meter.add(sums, step(num_predictions, num_pairs), torch.tensor(skipped))
+    meter.add(sums, Counts(num_predictions, num_pairs), torch.tensor(skipped))
 
 
 def test_means_are_sums_over_counts_not_means_of_means():
@@ -91,7 +80,7 @@ def test_sums_are_exact_where_float32_is_not():
 def test_what_went_into_the_loss_can_still_be_differentiated():
     meter, weight = LossMeter(CPU), torch.tensor(3.0, requires_grad=True)
     sums = LossSums(weight * 2, weight * 0)
-    meter.add(sums, step(1, 1), torch.tensor(False))
+    meter.add(sums, Counts(1, 1), torch.tensor(False))
     assert meter.means()["mlm_loss"] == 6.0
     sums.mlm.backward()
     assert weight.grad == 2.0
@@ -115,9 +104,12 @@ def test_a_saved_meter_goes_on_exactly_through_json():
 def packed(lengths):
     """Sequences of these lengths, the second token of the first masked."""
     tokens = torch.zeros(sum(lengths), dtype=torch.long)
-    return step(1, len(lengths))._replace(
+    return PretrainingInput(
         packed=PackedTokens.pack(tokens, tokens, tokens, lengths),
         selection=Selection(None, None, [2, *[1] * (len(lengths) - 1)]),
+        masked_rows=tokens[:1],
+        masked_labels=tokens[:1],
+        next_sentence_labels=tokens[: len(lengths)],
     )
 
 
@@ -132,10 +124,10 @@ def test_rates_are_sums_over_all_the_time():
     meter = SpeedMeter(TINY, 50, peak_flops=sum(flops))
     none = dict.fromkeys(("pairs_per_second", "tokens_per_second", "mfu", "waiting_fraction"))
     assert meter.rates() == none
-    meter.add(packed([5, 3]), 0.5, 0.25)
+    meter.add([packed([5, 3])], 0.5, 0.25)
     # What the device does at its peak in a second took it half of one, less the other step's part.
     assert meter.rates()["mfu"] == pytest.approx(2 * flops[0] / sum(flops))
-    meter.add(packed([2]), 1.5, 0.0)
+    meter.add([packed([2])], 1.5, 0.0)
     assert meter.rates() == {
         "pairs_per_second": 1.5,
         "tokens_per_second": 5.0,
@@ -148,7 +140,7 @@ def test_rates_are_sums_over_all_the_time():
 
 def test_the_clock_goes_on_from_earlier_sessions(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("bertmill.train.meters.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("bertmill.train.metrics.time.monotonic", lambda: now[0])
     clock = Clock(40.0)
     assert clock.seconds == 40.0
     now[0] = 107.5

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForPreTraining
 
 from bertmill.config import ModelSection
-from bertmill.model.flops import count_step_flops
+from bertmill.model.pretraining import count_step_flops
 
 
 def section(**changes) -> ModelSection:

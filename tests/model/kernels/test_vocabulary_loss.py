@@ -7,10 +7,9 @@ from torch.utils._pytree import tree_leaves
 
 from bertmill.config import ModelSection
 from bertmill.data.batch import Batch
-from bertmill.model import vocabulary_loss as module
-from bertmill.model.encoder import initialize
-from bertmill.model.pretraining import PretrainingModel
-from bertmill.model.vocabulary_loss import vocabulary_loss
+from bertmill.model.kernels import vocabulary_loss
+from bertmill.model.kernels.vocabulary_loss import fast, plain
+from bertmill.model.pretraining import PretrainingModel, initialize
 from bertmill.train.device import to_device
 
 
@@ -22,20 +21,21 @@ def draw(num_rows, vocab_size=50, width=8, dtype=torch.float64, spread=1.0):
     return [x.requires_grad_() for x in drawn], labels
 
 
-def plain(hidden, weight, bias, labels):
+def all_at_once(hidden, weight, bias, labels):
     return F.cross_entropy(F.linear(hidden, weight, bias), labels, reduction="sum")
 
 
 @pytest.fixture(params=[True, False], ids=["as on a CPU", "as on a GPU"])
 def is_read_free(request, monkeypatch):
-    monkeypatch.setattr(module, "_is_read_free", lambda device: request.param)
+    monkeypatch.setattr(vocabulary_loss, "_can_read_without_waiting", lambda device: request.param)
 
 
 @pytest.mark.parametrize("num_rows", [1, 255, 256, 257, 600])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_loss_and_gradients_are_those_of_all_logits_at_once(num_rows, dtype, is_read_free):
+@pytest.mark.parametrize("form", [fast, plain])
+def test_loss_and_gradients_are_those_of_all_logits_at_once(num_rows, dtype, form, is_read_free):
     (ours, labels), (theirs, _) = draw(num_rows, dtype=dtype), draw(num_rows, dtype=dtype)
-    loss, wanted = vocabulary_loss(*ours, labels), plain(*theirs, labels)
+    loss, wanted = form(*ours, labels), all_at_once(*theirs, labels)
     torch.testing.assert_close(loss, wanted)
     (loss / 7).backward()
     (wanted / 7).backward()
@@ -45,19 +45,20 @@ def test_loss_and_gradients_are_those_of_all_logits_at_once(num_rows, dtype, is_
 
 def test_an_answer_of_no_probability_has_a_finite_loss(is_read_free):
     (hidden, weight, bias), labels = draw(40, dtype=torch.float32, spread=30.0)
-    loss = vocabulary_loss(hidden, weight, bias, labels)
-    wanted = plain(hidden, weight, bias, labels)
+    loss = fast(hidden, weight, bias, labels)
+    wanted = all_at_once(hidden, weight, bias, labels)
     assert (F.linear(hidden, weight, bias).softmax(1).gather(1, labels[:, None]) == 0).any()
     torch.testing.assert_close(loss, wanted)
 
 
-def test_under_autocast_the_products_have_16_bits_and_nothing_else():
+@pytest.mark.parametrize("form", [fast, plain])
+def test_under_autocast_the_products_have_16_bits_and_nothing_else(form):
     (hidden, weight, bias), labels = draw(300, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = vocabulary_loss(hidden, weight, bias, labels)
+        loss = form(hidden, weight, bias, labels)
     loss.backward()
     (h, w, b), _ = draw(300, dtype=torch.float32)
-    wanted = plain(h, w, b, labels)
+    wanted = all_at_once(h, w, b, labels)
     wanted.backward()
     assert loss.dtype == weight.grad.dtype == hidden.grad.dtype == torch.float32
     torch.testing.assert_close(loss, wanted, rtol=2e-3, atol=0)

@@ -1,0 +1,350 @@
+"""What a session of a run works with: model, optimizer, schedule, meters, and what is done to them.
+
+`bertmill.train.loop` has the order in which it is done.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from bertmill.data.batch import Counts
+from bertmill.data.randomness import make_key
+from bertmill.errors import RunError
+from bertmill.model.folder import LoadedModel
+from bertmill.model.kernels import KERNELS
+from bertmill.model.kernels.attention import takes_all_lengths
+from bertmill.model.pretraining import PretrainingInput, PretrainingModel, initialize
+from bertmill.model.transfer import transfer_weights
+from bertmill.train.checkpoint import Checkpoint, State, restore, save_checkpoint
+from bertmill.train.device import device_name, measure_peak_flops, synchronize, to_device
+from bertmill.train.diagnosis import diagnose_masked_tokens, diagnose_pairs
+from bertmill.train.metrics import Clock, HeldOutRecord, LossMeter, SpeedMeter, TrainRecord
+from bertmill.train.optimizer import make_optimizer
+from bertmill.train.prefetch import Prefetch
+from bertmill.train.progress import RunProgress
+from bertmill.train.run_folder import RunFolder
+from bertmill.train.schedule import BudgetSchedule, Decision, Schedule, StepSchedule
+from bertmill.train.start import Plan
+from bertmill.train.step import take_step
+from bertmill.train.validate import HeldOutScores
+
+# Of the run; until then a loss at the no-context level is nothing to worry about.
+_FAIR_SHARE = 0.5
+_SKIPPED_IN_A_ROW = 5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a session of a run came to. Losses in nats, speeds over this session's steps."""
+
+    steps: int
+    finished: bool
+    stopped_by: int | None
+    """Number of the signal that ended the session early."""
+    seconds: float
+    """Training time over all sessions, validation and checkpoints included."""
+    mlm_loss: float | None
+    nsp_loss: float | None
+    """Training losses over the last log interval."""
+    pairs_per_second: float | None
+    tokens_per_second: float | None
+    mfu: float | None
+    """Arithmetic that the steps needed, as a share of what the device can do in their time."""
+    waiting_fraction: float | None
+    """Share of the steps' time in which they waited for their batch."""
+    device: str
+    held_out: HeldOutScores | None
+    diagnosis: tuple[str, ...]
+    """What the finished run was found not to have learned, one line for each finding."""
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """What a step computes on: this rank's part of its batch, on the device."""
+
+    micro_batches: list[PretrainingInput]
+    counts: Counts
+    """Of the whole batch, over all ranks."""
+
+
+class Session:
+    """The state of a run between two checkpoints, and the operations of its loop.
+
+    Parameters
+    ----------
+    plan : Plan
+    progress : RunProgress
+    after_checkpoint : callable
+        Called with the run whenever a checkpoint is whole.
+
+    Attributes
+    ----------
+    step : int
+        Updates made so far.
+    """
+
+    def __init__(
+        self, plan: Plan, progress: RunProgress, after_checkpoint: Callable[[RunFolder], None]
+    ) -> None:
+        recipe, world, tokenizer = plan.recipe, plan.world, plan.data.store.tokenizer
+        precision = recipe.train.precision
+        assert precision != "auto"
+        self.plan, self.run, self.world, self.knobs = plan, plan.run, world, recipe.train
+        self._progress, self._after_checkpoint = progress, after_checkpoint
+        _say_start(plan, progress)
+        kernels = self.knobs.kernels
+        self.model = PretrainingModel(recipe.model, tokenizer.size, KERNELS[kernels])
+        generator = torch.Generator().manual_seed(make_key(self.knobs.seed, "weights"))
+        initialize(self.model, recipe.model, generator)
+        if isinstance(plan.start, LoadedModel):
+            transferred = transfer_weights(self.model, tokenizer, plan.start)
+            _say_transferred(transferred.known_tokens, tokenizer.size, plan.start, progress)
+        self.model.to(world.device).train()
+        self._wrapped = world.wrap(self.model)
+        self.optimizer = make_optimizer(self.model, recipe.optimizer, kernels)
+        self.schedule = self._make_schedule()
+        self.step, self.clock = 0, Clock(0.0)
+        self._losses, peak_flops = (
+            LossMeter(world.device),
+            measure_peak_flops(world.device, precision),
+        )
+        self._speed, self._session_speed = (
+            SpeedMeter(recipe.model, tokenizer.size, peak_flops) for _ in range(2)
+        )
+        self._saved_at = self._validated_at = -1
+        self._held_out_loss: float | None = None
+        self._is_diagnosed = False
+
+    def _make_schedule(self) -> Schedule:
+        section, budget_seconds = self.plan.recipe.schedule, self.plan.budget_seconds
+        if budget_seconds is None:
+            return StepSchedule(section, self.knobs.steps)
+        return BudgetSchedule(section, budget_seconds, self.run.decisions(), self._settle)
+
+    def _settle(self, decision: Decision) -> Decision:
+        decision = self.world.agree(decision)
+        if self.world.speaks:
+            self.run.record_decision(decision)
+        return decision
+
+    # --- what the loop asks ----------------------------------------------------------------------
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has made all its steps."""
+        return self.step == self.schedule.end_step
+
+    def is_due(self, every_steps: int) -> bool:
+        """Whether this is a step for what is done every so many steps."""
+        return self.step % every_steps == 0
+
+    # --- what the loop does ----------------------------------------------------------------------
+
+    def restore(self) -> None:
+        """Go on from the plan's checkpoint, or save the first one."""
+        start = self.plan.start
+        if not isinstance(start, Checkpoint):
+            self.run.cut(0)
+            self.save()
+        else:
+            restore(start, self.model, self.optimizer)
+            self.step, self.clock = start.state.step, Clock(start.state.seconds)
+            self._losses.load_state(start.state.losses)
+            self.run.cut(self.step)
+            validations = [record.step for record in self.run.metrics().held_out]
+            self._saved_at, self._validated_at = self.step, max(validations, default=-1)
+            if self.is_finished:
+                self._progress.say("the run is finished already; `steps` makes it longer")
+        held_out = self.plan.data.held_out
+        self._progress.start(held_out.yardsticks if held_out else None)
+
+    def prefetch(self) -> Prefetch[StepInput]:
+        """Make the coming batches in a thread of their own."""
+        return Prefetch(self._make_input, self.step)
+
+    def _make_input(self, step: int) -> StepInput:
+        batches, world = self.plan.data.train, self.world
+        own = batches.batch_at(step)
+        counts = own.counts
+        parts = [own]
+        return StepInput([to_device(part, world.device) for part in parts], counts)
+
+    def take_step(self, batches: Prefetch[StepInput]) -> None:
+        """Update the weights once, and count what it took."""
+        started = time.perf_counter()
+        rate = self.plan.recipe.optimizer.lr * self.schedule.scale(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        made = batches.take()
+        sums, is_skipped = take_step(
+            self._wrapped,
+            self.optimizer,
+            made.micro_batches,
+            made.counts,
+            self.plan.recipe,
+            self.step,
+            self.world,
+        )
+        self.step += 1
+        if self.is_due(self.knobs.log_every_steps) or self.is_finished:
+            synchronize(self.world.device)  # so that the clock shows what the device has done
+        elapsed = time.perf_counter() - started
+        self._losses.add(sums, made.counts, is_skipped)
+        for meter in (self._speed, self._session_speed):
+            meter.add(made.micro_batches, elapsed, batches.waited_seconds)
+        self.schedule.decide(self.step, *self.world.agree((self.clock.seconds, elapsed)))
+
+    def log(self) -> None:
+        """Record and show the log interval; stop a run that no longer learns."""
+        record = TrainRecord(
+            step=self.step,
+            **self._losses.means(),
+            **self._speed.rates(),
+            lr=self.optimizer.param_groups[0]["lr"],
+            seconds=self.clock.seconds,
+        )
+        if self.world.speaks:
+            self.run.log(record)
+        self._progress.update(record, *self._done_and_left())
+        if self._losses.skipped_in_a_row >= _SKIPPED_IN_A_ROW:
+            raise self._not_finite("the loss or its gradient")
+        self._losses.reset()
+        self._speed.reset()
+
+    def validate(self) -> None:
+        """Score the held-out text, record it, and say halfway where nothing is being learned."""
+        self._validated_at = self.step
+        held_out = self.plan.data.held_out
+        if held_out is None:
+            return
+        scores = held_out.score(self.model, self.world.device)
+        self._held_out_loss = scores.mlm_loss
+        if not math.isfinite(scores.mlm_loss + (scores.nsp_loss or 0.0)):
+            raise self._not_finite("the held-out loss")
+        record = HeldOutRecord(self.step, scores)
+        if self.world.speaks:
+            self.run.log(record)
+        self._progress.held_out(record)
+        done, _ = self._done_and_left()
+        if not self._is_diagnosed and done >= _FAIR_SHARE and not self.is_finished:
+            self._is_diagnosed = True
+            self._say_all(diagnose_masked_tokens(scores, self.plan.recipe, self.step))
+
+    def save(self) -> None:
+        """Write a checkpoint of this step."""
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            raise self._not_finite("a weight")
+        if self.world.speaks:
+            state = State(
+                step=self.step,
+                seconds=self.clock.seconds,
+                losses=self._losses.state(),
+                held_out_loss=self._held_out_loss if self._validated_at == self.step else None,
+                recipe=self.plan.recipe.model_dump(),
+            )
+            data = self.plan.data
+            save_checkpoint(
+                self.run,
+                state,
+                self.model,
+                data.store.tokenizer,
+                data.about(self.plan.recipe),
+                self.optimizer,
+                self.knobs.keep_checkpoints,
+            )
+            self._after_checkpoint(self.run)
+        self._saved_at = self.step
+
+    def finish(self, stopped_by: int | None) -> Outcome:
+        """Validate a finished run, save, and say how the session went."""
+        if self.is_finished and self._validated_at != self.step:
+            self.validate()
+        if self._saved_at != self.step:
+            self.save()
+        metrics = self.run.metrics()
+        scores = metrics.held_out[-1].scores if metrics.held_out else None
+        diagnosis: list[str] = []
+        if scores and self.is_finished:
+            recipe = self.plan.recipe
+            diagnosis = [
+                *diagnose_masked_tokens(scores, recipe, self.step),
+                *diagnose_pairs(scores),
+            ]
+            if self.world.speaks:
+                self.run.write_diagnosis(diagnosis)
+        self._say_all(diagnosis)
+        return Outcome(
+            steps=self.step,
+            finished=self.is_finished,
+            stopped_by=None if self.is_finished else stopped_by,
+            seconds=self.clock.seconds,
+            mlm_loss=metrics.train[-1].mlm_loss if metrics.train else None,
+            nsp_loss=metrics.train[-1].nsp_loss if metrics.train else None,
+            **self._session_speed.rates(),
+            device=device_name(self.world.device),
+            held_out=scores,
+            diagnosis=tuple(diagnosis),
+        )
+
+    # --- what these share ------------------------------------------------------------------------
+
+    def _done_and_left(self) -> tuple[float, float]:
+        """Share of the run that is done, and seconds left."""
+        budget_seconds, end_step = self.plan.budget_seconds, self.schedule.end_step
+        if budget_seconds is not None:
+            left = max(0.0, budget_seconds - self.clock.seconds)
+            return self.clock.seconds / budget_seconds, left
+        assert end_step is not None
+        return self.step / end_step, (end_step - self.step) * self.clock.seconds / self.step
+
+    def _say_all(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self._progress.say(line)
+
+    def _not_finite(self, what: str) -> RunError:
+        return RunError(
+            self.run.path,
+            f"{what} is not finite at step {self.step}",
+            "its last checkpoint is whole; start a new run with a lower optimizer.lr, more "
+            "schedule.warmup_steps, or a lower optimizer.clip_norm (0 clips nothing)",
+        )
+
+
+def _say_start(plan: Plan, progress: RunProgress) -> None:
+    """Say what is about to be trained, and on what."""
+    recipe, device = plan.recipe, plan.world.device
+    knobs = recipe.train
+    if plan.data.held_out is None:
+        progress.say("no held-out text: give `held_out`, or raise text.held_out_fraction")
+    if plan.budget_seconds is None and recipe.schedule.warmup_steps > knobs.steps:
+        progress.say(
+            f"the warm-up of {recipe.schedule.warmup_steps:,} steps is longer than the run; "
+            "schedule.warmup_steps=N shortens it"
+        )
+    length = "for the time budget" if plan.budget_seconds is not None else f"{knobs.steps:,} steps"
+    dtype = torch.bfloat16 if knobs.precision == "bf16" else torch.float32
+    is_at_once = takes_all_lengths(device, dtype, recipe.model.attention_probs_dropout_prob)
+    attention = "over all lengths at once" if is_at_once else "length by length"
+    progress.say(
+        f"training {length}, {knobs.batch_size:,} sequences per step, "
+        f"{plan.data.train.num_examples:,} in an epoch, on {device_name(device)} in "
+        f"{knobs.precision}, attention {attention}"
+    )
+
+
+def _say_transferred(
+    known_tokens: int, vocab_size: int, source: LoadedModel, progress: RunProgress
+) -> None:
+    new = source.new_parts
+    found = f"all found; newly drawn: {', '.join(new)}" if new else "all found"
+    progress.say(f"weights from {source.folder}: {found}")
+    if fresh := vocab_size - known_tokens:
+        progress.say(
+            f"another vocabulary: {known_tokens:,} of {vocab_size:,} rows come from the model, "
+            f"{fresh:,} are newly drawn"
+        )

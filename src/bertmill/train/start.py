@@ -1,0 +1,385 @@
+"""How a run starts: what was asked for becomes one frozen `Plan`, before anything is written.
+
+`plan_run` is for a new run, `plan_resume` for one that goes on. Whatever can be refused is refused
+here, most of it before an hour of preparing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bertmill.config import (
+    MaskingSection,
+    PairsSection,
+    Recipe,
+    TokenizerSection,
+    adopt_model,
+    read_recipe,
+    recipe_from_dict,
+)
+from bertmill.data.prepare import open_or_prepare
+from bertmill.data.store import Store, is_store
+from bertmill.errors import BertmillError, InputError, RunError, StoreError
+from bertmill.model.folder import WEIGHTS_FILE, LoadedModel, load_model
+from bertmill.storage import file_sha256
+from bertmill.text.tokenizer import load_tokenizer
+from bertmill.train.checkpoint import Checkpoint, newest_checkpoint
+from bertmill.train.device import open_device
+from bertmill.train.precision import choose_precision
+from bertmill.train.run_data import RunData
+from bertmill.train.run_folder import Facts, FirstWeights, RunFolder
+from bertmill.train.world import World
+
+DEFAULT_RECIPE = "quick"
+_CONTINUE_RECIPE = "continue"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a new run was asked to be."""
+
+    corpus: Sequence[str]
+    held_out: Sequence[str] = ()
+    recipe: str | None = None
+    """A name or a file; None: `DEFAULT_RECIPE`, or ``continue`` with `init_from`."""
+    settings: Sequence[str] = ()
+    """``section.key=value``."""
+    steps: int | None = None
+    budget_seconds: float | None = None
+    seed: int | None = None
+    tokenizer: str | None = None
+    init_from: str | None = None
+    out: str | None = None
+    workers: int | None = 1
+    stop_at: float = math.inf
+    """Reading of ``time.monotonic`` at which the session saves and stops."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a session of a run needs to know before it starts."""
+
+    run: RunFolder
+    recipe: Recipe
+    """Resolved: how the text was read, which tokenizer, which precision."""
+    facts: Facts
+    data: RunData
+    world: World
+    start: Checkpoint | LoadedModel | None
+    """Go on from this checkpoint; begin with the weights of this model; or with fresh ones."""
+    stop_at: float
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """Training time over all sessions; None for a run by steps."""
+        return self.recipe.train.budget_seconds or self.facts.budget_seconds
+
+
+def plan_run(request: Request, say: Say) -> Plan:
+    """Plan a new run; its folder is created by the caller.
+
+    Parameters
+    ----------
+    request : Request
+    say : callable
+        Takes one line about each stage.
+
+    Raises
+    ------
+    BertmillError
+        Anything that the caller can fix.
+    """
+    source = None if request.init_from is None else load_model(request.init_from)
+    from_store = any(is_store(found) for found in request.corpus)
+    recipe = _choose_recipe(request, source, from_store, say)
+    world = World(open_device(recipe.train.device))
+    if request.out is not None:
+        RunFolder(request.out).refuse_if_taken()
+    if from_store:
+        store = _open_prepared(request, recipe)
+        read = {name: store.manifest[name] for name in ("text", "tokenizer")}
+    else:
+        store = open_or_prepare(
+            request.corpus, recipe.text, recipe.tokenizer, request.held_out, request.workers, say
+        )
+        read = {"text": store.manifest["text"]}
+    # From here on the recipe is what is done, not only what was asked for.
+    recipe = _changed(recipe, read)
+    data = RunData.open(store, recipe, world.device)
+    recipe = _with_precision(recipe, data, world, say)
+    facts = Facts(
+        corpus=[_from_anywhere(name) for name in request.corpus],
+        held_out=[_from_anywhere(name) for name in request.held_out],
+        store=str(store.folder.resolve()),
+        store_identity=store.identity,
+        init_from=None if source is None else _weights_of(source),
+        versions={
+            "bertmill": metadata.version("bertmill"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    )
+    folder = request.out if request.out is not None else world.agree(_new_folder(recipe.name))
+    return Plan(RunFolder(folder), recipe, facts, data, world, source, request.stop_at)
+
+
+def plan_resume(
+    run: RunFolder,
+    steps: int | None,
+    corpus: Sequence[str],
+    held_out: Sequence[str],
+    workers: int | None,
+    stop_at: float,
+    say: Say,
+) -> Plan:
+    """Plan how a run goes on from its newest whole checkpoint, and write down what changes.
+
+    Parameters
+    ----------
+    run : RunFolder
+        Locked by the caller.
+    steps : int or None
+        Instead of the recipe's.
+    corpus, held_out : sequence of str
+        Where the text or the store is now, if it has moved.
+    workers : int or None
+        Processes that prepare the text, if its store is gone.
+    stop_at : float
+        Reading of ``time.monotonic`` at which the session saves and stops.
+    say : callable
+        Takes one line about each stage.
+
+    Raises
+    ------
+    BertmillError
+        Anything that the caller can fix.
+    """
+    recipe, facts = run.read()
+    checkpoint = newest_checkpoint(run, say)
+    made = 0 if checkpoint is None else checkpoint.state.step
+    if checkpoint is not None:
+        _refuse_another_recipe(run, recipe, checkpoint)
+    if steps is not None:
+        _refuse_steps(steps, made, recipe, facts)
+        if steps != recipe.train.steps:
+            say(f"the run was to have {recipe.train.steps:,} steps, now {steps:,}")
+        recipe = _changed(recipe, {"train": {"steps": steps}})
+    has_moved = bool(corpus or held_out)
+    if has_moved:
+        sources = {"corpus": corpus or facts.corpus, "held_out": held_out or facts.held_out}
+        moved = {key: [_from_anywhere(name) for name in names] for key, names in sources.items()}
+        facts = facts.model_copy(update={**moved, "store": ""})
+    store = _store_of_the_run(facts, recipe, workers, say)
+    if store.identity != facts.store_identity:
+        raise RunError(
+            run.path,
+            f"the store {store.folder} is not the one that the run began with",
+            "bring the old text or store back, or start a new run",
+        )
+    start = checkpoint or _first_weights(run, facts)
+    world = World(open_device(recipe.train.device))
+    data = RunData.open(store, recipe, world.device)
+    recipe = _with_precision(recipe, data, world, say)
+    if has_moved:
+        facts = facts.model_copy(update={"store": str(store.folder.resolve())})
+        run.write_facts(facts)
+    run.write_recipe(recipe)
+    say(f"going on from step {made:,} of {run.path}")
+    return Plan(run, recipe, facts, data, world, start, stop_at)
+
+
+# --- the recipe ----------------------------------------------------------------------------------
+
+
+def _choose_recipe(
+    request: Request, source: LoadedModel | None, from_store: bool, say: Say
+) -> Recipe:
+    """Read the recipe that was asked for; a pretrained model brings its network and tokenizer."""
+    name = request.recipe or (DEFAULT_RECIPE if source is None else _CONTINUE_RECIPE)
+    if source is None and name == _CONTINUE_RECIPE:
+        raise InputError(
+            "`recipe`", f"{name} has no network of its own", "give `init_from` a model"
+        )
+    values = read_recipe(name, request.settings)
+    brings_tokenizer = "tokenizer" in values
+    knobs = {
+        "steps": request.steps, "budget_seconds": request.budget_seconds, "seed": request.seed
+    }  # fmt: skip
+    _merge(values, "train", {key: value for key, value in knobs.items() if value is not None})
+    if request.tokenizer is not None:
+        _merge(values, "tokenizer", {"path": str(Path(request.tokenizer).absolute())})
+    elif source is not None and not from_store and not _sets(request.settings, "tokenizer."):
+        if brings_tokenizer:
+            say(
+                "the tokenizer is the model's own, not the recipe's; "
+                "`tokenizer` or a tokenizer.KEY=VALUE setting takes another"
+            )
+        values["tokenizer"] = TokenizerSection(path=str(source.folder.absolute())).model_dump()
+    if source is None:
+        return recipe_from_dict(values, name)
+    about = source.about
+    return adopt_model(
+        values,
+        name,
+        source.model.section,
+        about.pairs if about else PairsSection(),
+        about.masking if about else MaskingSection(),
+    )
+
+
+def _merge(values: dict[str, Any], section: str, changes: dict[str, Any]) -> None:
+    """Write knobs into a section of plain values that are not checked yet."""
+    table = values.setdefault(section, {})
+    if changes and isinstance(table, dict):  # anything else is refused when all is checked
+        table |= changes
+
+
+def _changed(recipe: Recipe, changes: dict[str, dict[str, Any]]) -> Recipe:
+    """Change knobs of some sections, and check the whole again."""
+    values = recipe.model_dump()
+    for section, knobs in changes.items():
+        values[section] |= knobs
+    return recipe_from_dict(values, recipe.name)
+
+
+def _with_precision(recipe: Recipe, data: RunData, world: World, say: Say) -> Recipe:
+    """Write down which precision is computed in, so that a resume does the same."""
+    return _changed(
+        recipe, {"train": {"precision": world.agree(choose_precision(recipe, data, say))}}
+    )
+
+
+def _refuse_another_recipe(run: RunFolder, recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Raise `RunError` where the run's recipe is not what it began with; only steps may differ."""
+    now, then = recipe.model_dump(), checkpoint.state.recipe
+    knobs = {}
+    for section, values in now.items():
+        if isinstance(values, dict):
+            fields = type(getattr(recipe, section)).model_fields
+            for key, value in values.items():
+                # A run from before there was such a knob began with its default.
+                before = then.get(section, {}).get(key, fields[key].default)
+                knobs[f"{section}.{key}"] = value, before
+    changed = [k for k, (new, old) in knobs.items() if new != old and k != "train.steps"]
+    if changed:
+        new, old = knobs[changed[0]]
+        raise RunError(
+            run.path / "recipe.toml",
+            f"{changed[0]} is {new!r}, the run began with {old!r}",
+            "put it back, or start a new run with `init_from`",
+        )
+
+
+def _refuse_steps(steps: int, made: int, recipe: Recipe, facts: Facts) -> None:
+    if recipe.train.budget_seconds or facts.budget_seconds:
+        raise InputError("`steps`", "the run has a time budget", "leave `steps` out")
+    if steps < made:
+        raise InputError(
+            "`steps`", f"{steps} is less than the {made} steps already made", "give more"
+        )
+
+
+# --- the store -----------------------------------------------------------------------------------
+
+
+def _open_prepared(request: Request, recipe: Recipe) -> Store:
+    """Open a store that `prepare` made, which must have been made as the recipe says."""
+    if len(request.corpus) > 1 or request.held_out:
+        raise InputError(
+            "`corpus`",
+            "a prepared store cannot be combined with other text",
+            "prepare all the text into one store",
+        )
+    folder = request.corpus[0]
+    if late := _sets(request.settings, "text.", "tokenizer."):
+        raise InputError(
+            f"setting {late[0]}",
+            f"comes too late for the store {folder}, which is prepared already",
+            "prepare the text with this setting",
+        )
+    store = Store(folder)
+    if recipe.tokenizer.path:
+        wanted = load_tokenizer(recipe.tokenizer.path, recipe.tokenizer)
+        if wanted.identity != store.manifest["tokenizer_identity"]:
+            raise StoreError(
+                store.folder,
+                f"was not made with the tokenizer {recipe.tokenizer.path} (other identity)",
+                "prepare the corpus with that tokenizer, or leave it out",
+            )
+    return store
+
+
+def _store_of_the_run(facts: Facts, recipe: Recipe, workers: int | None, say: Say) -> Store:
+    """Open the run's store, or prepare its text again where it is gone, damaged or has moved."""
+    if is_store(facts.corpus[0]):
+        return Store(facts.corpus[0])
+    if facts.store and is_store(facts.store):
+        try:
+            store = Store(facts.store)
+            store.check_changed()
+            return store
+        except BertmillError as error:
+            say(str(error))
+    say("preparing the corpus again")
+    return open_or_prepare(
+        facts.corpus, recipe.text, recipe.tokenizer, facts.held_out, workers, say
+    )
+
+
+def _sets(settings: Sequence[str], *prefixes: str) -> list[str]:
+    return [setting for setting in settings if setting.startswith(prefixes)]
+
+
+# --- names and weights ---------------------------------------------------------------------------
+
+
+def _first_weights(run: RunFolder, facts: Facts) -> LoadedModel | None:
+    """Open the model that a run without a checkpoint was to begin with."""
+    if facts.init_from is None:
+        return None
+    source = load_model(facts.init_from.folder)
+    if _weights_of(source) != facts.init_from:
+        raise RunError(
+            run.path,
+            f"the weights in {source.folder} are not those that the run was to begin with",
+            "bring the old ones back, or start a new run",
+        )
+    return source
+
+
+def _weights_of(source: LoadedModel) -> FirstWeights:
+    return FirstWeights(
+        folder=str(source.folder.absolute()), sha256=file_sha256(source.folder / WEIGHTS_FILE)
+    )
+
+
+def _from_anywhere(source: str) -> str:
+    """Make a local path absolute, so that the run goes on from any working folder."""
+    is_local = "://" not in source and "::" not in source and not source.startswith("sample:")
+    return os.path.abspath(source) if is_local else source  # noqa: PTH100 - globs keep their stars
+
+
+def _new_folder(name: str) -> Path:
+    """Make and return the first free ``runs/<name>-<n>``; two runs never get the same."""
+    for n in itertools.count(1):
+        path = Path("runs") / f"{name}-{n}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RunError(path, f"cannot be made ({error.strerror})", "give `out`") from None
+        return path
+    raise AssertionError("count() does not end")
