@@ -45,7 +45,7 @@ def main() -> None:
     checks, judged = [], {}
     for step in args.steps:
         run = (
-            bertmill.pretrain(resume=args.out, steps=step)
+            bertmill.resume(args.out, steps=step)
             if checks
             else bertmill.pretrain(
                 args.train,
@@ -58,7 +58,7 @@ def main() -> None:
         )
         checks.append(check_formula(run.folder, step))
         if args.frozen_pairs:
-            judged[step] = asdict(bertmill.evaluate(run.folder, frozen_pairs=args.frozen_pairs))
+            judged[step] = asdict(bertmill.evaluate_frozen_pairs(run.folder, args.frozen_pairs))
     metrics = [r.to_dict() for records in RunFolder(run.folder).metrics() for r in records]
     first, last = args.steps
     print(table(metrics, [1, 10, 25, first, 100, 200, 300, 400, last]))

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from bertmill.api.arguments import parse_duration
+from bertmill.api import parse_duration
 from bertmill.config import Recipe, load_recipe, recipe_from_dict, recipe_names, recipe_to_toml
 from bertmill.errors import InputError, RecipeError
 

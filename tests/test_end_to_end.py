@@ -137,5 +137,5 @@ def test_real_widths_on_every_core_are_exact_too(corpus_file, tmp_path, recipe):
 
     whole, again, stopped = start("whole"), start("again"), start("stopped", stop_after=1e-6)
     assert stopped.outcome.steps == 1
-    resumed = bertmill.pretrain(resume=stopped.folder)
+    resumed = bertmill.resume(stopped.folder)
     assert weights(whole) == weights(again) == weights(resumed)

@@ -142,7 +142,7 @@ def test_no_place_for_a_checkpoint_and_for_metrics(small_run, tmp_path, a_file):
     shutil.rmtree(run / "checkpoints")
     (run / "checkpoints").write_text("no folder")
     with pytest.raises(errors.RunError, match="step-0: cannot be written"):
-        bertmill.pretrain(resume=run)
+        bertmill.resume(run)
     with pytest.raises(errors.RunError, match="cannot be written"):
         RunFolder(a_file / "run").log({})
 
@@ -156,7 +156,7 @@ def test_an_optimizer_that_is_none(small_run, tmp_path):
     state["sha256"]["optimizer.safetensors"] = file_sha256(folder / "optimizer.safetensors")
     (folder / "state.json").write_text(json.dumps(state))
     with pytest.raises(errors.RunError, match=r"optimizer\.safetensors: cannot be read"):
-        bertmill.pretrain(resume=run, steps=20)
+        bertmill.resume(run, steps=20)
 
 
 def test_a_device_that_is_not_there():

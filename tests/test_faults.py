@@ -53,7 +53,8 @@ def command(corpus, out, *more):
 def in_a_process(arguments, limits="pass", **options):
     """Run the command line in a process that first limits itself."""
     program = (
-        "import resource, sys, bertmill.api, bertmill.cli, matplotlib.backends.backend_agg\n"
+        "import resource, sys, bertmill.cli, matplotlib.backends.backend_agg\n"
+        "bertmill.Run  # what is heavy is loaded before the limits\n"
         f"{limits}\n"
         f"sys.argv = ['bertmill', *{[str(a) for a in arguments]!r}]\n"
         "bertmill.cli.main()\n"
@@ -121,7 +122,7 @@ def test_a_full_disk_while_a_checkpoint_is_written(corpus_file, tmp_path, undist
     done = in_a_process(["pretrain", "--resume", run], no_file_above(12_000))
     assert_one_line(done, "checkpoints/step-4", "cannot be written", f"--resume {run}")
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == before and is_whole(run)
-    assert bertmill.pretrain(resume=run).outcome.finished
+    assert bertmill.resume(run).outcome.finished
     assert end_of(run) == undisturbed
 
 
@@ -136,7 +137,7 @@ def test_a_full_disk_while_metrics_are_written(corpus_file, tmp_path):
     done = in_a_process(["pretrain", "--resume", run], no_file_above(limit))
     assert_one_line(done, "metrics.jsonl", "cannot be written", "--resume")
     assert is_whole(run)
-    assert bertmill.pretrain(resume=run).outcome.finished
+    assert bertmill.resume(run).outcome.finished
     steps = [r.step for r in RunFolder(run).metrics().train]
     assert steps == list(range(1, 201))
 
@@ -156,7 +157,7 @@ def test_no_more_file_handles(corpus_file, tmp_path):
             assert_one_line(done, "; ")
             refused += 1
         if (out / "run.json").exists():
-            assert bertmill.pretrain(resume=out).outcome.finished
+            assert bertmill.resume(out).outcome.finished
     assert refused
 
 
@@ -190,7 +191,7 @@ def test_a_damaged_shard_of_the_cache_is_prepared_again(
     run = begin(corpus_file, tmp_path / "run", 40, stop_after=1e-6).folder
     [shard] = (tmp_path / "cache").rglob("train-00000.arrow")
     damage(shard, how)
-    assert bertmill.pretrain(resume=run).outcome.finished
+    assert bertmill.resume(run).outcome.finished
     assert "train-00000.arrow" in capsys.readouterr().out
     assert end_of(run) == undisturbed
 
@@ -206,9 +207,9 @@ def test_a_damaged_shard_of_a_store_for_keeps_is_refused(corpus_file, tmp_path, 
     shutil.copytree(tmp_path / "store", tmp_path / "spare")
     damage(tmp_path / "store" / "train-00000.arrow", how)
     with pytest.raises(StoreError, match=r"train-00000\.arrow"):
-        bertmill.pretrain(resume=run)
+        bertmill.resume(run)
     # A store that has moved is named anew, and must be the same.
-    assert bertmill.pretrain(tmp_path / "spare", resume=run).outcome.finished
+    assert bertmill.resume(run, corpus=tmp_path / "spare").outcome.finished
 
 
 def test_a_corpus_that_changed_under_a_run_does_not_matter_while_its_store_is_there(
@@ -217,7 +218,7 @@ def test_a_corpus_that_changed_under_a_run_does_not_matter_while_its_store_is_th
     text = shutil.copy(corpus_file, tmp_path / "corpus.txt")
     run = begin(text, tmp_path / "run", 40, stop_after=1e-6).folder
     Path(text).write_text("Another text. It is short.")
-    assert bertmill.pretrain(resume=run).outcome.finished
+    assert bertmill.resume(run).outcome.finished
     assert end_of(run) == undisturbed
 
 
@@ -230,13 +231,13 @@ def test_a_corpus_and_a_cache_that_moved(corpus_file, tmp_path, monkeypatch, und
     shutil.rmtree(tmp_path / "cache")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
-    once = bertmill.pretrain(resume=run, stop_after=1e-6)
+    once = bertmill.resume(run, stop_after=1e-6)
     assert once.outcome.steps == 2
     shutil.rmtree(tmp_path / "cache")
     shutil.move(tmp_path / "corpus.txt", tmp_path / "moved.txt")
     with pytest.raises(BertmillError, match="does not exist"):
-        bertmill.pretrain(resume=run)
-    assert bertmill.pretrain("../moved.txt", resume=run).outcome.finished
+        bertmill.resume(run)
+    assert bertmill.resume(run, corpus="../moved.txt").outcome.finished
     assert end_of(run) == undisturbed
 
 
@@ -257,7 +258,7 @@ def test_another_recipe_is_refused_by_name(corpus_file, tmp_path, knob, new):
     lines = [new if ln.startswith(f"{knob} =") else ln for ln in path.read_text().splitlines()]
     path.write_text("\n".join(lines))
     with pytest.raises(BertmillError, match=rf"\.{knob} is .*, the run began with"):
-        bertmill.pretrain(resume=run)
+        bertmill.resume(run)
 
 
 def change_recipe(run, change):
@@ -274,16 +275,16 @@ def change_recipe(run, change):
 def test_a_run_from_before_a_knob_goes_on_with_its_default(corpus_file, tmp_path):
     run = begin(corpus_file, tmp_path / "run", 8, stop_after=1e-6).folder
     change_recipe(run, lambda recipe: recipe["train"].pop("nsp_weight"))
-    assert bertmill.pretrain(resume=run).outcome.finished
+    assert bertmill.resume(run).outcome.finished
 
 
 def test_a_run_with_a_knob_that_is_gone_goes_on_where_it_was_off(corpus_file, tmp_path):
     run = begin(corpus_file, tmp_path / "run", 8, stop_after=1e-6).folder
     change_recipe(run, lambda recipe: recipe["train"].update(compile=True))
     with pytest.raises(BertmillError, match=r"train\.compile: is no longer supported"):
-        bertmill.pretrain(resume=run)
+        bertmill.resume(run)
     change_recipe(run, lambda recipe: recipe["train"].update(compile=False))
-    assert bertmill.pretrain(resume=run).outcome.finished
+    assert bertmill.resume(run).outcome.finished
 
 
 def test_a_clock_that_jumps_changes_nothing(corpus_file, tmp_path, monkeypatch, undisturbed):
@@ -316,10 +317,10 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(corpus_file, tmp_path):
 def test_a_run_that_fell_back_ends_with_the_same_bits(corpus_file, tmp_path, undisturbed):
     run = begin(corpus_file, tmp_path / "run", 40, stop_after=1e-6).folder
     for _ in range(6):
-        bertmill.pretrain(resume=run, stop_after=1e-6)
+        bertmill.resume(run, stop_after=1e-6)
     damage(run / "checkpoints" / "step-7" / "optimizer.safetensors", "flipped")
     damage(run / "checkpoints" / "step-6" / "state.json", "truncated")
-    assert bertmill.pretrain(resume=run).outcome.finished
+    assert bertmill.resume(run).outcome.finished
     assert end_of(run) == undisturbed
 
 
@@ -331,7 +332,7 @@ def test_a_state_that_is_none_is_passed_over(corpus_file, tmp_path, change, caps
     run = begin(corpus_file, tmp_path / "run", 4, stop_after=1e-6).folder
     path = run / "checkpoints" / "step-1" / "state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    assert bertmill.pretrain(resume=run).outcome.finished
+    assert bertmill.resume(run).outcome.finished
     assert "step-1 is damaged" in capsys.readouterr().out
 
 
@@ -348,7 +349,7 @@ def test_a_best_checkpoint_that_is_damaged_leaves_no_link_behind(corpus_file, tm
     run = begin(corpus_file, tmp_path / "run", 4).folder
     assert (run / "best").is_dir()
     damage(run / "checkpoints" / "step-4" / "optimizer.safetensors", "flipped")
-    bertmill.pretrain(resume=run, stop_after=1e-6)
+    bertmill.resume(run, stop_after=1e-6)
     assert not os.path.lexists(run / "best")
     assert (run / "model").is_dir()
 
@@ -357,9 +358,9 @@ def test_a_run_that_was_copied_with_its_links_followed(corpus_file, tmp_path):
     run = begin(corpus_file, tmp_path / "run", 4, stop_after=1e-6).folder
     shutil.copytree(run, tmp_path / "copy", symlinks=False)
     with pytest.raises(BertmillError, match="is a folder, where a run has a link"):
-        bertmill.pretrain(resume=tmp_path / "copy")
+        bertmill.resume(tmp_path / "copy")
     shutil.rmtree(tmp_path / "copy" / "model")
-    assert bertmill.pretrain(resume=tmp_path / "copy").outcome.finished
+    assert bertmill.resume(tmp_path / "copy").outcome.finished
 
 
 def test_half_an_optimizer_is_refused(corpus_file, tmp_path):
@@ -377,7 +378,7 @@ def test_half_an_optimizer_is_refused(corpus_file, tmp_path):
     state["sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     (folder / "state.json").write_text(json.dumps(state))
     with pytest.raises(BertmillError, match="does not fit"):
-        bertmill.pretrain(resume=run)
+        bertmill.resume(run)
 
 
 def test_a_run_that_was_killed_before_it_began_is_begun_anew(corpus_file, tmp_path):
@@ -398,7 +399,7 @@ def test_facts_that_are_none(corpus_file, tmp_path, change):
     path = run / "run.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(BertmillError, match=r"run\.json: is damaged"):
-        bertmill.pretrain(resume=run)
+        bertmill.resume(run)
 
 
 def test_a_full_disk_while_a_model_is_exported(corpus_file, tmp_path):
@@ -426,7 +427,7 @@ def test_a_damaged_tokenizer_of_the_cache_is_made_again(
     run = begin(corpus_file, tmp_path / "run", 40, stop_after=1e-6).folder
     [path] = (tmp_path / "cache").rglob("tokenizer.json")
     damage(path, "truncated")
-    assert bertmill.pretrain(resume=run).outcome.finished
+    assert bertmill.resume(run).outcome.finished
     assert end_of(run) == undisturbed
 
 
@@ -437,7 +438,7 @@ def test_a_tokenizer_is_found_again_from_another_folder(corpus_file, tmp_path, m
     run = begin(corpus_file, "run", 4, tokenizer="source/model", stop_after=1e-6).folder.resolve()
     shutil.rmtree(tmp_path / "cache")
     monkeypatch.chdir(source)
-    assert bertmill.pretrain(resume=run).outcome.finished
+    assert bertmill.resume(run).outcome.finished
 
 
 # --- signals and processes -----------------------------------------------------------------------
@@ -500,10 +501,10 @@ def test_a_lock_of_a_dead_process_is_taken_over(corpus_file, tmp_path):
     )  # fmt: skip
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(BertmillError, match="in use by another process"):
-        bertmill.pretrain(resume=run)
+        bertmill.resume(run)
     holder.kill()
     holder.communicate()
-    assert bertmill.pretrain(resume=run).outcome.finished
+    assert bertmill.resume(run).outcome.finished
 
 
 def test_a_worker_that_dies(corpus_file, tmp_path, monkeypatch):

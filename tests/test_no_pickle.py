@@ -49,7 +49,7 @@ def test_a_pickle_in_the_place_of_a_file_is_refused_and_not_run(small_run, tmp_p
         if other != folder:
             shutil.rmtree(other)
     with pytest.raises(BertmillError):
-        bertmill.pretrain(resume=run, steps=20)
+        bertmill.resume(run, steps=20)
     assert not mark.exists()
 
 

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import bertmill
-import bertmill.api  # here, so that no child spends its time on it
 from bertmill.train.run_folder import RunFolder
 
+bertmill.Run  # noqa: B018 - loads torch here, so that no child spends its time on it
 STEPS_PER_KILL = 40
 SETTINGS = [
     "tokenizer.vocab_size=200",
@@ -110,7 +110,7 @@ def _in_a_child(
 def _train(corpus: str, out: Path, steps: int) -> None:
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         if (out / "recipe.toml").exists() and (out / "run.json").exists():
-            bertmill.pretrain(resume=out, stream=nowhere)
+            bertmill.resume(out, stream=nowhere)
         else:
             bertmill.pretrain(
                 corpus, "tiny", out=out, steps=steps, settings=SETTINGS, stream=nowhere

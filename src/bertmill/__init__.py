@@ -6,12 +6,15 @@
 >>> model.encode("a crane is flying").vectors.shape  # doctest: +SKIP
 (1, 8, 128)
 
-Text to encoder: `prepare`, `pretrain`. How good it is: `evaluate`. What is inside: `inspect`.
-Files to files: `embed`, `finetune`, `predict`, `similar_words`, `export`. A model in use: `load`
-gives a `Pretrained`, which has ``encode``, ``embed``, ``fill_mask``, ``score``, ``similar_words``
-and, where it was fine-tuned, ``predict``. What a caller can fix is raised as `BertmillError`.
+Text to encoder: `prepare`, `pretrain`, `resume`. How good it is: `evaluate_held_out`,
+`evaluate_minimal_pairs`, `evaluate_tasks`, `evaluate_frozen_pairs`. What is inside: `inspect`.
+Files to files: `embed`, `finetune`, `predict`, `similar_words`, `export_huggingface`,
+`export_onnx`. A model in use: `load` gives a `Pretrained`, which has ``encode``, ``embed``,
+``fill_mask``, ``score``, ``similar_words`` and, where it was fine-tuned, ``predict``. What a caller
+can fix is raised as `BertmillError`.
 
-These names are loaded when first used: ``import bertmill`` alone is quick and leaves torch out.
+These names, listed in `bertmill.api`, are loaded when first used: ``import bertmill`` alone is
+quick and leaves torch out.
 """
 
 from __future__ import annotations
@@ -19,73 +22,22 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from bertmill.errors import BertmillError
+from bertmill.errors import BertmillError as BertmillError
+
+if TYPE_CHECKING:
+    from bertmill.api import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "AllTaskScores",
-    "BertmillError",
-    "Embedded",
-    "Encoding",
-    "Filler",
-    "FineTuned",
-    "FrozenScores",
-    "HeldOutScores",
-    "MinimalPairScores",
-    "Predicted",
-    "Prediction",
-    "Pretrained",
-    "Run",
-    "SimilarWord",
-    "Store",
-    "__version__",
-    "embed",
-    "evaluate",
-    "export",
-    "finetune",
-    "inspect",
-    "load",
-    "predict",
-    "prepare",
-    "pretrain",
-    "similar_words",
-]
-
-if TYPE_CHECKING:
-    from bertmill.api import (
-        AllTaskScores,
-        Embedded,
-        Encoding,
-        Filler,
-        FineTuned,
-        FrozenScores,
-        HeldOutScores,
-        MinimalPairScores,
-        Predicted,
-        Prediction,
-        Pretrained,
-        Run,
-        SimilarWord,
-        Store,
-        embed,
-        evaluate,
-        export,
-        finetune,
-        inspect,
-        load,
-        predict,
-        prepare,
-        pretrain,
-        similar_words,
-    )
-
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    api = import_module("bertmill.api")
+    if name == "__all__":
+        return ["BertmillError", "__version__", *api.__all__]
+    if name not in api.__all__:
         raise AttributeError(f"module 'bertmill' has no attribute {name!r}")
-    return getattr(import_module("bertmill.api"), name)
+    return getattr(api, name)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted(__getattr__("__all__"))

@@ -159,7 +159,7 @@ def test_every_figure_is_that_of_transformers(run, vocabulary, records, pairs_fi
     losses = [value for name, value in expected.items() if "mlm_loss" in name]
     assert len({round(loss, 3) for loss in losses}) == 3  # no two of them are one by chance
     assert 0 < expected["nsp_accuracy"] < 1 and expected["mlm_accuracy"] > 0
-    scores = package.evaluate(run, frozen_pairs=pairs_file)
+    scores = package.evaluate_frozen_pairs(run, pairs_file)
     assert as_expected(scores, expected)
     share = sum(record["is_next"] for record in records) / len(records)
     entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
@@ -173,7 +173,7 @@ def test_the_unigram_yardstick(run, vocabulary, records, pairs_file):
         for record in records
         for word in ("[UNK]" if label == "<unk>" else label for label in record["labels"])
     ]
-    scores = package.evaluate(run, frozen_pairs=pairs_file)
+    scores = package.evaluate_frozen_pairs(run, pairs_file)
     assert scores.unigram_nats == pytest.approx(sum(nats) / len(nats))
     assert scores.no_context_nats < scores.unigram_nats
     assert scores.nsp_overlap_nats > 0 and 0 <= scores.nsp_overlap_accuracy <= 1
@@ -182,16 +182,16 @@ def test_the_unigram_yardstick(run, vocabulary, records, pairs_file):
 def test_the_order_of_lines_does_not_matter(run, records, pairs_file, tmp_path):
     shuffled = random.Random(2).sample(records, len(records))
     assert shuffled != records
-    one = package.evaluate(run, frozen_pairs=pairs_file)
-    two = package.evaluate(run, frozen_pairs=write(tmp_path / "other.jsonl", shuffled))
+    one = package.evaluate_frozen_pairs(run, pairs_file)
+    two = package.evaluate_frozen_pairs(run, write(tmp_path / "other.jsonl", shuffled))
     assert asdict(one) == pytest.approx(asdict(two), abs=1e-6)
 
 
 def test_compressed_with_blank_lines(run, records, pairs_file, tmp_path):
     lines = "\n\n".join(json.dumps(record) for record in records)
     (tmp_path / "pairs.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
-    found = package.evaluate(run, frozen_pairs=tmp_path / "pairs.jsonl.gz")
-    assert found == package.evaluate(run, frozen_pairs=str(pairs_file))
+    found = package.evaluate_frozen_pairs(run, tmp_path / "pairs.jsonl.gz")
+    assert found == package.evaluate_frozen_pairs(run, str(pairs_file))
 
 
 def test_a_word_that_is_not_known_is_the_unknown_token(run, records, tmp_path):
@@ -205,7 +205,7 @@ def test_a_word_that_is_not_known_is_the_unknown_token(run, records, tmp_path):
         ]
 
     scores = [
-        package.evaluate(run, frozen_pairs=write(tmp_path / f"{i}.jsonl", spell(word)))
+        package.evaluate_frozen_pairs(run, write(tmp_path / f"{i}.jsonl", spell(word)))
         for i, word in enumerate(["<unk>", "giraffe"])
     ]
     assert scores[0] == scores[1]
@@ -227,7 +227,7 @@ def test_the_yardsticks_are_finite_where_an_unknown_word_is_shown(run, vocabular
     shown = ["zebra" if word == "<mask>" else word for word in GOOD["tokens"]]
     assert GOOD["labels"][0] in vocabulary
     pairs = write(tmp_path / "pairs.jsonl", [GOOD | {"tokens": shown, "kinds": ["random"]}])
-    scores = package.evaluate(run, frozen_pairs=pairs)
+    scores = package.evaluate_frozen_pairs(run, pairs)
     assert math.isfinite(scores.no_context_nats)
 
 
@@ -236,24 +236,24 @@ def test_a_name_of_the_models_own_special_token_is_a_word_that_is_not_known(run,
     scores = []
     for word in ("[MASK]", "[SEP]", "zebra"):
         record = GOOD | {"tokens": [word if t == "river" else t for t in GOOD["tokens"]]}
-        scores.append(package.evaluate(run, frozen_pairs=write(tmp_path / "p.jsonl", [record])))
+        scores.append(package.evaluate_frozen_pairs(run, write(tmp_path / "p.jsonl", [record])))
     assert scores[0].mlm_loss == scores[1].mlm_loss == scores[2].mlm_loss
 
 
 def test_figures_without_any_answer_are_none(run, tmp_path):
     tokens = [word.replace("<mask>", "valley") for word in GOOD["tokens"]]
     kept = GOOD | {"tokens": tokens, "kinds": ["keep"]}
-    scores = package.evaluate(run, frozen_pairs=write(tmp_path / "kept.jsonl", [kept]))
+    scores = package.evaluate_frozen_pairs(run, write(tmp_path / "kept.jsonl", [kept]))
     assert scores.mlm_loss_at_mask is scores.mlm_loss_at_mask_known is None
     assert (scores.num_predictions, scores.num_at_mask) == (1, 0)
     unknown = GOOD | {"labels": ["zebra"]}
-    scores = package.evaluate(run, frozen_pairs=write(tmp_path / "unknown.jsonl", [unknown]))
+    scores = package.evaluate_frozen_pairs(run, write(tmp_path / "unknown.jsonl", [unknown]))
     assert scores.mlm_loss_at_mask == scores.mlm_loss
     assert scores.mlm_loss_at_mask_known is None and scores.num_at_mask_known == 0
 
 
 def test_what_is_printed(run, pairs_file, bertmill):
-    scores = package.evaluate(run, frozen_pairs=pairs_file)
+    scores = package.evaluate_frozen_pairs(run, pairs_file)
     status, out, err = bertmill("evaluate", run, "--frozen-pairs", pairs_file)
     assert (status, err) == (0, "")
     assert f"MLM loss {scores.mlm_loss:.3f}" in out
@@ -265,10 +265,10 @@ def test_what_is_printed(run, pairs_file, bertmill):
 
 
 def test_model_folder_and_export_give_the_same(run, pairs_file, tmp_path):
-    exported = package.export(run, tmp_path / "exported")
-    scores = package.evaluate(run, frozen_pairs=pairs_file)
-    assert package.evaluate(run / "model", frozen_pairs=pairs_file) == scores
-    assert package.evaluate(exported, frozen_pairs=pairs_file) == scores
+    exported = package.export_huggingface(run, tmp_path / "exported")
+    scores = package.evaluate_frozen_pairs(run, pairs_file)
+    assert package.evaluate_frozen_pairs(run / "model", pairs_file) == scores
+    assert package.evaluate_frozen_pairs(exported, pairs_file) == scores
 
 
 @pytest.mark.parametrize("kind", [BertForPreTraining, BertForMaskedLM])
@@ -289,7 +289,7 @@ def test_folders_of_transformers(kind, run, vocabulary, records, pairs_file, tmp
     if kind is BertForMaskedLM:
         expected |= {"nsp_loss": None, "nsp_accuracy": None}
     expected |= {"unigram_nats": None, "no_context_nats": None, "nsp_overlap_nats": None}
-    assert as_expected(package.evaluate(tmp_path / "theirs", frozen_pairs=pairs_file), expected)
+    assert as_expected(package.evaluate_frozen_pairs(tmp_path / "theirs", pairs_file), expected)
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -343,7 +343,7 @@ def test_an_empty_name_is_refused_by_the_option_it_was_given_to(run, refused):
 def test_longer_than_the_models_positions(run, refused, tmp_path):
     fits = GOOD | {"tokens": [*GOOD["tokens"][:-1], *["river"] * (POSITIONS - 7), "<sep>"]}
     assert len(fits["tokens"]) == POSITIONS
-    package.evaluate(run, frozen_pairs=write(tmp_path / "fits.jsonl", [fits]))
+    package.evaluate_frozen_pairs(run, write(tmp_path / "fits.jsonl", [fits]))
     long = GOOD | {"tokens": [*fits["tokens"][:-1], "river", "<sep>"]}
     write(tmp_path / "long.jsonl", [fits, long])
     refused(
@@ -450,7 +450,7 @@ def test_any_change_is_scored_or_refused_by_its_line(run, tmp_path_factory, plac
     write(path, [GOOD | {key: value}])
     refused = ""
     try:
-        scores = package.evaluate(run, frozen_pairs=path)
+        scores = package.evaluate_frozen_pairs(run, path)
     except (InputError, CorpusError) as error:
         refused = str(error)
     if refused:
@@ -478,7 +478,7 @@ def test_the_real_file_is_read_whole(shared_data, tmp_path):
     model = PretrainingModel(section, tokenizer.size)
     initialize(model, section, torch.Generator().manual_seed(1))
     save_model(tmp_path, model, tokenizer, None)
-    scores = package.evaluate(tmp_path, frozen_pairs=path)
+    scores = package.evaluate_frozen_pairs(tmp_path, path)
     assert (scores.num_predictions, scores.num_pairs) == (31_803, 4_609)
     assert scores.num_at_mask < scores.num_predictions
     assert scores.mlm_loss == pytest.approx(math.log(tokenizer.size), abs=0.1)

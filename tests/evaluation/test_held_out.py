@@ -67,7 +67,7 @@ def run(corpus_file, held_out_file, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scores(run, held_out_file):
-    return package.evaluate(run.folder, held_out=held_out_file)
+    return package.evaluate_held_out(run.folder, held_out_file)
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_run_model_folder_and_export_give_the_same_bytes(run, held_out_file, ber
 
 def test_the_figures_do_not_depend_on_where_the_text_lies(run, scores, held_out_file, tmp_path):
     elsewhere = shutil.copy(held_out_file, tmp_path / "other.txt")
-    assert package.evaluate(str(run.folder), held_out=[str(elsewhere)]) == scores
+    assert package.evaluate_held_out(str(run.folder), [str(elsewhere)]) == scores
 
 
 def test_what_is_printed(run, scores, held_out_file, bertmill):
@@ -176,8 +176,8 @@ def test_transformers_computes_the_same_from_a_run(run, scores, held_out_file, t
 
 def evaluate_and_listen(folder, held_out_file, **more):
     stream = io.StringIO()
-    return package.evaluate(
-        folder, held_out=held_out_file, stream=stream, **more
+    return package.evaluate_held_out(
+        folder, held_out_file, stream=stream, **more
     ), stream.getvalue()
 
 
@@ -206,7 +206,7 @@ def test_the_defaults_give_way_to_the_models_positions(run, held_out_file, tmp_p
     _, said = evaluate_and_listen(folder, held_out_file)
     assert "24 tokens" in said
     with pytest.raises(BertmillError, match=r"max_length=25 .*max_position_embeddings=24"):
-        package.evaluate(folder, held_out=held_out_file, settings=["pairs.max_length=25"])
+        package.evaluate_held_out(folder, held_out_file, settings=["pairs.max_length=25"])
 
 
 def test_a_folder_without_yardsticks_is_printed(run, held_out_file, tmp_path, bertmill):
@@ -258,7 +258,7 @@ def test_a_model_of_the_quick_recipe_is_judged_too(corpus_file, held_out_file, t
         steps=2,
         settings=[*SETTINGS[:6], "train.batch_size=8", "train.validation_pairs=1000000"],
     )
-    found = package.evaluate(run.folder, held_out=held_out_file)
+    found = package.evaluate_held_out(run.folder, held_out_file)
     assert asdict(found) == asdict(run.outcome.held_out)
 
 
@@ -271,7 +271,7 @@ def test_a_model_without_pairs(corpus_file, held_out_file, tmp_path):
         steps=2,
         settings=[*SETTINGS, "pairs.kind=none"],
     )
-    found = package.evaluate(run.folder, held_out=held_out_file)
+    found = package.evaluate_held_out(run.folder, held_out_file)
     assert asdict(found) == asdict(run.outcome.held_out)
     assert found.num_pairs == 0 and found.nsp_loss is None and found.nsp_chance_nats is None
 
@@ -280,21 +280,21 @@ def test_a_model_without_pairs(corpus_file, held_out_file, tmp_path):
 
 
 def test_masking_settings_apply(run, scores, held_out_file):
-    found = package.evaluate(
-        run.folder, held_out=held_out_file, settings=["masking.mask_fraction=0.4"]
+    found = package.evaluate_held_out(
+        run.folder, held_out_file, settings=["masking.mask_fraction=0.4"]
     )
     assert found.num_pairs == scores.num_pairs
     assert found.num_predictions == pytest.approx(2 * scores.num_predictions, rel=0.05)
 
 
 def test_pairs_settings_apply(run, scores, held_out_file):
-    found = package.evaluate(
-        run.folder, held_out=held_out_file, settings=["pairs.max_length=20", "pairs.kind=none"]
+    found = package.evaluate_held_out(
+        run.folder, held_out_file, settings=["pairs.max_length=20", "pairs.kind=none"]
     )
     assert found.nsp_loss is None and found.num_pairs == 0 and found.mlm_loss > 0
-    always = package.evaluate(
+    always = package.evaluate_held_out(
         run.folder,
-        held_out=held_out_file,
+        held_out_file,
         settings=["pairs.kind=sentences", "pairs.next_fraction=1"],
     )
     assert always.nsp_chance_nats == 0.0 < scores.nsp_chance_nats
@@ -304,10 +304,10 @@ def test_text_settings_apply(run, scores, held_out_file, tmp_path):
     rows = [{"body": text} for text in held_out_file.read_text("utf-8").split("\n\n")]
     lines = tmp_path / "lines.jsonl"
     lines.write_text("\n".join(map(json.dumps, rows)), "utf-8")
-    found = package.evaluate(run.folder, held_out=lines, settings=["text.field=body"])
+    found = package.evaluate_held_out(run.folder, lines, settings=["text.field=body"])
     assert found == scores
     with pytest.raises(BertmillError, match="has no field 'text'"):
-        package.evaluate(run.folder, held_out=lines)
+        package.evaluate_held_out(run.folder, lines)
 
 
 @pytest.mark.parametrize(
@@ -349,10 +349,8 @@ def test_one_of_the_options(run, held_out_file, refused):
     refused(["evaluate", run.folder], "--held-out, --frozen-pairs, --minimal-pairs, --tasks")
     both = ["--held-out", held_out_file, "--frozen-pairs", "pairs.jsonl"]
     refused(["evaluate", run.folder, *both], "--held-out, --frozen-pairs, --minimal-pairs, --tasks")
-    with pytest.raises(InputError, match="give one of them"):
-        package.evaluate(run.folder)
-    with pytest.raises(InputError, match="give one of them"):
-        package.evaluate(run.folder, held_out=held_out_file, frozen_pairs="pairs.jsonl")
+    with pytest.raises(InputError, match="`held_out`: is missing"):
+        package.evaluate_held_out(run.folder, [])
 
 
 def test_text_and_models_that_are_not_there(run, held_out_file, refused, tmp_path):
@@ -361,7 +359,7 @@ def test_text_and_models_that_are_not_there(run, held_out_file, refused, tmp_pat
     (tmp_path / "empty.txt").write_text("", "utf-8")
     refused(["evaluate", run.folder, "--held-out", "empty.txt"], "empty.txt", "; ")
     with pytest.raises(BertmillError, match="is not a device"):
-        package.evaluate(run.folder, held_out=held_out_file, device="nonsense")
+        package.evaluate_held_out(run.folder, held_out_file, device="nonsense")
 
 
 def test_a_single_document_is_refused_as_a_corpus_would_be(run, bertmill, tmp_path):
@@ -451,4 +449,4 @@ def test_a_longer_max_length_than_the_models_positions_is_fitted(copied_model, h
     """As where nothing is said: the folder, not the user, asks for more than there is."""
     path = copied_model / "bertmill.json"
     path.write_text(about_with(pairs__max_length=4096)(path.read_text("utf-8")), "utf-8")
-    assert package.evaluate(copied_model, held_out=held_out_file).num_pairs > 0
+    assert package.evaluate_held_out(copied_model, held_out_file).num_pairs > 0

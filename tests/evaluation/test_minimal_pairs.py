@@ -92,9 +92,9 @@ def score_slowly(loaded, text, mask_rest_of_word=False):
 @pytest.mark.parametrize("mask_rest_of_word", [False, True])
 def test_answers_are_those_of_transformers(mask_rest_of_word, loaded, tmp_path):
     pairs = make_pairs()
-    found = package.evaluate(
+    found = package.evaluate_minimal_pairs(
         loaded.folder,
-        minimal_pairs=write(tmp_path / "pairs.jsonl", pairs),
+        write(tmp_path / "pairs.jsonl", pairs),
         mask_rest_of_word=mask_rest_of_word,
     )
     right, margins = {}, []
@@ -119,7 +119,7 @@ def test_answers_are_those_of_transformers(mask_rest_of_word, loaded, tmp_path):
 def test_the_means_are_over_pairs_and_over_paradigms(loaded, tmp_path):
     pairs = [("a", "the river", "the sistering"), *[("b", "the sistering", "the river")] * 3]
     pairs.insert(2, ("a", "", ""))
-    found = package.evaluate(loaded.folder, minimal_pairs=write(tmp_path / "p.jsonl", pairs))
+    found = package.evaluate_minimal_pairs(loaded.folder, write(tmp_path / "p.jsonl", pairs))
     is_right = score_slowly(loaded, pairs[0][1]) > score_slowly(loaded, pairs[0][2])
     a, b = (is_right + 0.5) / 2, float(not is_right)
     assert (found.paradigms["a"].accuracy, found.paradigms["b"].accuracy) == (a, b)
@@ -128,7 +128,7 @@ def test_the_means_are_over_pairs_and_over_paradigms(loaded, tmp_path):
 
 
 def test_ties_are_half_a_point_and_told(loaded, tmp_path):
-    found = package.evaluate(loaded.folder, minimal_pairs=write(tmp_path / "p.jsonl", TIES))
+    found = package.evaluate_minimal_pairs(loaded.folder, write(tmp_path / "p.jsonl", TIES))
     river, unknown = (score_slowly(loaded, text) for text in ("the river", "the 東"))
     assert found.num_ties == found.paradigms["ties"].num_ties == 4
     assert found.accuracy == pytest.approx((4 * 0.5 + (river > unknown)) / 5)
@@ -139,20 +139,20 @@ def test_pairs_are_answered_alike_in_any_company(loaded, tmp_path):
     """Batches are cut by length over the whole file; equal sentences must not differ by them."""
     pairs = make_pairs()
     both = [
-        package.evaluate(loaded.folder, minimal_pairs=write(tmp_path / "p.jsonl", rows))
+        package.evaluate_minimal_pairs(loaded.folder, write(tmp_path / "p.jsonl", rows))
         for rows in (pairs, [*TIES, *reversed(pairs)])
     ]
     for name in ("agreement", "order", "length"):
         assert both[0].paradigms[name] == both[1].paradigms[name]
     twins = [("a", text, text) for _, text, _ in pairs]
-    found = package.evaluate(loaded.folder, minimal_pairs=write(tmp_path / "t.jsonl", twins))
+    found = package.evaluate_minimal_pairs(loaded.folder, write(tmp_path / "t.jsonl", twins))
     assert (found.num_ties, found.accuracy) == (36, 0.5)
 
 
 def test_unknown_words_are_counted_once_a_pair(loaded, tmp_path):
     pairs = [("a", "the river", "a river"), ("a", "東 京", "the river"), ("a", "the", "東")]
     pairs += [("a", "東", "京 東"), ("a", "", "")]
-    found = package.evaluate(loaded.folder, minimal_pairs=write(tmp_path / "p.jsonl", pairs))
+    found = package.evaluate_minimal_pairs(loaded.folder, write(tmp_path / "p.jsonl", pairs))
     assert (found.num_pairs, found.num_pairs_with_unknown) == (5, 3)
 
 
@@ -161,23 +161,23 @@ def test_unknown_words_are_counted_once_a_pair(loaded, tmp_path):
 
 def test_names_of_paradigms(loaded, tmp_path):
     pairs = make_pairs()
-    wanted = package.evaluate(loaded.folder, minimal_pairs=write(tmp_path / "p.jsonl", pairs))
+    wanted = package.evaluate_minimal_pairs(loaded.folder, write(tmp_path / "p.jsonl", pairs))
     as_blimp = write(tmp_path / "blimp.jsonl", pairs, "UID")
-    assert package.evaluate(loaded.folder, minimal_pairs=as_blimp) == wanted
+    assert package.evaluate_minimal_pairs(loaded.folder, as_blimp) == wanted
     without = write(tmp_path / "all.jsonl", pairs, None)
-    found = package.evaluate(loaded.folder, minimal_pairs=without)
+    found = package.evaluate_minimal_pairs(loaded.folder, without)
     assert list(found.paradigms) == ["all"]
     assert found.accuracy == found.paradigms["all"].accuracy == wanted.accuracy
     table = tmp_path / "pairs.tsv"
     lines = ["sentence_bad\tnote\tsentence_good\tUID\tparadigm"]
     lines += [f"{bad}\tx\t{good}\tno\t{name}" for name, good, bad in pairs]
     table.write_text("\n".join(lines), "utf-8")
-    assert package.evaluate(loaded.folder, minimal_pairs=str(table)) == wanted
+    assert package.evaluate_minimal_pairs(loaded.folder, str(table)) == wanted
 
 
 def test_what_is_printed(loaded, bertmill, tmp_path):
     path = write(tmp_path / "p.jsonl", [*make_pairs(), *TIES])
-    found = package.evaluate(loaded.folder, minimal_pairs=path)
+    found = package.evaluate_minimal_pairs(loaded.folder, path)
     status, out, err = bertmill("evaluate", loaded.folder, "--minimal-pairs", path)
     assert (status, err) == (0, "")
     for name, scores in found.paradigms.items():
@@ -188,7 +188,7 @@ def test_what_is_printed(loaded, bertmill, tmp_path):
     status, out, err = bertmill(*args)
     assert (status, err) == (0, "")
     assert json.loads(out) == asdict(
-        package.evaluate(loaded.folder, minimal_pairs=path, mask_rest_of_word=True)
+        package.evaluate_minimal_pairs(loaded.folder, path, mask_rest_of_word=True)
     )
     assert math.isfinite(json.loads(out)["accuracy"])
 
@@ -200,8 +200,8 @@ def test_real_pairs(mask_rest_of_word, shared_data, small_run, tmp_path):
         lines = [next(stream) for _ in range(200)]
     path = tmp_path / "zorro.jsonl"
     path.write_text("".join(lines), "utf-8")
-    found = package.evaluate(
-        small_run.folder, minimal_pairs=path, mask_rest_of_word=mask_rest_of_word
+    found = package.evaluate_minimal_pairs(
+        small_run.folder, path, mask_rest_of_word=mask_rest_of_word
     )
     assert found.num_pairs == 200
     assert sum(each.num_pairs for each in found.paradigms.values()) == 200

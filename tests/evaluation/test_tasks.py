@@ -110,7 +110,7 @@ def judge_and_spy(model, folder, **more):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(judging._Exam, "measure", spy_measure)
         patch.setattr(judging._Exam, "answers", spy_answers)
-        scores = package.evaluate(model, tasks=folder, **more)
+        scores = package.evaluate_tasks(model, folder, **more)
     names = list(scores.tasks)
     return scores, *(
         {(names[n], method): each for (n, method), each in found.items()}
@@ -216,7 +216,7 @@ def test_the_main_measures_and_their_means(judged):
 def test_cola_is_measured_as_glue_does(rows, model, tmp_path):
     for split, content in rows["binary"].items():
         write(tmp_path / "cola" / f"{split}.jsonl", content)
-    found = package.evaluate(model, tasks=tmp_path, probe_only=True, seeds=1)
+    found = package.evaluate_tasks(model, tmp_path, probe_only=True, seeds=1)
     assert found.tasks["cola"].main_measure == "matthews"
     assert found.mean["tfidf"] == found.tasks["cola"].methods["tfidf"]["matthews"].mean
 
@@ -327,7 +327,7 @@ def test_fine_tuning_sees_nine_tenths_and_chooses_on_the_tenth(model, folder, mo
         return learn(loaded, task, train, dev, knobs, *rest, **more)
 
     monkeypatch.setattr(judging, "learn_task", spy)
-    package.evaluate(model, tasks=folder, seeds=2)
+    package.evaluate_tasks(model, folder, seeds=2)
     assert len(seen) == 4 * 2 * 2
     for n, (loaded, train, dev, knobs) in enumerate(seen):
         seed = n % 2 + 1
@@ -429,7 +429,7 @@ def test_a_probe_tells_what_pretraining_gave(model, tmp_path):
             for n in range(60)
         ]
         write(tmp_path / "tasks" / "sorts" / f"{split}.jsonl", examples)
-    found = package.evaluate(tmp_path / "model", tasks=tmp_path / "tasks", seeds=3)
+    found = package.evaluate_tasks(tmp_path / "model", tmp_path / "tasks", seeds=3)
     assert found.mean["majority"] == 0.5
     assert found.mean["probe"] > 0.95 and found.mean["finetune"] > 0.95
     assert max(found.mean[each] for each in ("tfidf", "probe_random", "finetune_random")) < 0.75
@@ -440,7 +440,7 @@ def test_a_probe_tells_what_pretraining_gave(model, tmp_path):
 
 def test_without_fine_tuning(judged, model, folder, monkeypatch):
     monkeypatch.setattr(judging, "learn_task", None)
-    scores = package.evaluate(model, tasks=folder, probe_only=True)
+    scores = package.evaluate_tasks(model, folder, probe_only=True)
     assert tuple(scores.mean) == METHODS[:4]
     assert scores.num_seeds == 3
     for name, task in scores.tasks.items():
@@ -451,7 +451,7 @@ def test_without_fine_tuning(judged, model, folder, monkeypatch):
 
 def test_what_is_printed(bertmill, model, folder):
     args = ["evaluate", model, "--tasks", folder, "--probe-only", "--seeds", 2]
-    scores = package.evaluate(model, tasks=folder, probe_only=True, seeds=2)
+    scores = package.evaluate_tasks(model, folder, probe_only=True, seeds=2)
     status, out, err = bertmill(*args)
     assert (status, err) == (0, "")
     lines = out.splitlines()
@@ -496,7 +496,7 @@ def test_a_split_that_is_missing(split, refused, model, tmp_path):
 @pytest.mark.parametrize("seeds", [0, -1])
 def test_seeds_that_are_none(seeds, model, folder, refused):
     with pytest.raises(InputError, match=f"--seeds: is {seeds}; give 1 or more"):
-        package.evaluate(model, tasks=folder, seeds=seeds)
+        package.evaluate_tasks(model, folder, seeds=seeds)
     refused(["evaluate", model, "--tasks", folder, "--seeds", seeds], "--seeds")
 
 
@@ -511,7 +511,7 @@ def test_examples_that_do_not_fit(model, tmp_path):
     def judge(train, dev):
         write(tmp_path / "tasks" / "one" / "train.jsonl", train)
         write(tmp_path / "tasks" / "one" / "dev.jsonl", dev)
-        return package.evaluate(model, tasks=tmp_path / "tasks", probe_only=True, seeds=1)
+        return package.evaluate_tasks(model, tmp_path / "tasks", probe_only=True, seeds=1)
 
     with pytest.raises(InputError, match=r"dev\.jsonl: has the label '7'"):
         judge(ROWS, [{"text": "a", "label": 7}])
@@ -527,7 +527,7 @@ def test_one_seed_has_no_interval_and_names_are_of_any_case(bertmill, model, tmp
     for split in ("train", "dev"):
         write(tmp_path / "tasks" / "CoLA" / f"{split}.jsonl", ROWS * 2)
     options = {"tasks": tmp_path / "tasks", "probe_only": True, "seeds": 1}
-    scores = package.evaluate(model, **options).tasks["CoLA"]
+    scores = package.evaluate_tasks(model, **options).tasks["CoLA"]
     assert scores.main_measure == "matthews"
     assert scores.methods["probe"]["matthews"].low is None
     assert scores.methods["majority"]["matthews"].low == 0.0
@@ -552,7 +552,7 @@ def scored_or_refused(model, place, train, dev, seeds=1):
     write(place / "tasks" / "one" / "train.jsonl", train)
     write(place / "tasks" / "one" / "dev.jsonl", dev)
     try:
-        scores = package.evaluate(model, tasks=place / "tasks", probe_only=True, seeds=seeds)
+        scores = package.evaluate_tasks(model, place / "tasks", probe_only=True, seeds=seeds)
     except BertmillError:
         return
     assert all(math.isfinite(mean) for mean in scores.mean.values())
@@ -591,5 +591,5 @@ def test_folders_that_are_hidden_are_no_tasks(model, tmp_path):
     write(tmp_path / "tasks" / "one" / "train.jsonl", ROWS * 3)
     write(tmp_path / "tasks" / "one" / "dev.jsonl", ROWS)
     (tmp_path / "tasks" / ".ipynb_checkpoints").mkdir()
-    found = package.evaluate(model, tasks=tmp_path / "tasks", probe_only=True, seeds=1)
+    found = package.evaluate_tasks(model, tmp_path / "tasks", probe_only=True, seeds=1)
     assert list(found.tasks) == ["one"]

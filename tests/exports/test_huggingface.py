@@ -42,7 +42,7 @@ POOLINGS = [Pooling(mode, normalize, 24) for mode in ("mean", "cls") for normali
 @pytest.fixture(scope="module")
 def exported(small_run, tmp_path_factory):
     out = tmp_path_factory.mktemp("export") / "folder"
-    assert package.export(small_run.folder, out) == out
+    assert package.export_huggingface(small_run.folder, out) == out
     return out
 
 
@@ -112,7 +112,7 @@ def test_heads_that_were_missing_are_left_out(kind, small_run, tmp_path):
     theirs = kind(BertConfig(vocab_size=tokenizer.size, num_hidden_layers=2, **sizes)).eval()
     theirs.save_pretrained(tmp_path / "theirs")
     tokenizer.save(tmp_path / "theirs")
-    out = package.export(tmp_path / "theirs", tmp_path / "out")
+    out = package.export_huggingface(tmp_path / "theirs", tmp_path / "out")
     assert json.loads((out / "config.json").read_text())["architectures"] == [kind.__name__]
     assert not (out / "bertmill.json").exists()
     again, info = kind.from_pretrained(out, output_loading_info=True)
@@ -135,7 +135,7 @@ def test_an_untied_word_level_model(corpus_file, tmp_path):
     run = package.pretrain(
         str(corpus_file), "tiny", out=tmp_path / "run", steps=1, settings=changes
     )
-    out = package.export(run.folder, tmp_path / "out")
+    out = package.export_huggingface(run.folder, tmp_path / "out")
     model, info = BertForPreTraining.from_pretrained(out, output_loading_info=True)
     assert not (info["missing_keys"] or info["mismatched_keys"] or info["unexpected_keys"])
     ours = load_model(run.folder).model
@@ -187,7 +187,7 @@ def test_longer_texts_are_cut_to_the_length_of_training(small_run, exported):
 def test_pooling_of_the_source_is_kept(pooling, source, tmp_path):
     write_pooling(source, pooling, 16)
     assert read_pooling(source, 512) == pooling
-    out = package.export(source, tmp_path / "out")
+    out = package.export_huggingface(source, tmp_path / "out")
     assert read_pooling(out, 512) == pooling
     found = open_sentence_transformer(out).encode(SENTENCES, show_progress_bar=False)
     ours = package.load(source)
@@ -202,7 +202,7 @@ def test_folders_that_sentence_transformers_wrote(pooling, source, tmp_path):
     model = open_sentence_transformer(source)
     model.save(str(tmp_path / "theirs"))
     assert read_pooling(tmp_path / "theirs", 512) == pooling
-    out = package.export(tmp_path / "theirs", tmp_path / "out")
+    out = package.export_huggingface(tmp_path / "theirs", tmp_path / "out")
     one, two = (
         open_sentence_transformer(folder).encode(SENTENCES, show_progress_bar=False)
         for folder in (tmp_path / "theirs", out)
@@ -212,7 +212,7 @@ def test_folders_that_sentence_transformers_wrote(pooling, source, tmp_path):
 
 def test_a_folder_that_does_not_say_takes_the_positions_of_the_model(source, tmp_path):
     (source / "bertmill.json").unlink()
-    out = package.export(source, tmp_path / "out")
+    out = package.export_huggingface(source, tmp_path / "out")
     assert read_pooling(out, 512) == Pooling("mean", False, 512)
 
 
@@ -220,14 +220,16 @@ def test_a_folder_that_does_not_say_takes_the_positions_of_the_model(source, tmp
 
 
 def test_an_export_of_an_export_is_the_same(exported, tmp_path):
-    again = package.export(exported, tmp_path / "again")
+    again = package.export_huggingface(exported, tmp_path / "again")
     assert model_files_of(again) == model_files_of(exported)
     assert "model.safetensors" in files_of(again)
 
 
 def test_a_run_and_its_model_folder_export_the_same(small_run, exported, tmp_path):
     """But for the page, which has a run's recipe and losses."""
-    again = package.export(str(small_run.folder / "model"), str(tmp_path / "deep" / "out"))
+    again = package.export_huggingface(
+        str(small_run.folder / "model"), str(tmp_path / "deep" / "out")
+    )
     assert model_files_of(again) == model_files_of(exported)
     assert files_of(exported).keys() - files_of(again).keys() == {"loss.png"}
     assert "README.md" in files_of(again)
@@ -400,7 +402,7 @@ def test_a_max_seq_length_beyond_the_positions_still_encodes(source, tmp_path):
     """The folder that we write must take any text, or the source must be refused."""
     write_pooling(source, Pooling("mean", False, 5000), 16)
     try:
-        out = package.export(source, tmp_path / "out")
+        out = package.export_huggingface(source, tmp_path / "out")
     except (ModelError, InputError):
         return
     text = "the river " * 600
@@ -446,7 +448,7 @@ def test_a_pooling_outside_the_folder_is_never_read(path, source, tmp_path):
     found = modules("Transformer", "Pooling", paths=("", path.format(outside=inner / "outside")))
     (inner / "source" / "modules.json").write_text(json.dumps(found), "utf-8")
     with pytest.raises(ModelError, match=r"modules\.json") as caught:
-        package.export(inner / "source", tmp_path / "out")
+        package.export_huggingface(inner / "source", tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 

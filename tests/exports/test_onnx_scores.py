@@ -67,7 +67,7 @@ def test_the_files_score_as_the_model(kind, small_run, save, held_out, tmp_path)
     assert 0 < report["largest_difference"] < 1e-5
     scores = report["held_out"]
     assert list(scores) == ["torch", "model.int8.onnx", "model.onnx"]
-    assert scores["torch"] == asdict(package.evaluate(model, held_out=held_out, device="cpu"))
+    assert scores["torch"] == asdict(package.evaluate_held_out(model, held_out, device="cpu"))
     assert scores["torch"]["num_pairs"] > 64
     assert scores["model.onnx"] == pytest.approx(scores["torch"], abs=1e-4)
     print(
@@ -98,7 +98,7 @@ def test_settings_and_a_model_without_next_sentence_head(save, held_out, tmp_pat
     settings, said = ["masking.mask_fraction=0.4"], []
     export_onnx(model, tmp_path / "out", False, held_out, settings, said.append)
     scores = json.loads((tmp_path / "out" / "onnx.json").read_text("utf-8"))["held_out"]
-    expected = package.evaluate(model, held_out=held_out, settings=settings, device="cpu")
+    expected = package.evaluate_held_out(model, held_out, settings=settings, device="cpu")
     assert scores["torch"] == asdict(expected)
     assert [each["nsp_loss"] for each in scores.values()] == [None] * 2
     assert sum("no next-sentence head" in line for line in said) == 1

@@ -97,7 +97,7 @@ def make_seeds(folder: Path) -> None:
         settings=[*SETTINGS, "tokenizer.kind=word"],
     )
     shutil.copytree(RunFolder(wordpiece.folder).read()[1]["store"], folder / "store")
-    bertmill.export(wordpiece.folder, folder / "model")
+    bertmill.export_huggingface(wordpiece.folder, folder / "model")
     shutil.copytree(words.folder / "model", folder / "word-model")
     shutil.rmtree(words.folder)
     (folder / "recipe.toml").write_bytes((folder / "run" / "recipe.toml").read_bytes())

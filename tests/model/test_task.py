@@ -184,7 +184,7 @@ def test_the_quick_shape_predicts_the_same_when_opened_again(sources, tmp_path):
 @pytest.mark.parametrize("kind", ["classification", "regression", "words"])
 def test_an_export_keeps_the_classifier(kind, sources, tmp_path):
     folder = tune(sources["published"], tmp_path, kind)
-    out = package.export(folder, tmp_path / "out")
+    out = package.export_huggingface(folder, tmp_path / "out")
     one, two = (load_file(path / "model.safetensors") for path in (folder, out))
     assert one.keys() == two.keys() and "classifier.weight" in two
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
@@ -197,7 +197,7 @@ def test_an_export_keeps_the_classifier(kind, sources, tmp_path):
 def test_an_export_keeps_the_length_of_examples(small_run, tmp_path):
     folder = tune(small_run.folder, tmp_path, "classification", max_length=12)
     text = " ".join(["river"] * 9 + ["horses"] * 9 + ["winter"] * 9)
-    out = package.export(folder, tmp_path / "out")
+    out = package.export_huggingface(folder, tmp_path / "out")
     counted = [package.load(path).predict_counted([text], None) for path in (folder, out)]
     assert counted[0] == counted[1]
     assert counted[1][1] == 1

@@ -144,7 +144,7 @@ def count_known(new, old):
 def test_the_first_weights_are_the_sources_bit_by_bit(folder, source, other_text, tmp_path):
     start = {"run": source, "model": source / "model"}.get(folder)
     if start is None:
-        start = package.export(source, tmp_path / "exported")
+        start = package.export_huggingface(source, tmp_path / "exported")
     run, said = go_on(other_text, tmp_path / "run", start)
     old, new = load_model(source), at_step(run, 0)
     assert not differing(new.model.state_dict(), old.model.state_dict())
@@ -520,13 +520,13 @@ def change_weights(folder):
 
 
 def test_a_resumed_run_has_the_same_bits(undisturbed, stopped):
-    done = package.pretrain(resume=stopped.folder)
+    done = package.resume(stopped.folder)
     assert done.outcome.finished and same_run(done, undisturbed)
 
 
 def test_a_run_without_a_checkpoint_begins_with_the_source(undisturbed, stopped):
     forget_checkpoints(stopped)
-    done = package.pretrain(resume=stopped.folder)
+    done = package.resume(stopped.folder)
     assert done.outcome.finished and same_run(done, undisturbed)
 
 
@@ -542,7 +542,7 @@ def test_a_run_without_a_checkpoint_resumes_from_another_folder(
     forget_checkpoints(run)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert same_run(package.pretrain(resume="../run"), undisturbed)
+    assert same_run(package.resume("../run"), undisturbed)
 
 
 def test_a_source_that_changed_since_is_refused(stopped, own_source, refused):
@@ -559,9 +559,9 @@ def test_a_source_that_is_gone_is_refused(stopped, own_source, refused):
 
 def test_a_source_that_changed_since_matters_no_more(undisturbed, stopped, own_source):
     change_weights(own_source)
-    assert same_run(package.pretrain(resume=stopped.folder), undisturbed)
+    assert same_run(package.resume(stopped.folder), undisturbed)
     shutil.rmtree(own_source)
-    assert same_run(package.pretrain(resume=stopped.folder), undisturbed)
+    assert same_run(package.resume(stopped.folder), undisturbed)
 
 
 @pytest.mark.parametrize(
@@ -573,7 +573,7 @@ def test_facts_about_the_source_that_are_damaged(value, stopped, refused):
     facts = json.loads(path.read_text("utf-8"))
     path.write_text(json.dumps(facts | {"init_from": value}), "utf-8")
     with pytest.raises(BertmillError):
-        package.pretrain(resume=stopped.folder)
+        package.resume(stopped.folder)
 
 
 def test_a_run_that_an_older_bertmill_began_still_resumes(small_run, tmp_path):
@@ -582,7 +582,7 @@ def test_a_run_that_an_older_bertmill_began_still_resumes(small_run, tmp_path):
     facts = json.loads((run / "run.json").read_text("utf-8"))
     del facts["init_from"]
     (run / "run.json").write_text(json.dumps(facts), "utf-8")
-    assert package.pretrain(resume=run).outcome.finished
+    assert package.resume(run).outcome.finished
 
 
 def test_the_recipe_of_a_continued_run_may_be_used_again(source, other_text, tmp_path):

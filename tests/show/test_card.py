@@ -111,7 +111,7 @@ def test_fine_tuned_models(kind, tag, small_run, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     tuned = package.finetune(small_run.folder, path, path, tmp_path / "tuned", epochs=1).folder
-    header, text = card_of(package.export(tuned, tmp_path / "out", license="mit"))
+    header, text = card_of(package.export_huggingface(tuned, tmp_path / "out", license="mit"))
     assert header["pipeline_tag"] == tag
     told = {"classification": "no, ü", "words": "O, X"}
     assert ("Fine-tuned" in text) == (kind in told)

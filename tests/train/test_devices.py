@@ -186,7 +186,7 @@ def test_a_resume_has_the_same_bits(precision, device, corpus_file, tmp_path):
     whole = bertmill.pretrain(corpus_file, "tiny", out=tmp_path / "whole", **how)
     parts = bertmill.pretrain(corpus_file, "tiny", out=tmp_path / "parts", stop_after=1e-6, **how)
     assert parts.outcome.steps == 1
-    parts = bertmill.pretrain(resume=parts.folder)
+    parts = bertmill.resume(parts.folder)
     assert weights(parts) == weights(whole)
     assert whole.outcome.mfu > 0
 

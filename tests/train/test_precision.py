@@ -30,7 +30,7 @@ def run(corpus_file, tmp_path, capsys):
         how = how or {"corpus": corpus_file, "recipe": "tiny", "out": tmp_path / name, "steps": 4}
         if settings:
             how["settings"] = [*SETTINGS, *settings]
-        done = bertmill.pretrain(**how)
+        done = bertmill.resume(**how) if "run" in how else bertmill.pretrain(**how)
         tensors = load_file(done.folder / "model" / "model.safetensors")
         weights = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
         out = capsys.readouterr().out.splitlines()
@@ -71,7 +71,7 @@ def test_auto_is_what_was_measured_and_the_run_keeps_it(times, chosen, run, cpu_
     assert same == weights and len(lines) == 1
     # And nothing is chosen again by a machine that would choose otherwise.
     cpu_with_units(2.4 - times)
-    done, _, lines = run("again", resume=done.folder, steps=6)
+    done, _, lines = run("again", run=done.folder, steps=6)
     assert done.recipe.train.precision == chosen and len(lines) == 1
 
 
@@ -90,7 +90,7 @@ def test_a_cpu_without_units_computes_in_fp32(run, monkeypatch):
 def test_a_run_in_bf16_goes_on_where_there_are_no_units_and_says_so(run, monkeypatch):
     done, _, lines = run("one", "train.precision=bf16")
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    done, _, lines = run("two", resume=done.folder, steps=6)
+    done, _, lines = run("two", run=done.folder, steps=6)
     assert done.outcome.steps == 6
     assert "has no units for it" in lines[0] and lines[1].endswith(
         "in bf16, attention length by length"

@@ -159,7 +159,7 @@ def test_a_run_stopped_after_every_few_steps_ends_with_the_same_bits(
     while not run.outcome.finished:
         assert run.outcome.steps == sessions and run.outcome.stopped_by is None
         stop_after = 1e-6 if sessions < 6 else None
-        run = bertmill.pretrain(resume=tmp_path / "run", stop_after=stop_after)
+        run = bertmill.resume(tmp_path / "run", stop_after=stop_after)
         sessions += 1
     assert sessions == 7
     assert weights(run.folder) == weights(undisturbed.folder)
@@ -197,10 +197,10 @@ def test_a_run_that_grows_goes_on(corpus_file, tmp_path):
     run = bertmill.pretrain(
         str(corpus_file), "tiny", out=tmp_path / "run", steps=4, settings=SETTINGS
     )
-    run = bertmill.pretrain(resume=run.folder, steps=10)
+    run = bertmill.resume(run.folder, steps=10)
     assert run.outcome.steps == 10
     assert load_recipe(run.folder / "recipe.toml").train.steps == 10
-    again = bertmill.pretrain(resume=run.folder)
+    again = bertmill.resume(run.folder)
     assert again.outcome.finished and again.outcome.steps == 10
     assert again.outcome.held_out == run.outcome.held_out
 
@@ -295,7 +295,7 @@ def test_a_few_skipped_in_a_row_stop_the_run_with_the_last_checkpoint_whole(
     # Six were skipped up to step 12; the log before, at step 10, had seen four.
     assert (tmp_path / "run" / "model").resolve().parent.name == "step-8"
     spoil()
-    again = bertmill.pretrain(resume=tmp_path / "run")
+    again = bertmill.resume(tmp_path / "run")
     assert again.outcome.finished and again.outcome.steps == 30
 
 
@@ -310,7 +310,7 @@ def test_skips_in_a_row_are_counted_across_a_resume(corpus_file, tmp_path, spoil
         stop_after=1e-6,
     )
     for made in range(2, 5):
-        run = bertmill.pretrain(resume=run.folder, stop_after=1e-6)
+        run = bertmill.resume(run.folder, stop_after=1e-6)
         assert run.outcome.steps == made
     state = json.loads((run.folder / "checkpoints" / "step-4" / "state.json").read_text())
     assert (state["losses"]["skipped"], state["losses"]["skipped_in_a_row"]) == (3, 3)
@@ -347,13 +347,13 @@ def test_a_damaged_checkpoint_is_passed_over(corpus_file, tmp_path, capsys, undi
     flipped = bytearray(path.read_bytes())
     flipped[-1] ^= 1
     path.write_bytes(flipped)
-    again = bertmill.pretrain(resume=run.folder)
+    again = bertmill.resume(run.folder)
     assert "step-8 is damaged (optimizer.safetensors)" in capsys.readouterr().out
     assert again.outcome.steps == 8
     for folder in checkpoints.iterdir():
         (folder / "model" / "model.safetensors").unlink()
     with pytest.raises(RunError, match="no whole checkpoint"):
-        bertmill.pretrain(resume=run.folder)
+        bertmill.resume(run.folder)
 
 
 def test_a_changed_store_is_refused(corpus_file, tmp_path):
@@ -366,7 +366,7 @@ def test_a_changed_store_is_refused(corpus_file, tmp_path):
     other.write_text(corpus_file.read_text() + "\n\nOne more document. It has two sentences.")
     bertmill.prepare(str(other), tmp_path / "store", "tiny", settings=SETTINGS)
     with pytest.raises(BertmillError, match="not the one that the run began with"):
-        bertmill.pretrain(resume=run.folder, steps=4)
+        bertmill.resume(run.folder, steps=4)
 
 
 def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_on_resume(
@@ -376,7 +376,7 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_on_resume(
     for name in ("checkpoints", "model"):
         path = tmp_path / "run" / name
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    run = bertmill.pretrain(resume=tmp_path / "run")
+    run = bertmill.resume(tmp_path / "run")
     assert weights(run.folder) == weights(undisturbed.folder)
     assert numbers(run.folder) == numbers(undisturbed.folder)
 
@@ -388,7 +388,7 @@ def test_after_a_fallback_the_damaged_checkpoint_is_gone(corpus_file, tmp_path):
     checkpoints = run.folder / "checkpoints"
     (checkpoints / "step-8" / "state.json").write_text("{}")
     (checkpoints / ".step-9.part").mkdir()
-    stopped = bertmill.pretrain(resume=run.folder, stop_after=1e-6)
+    stopped = bertmill.resume(run.folder, stop_after=1e-6)
     assert stopped.outcome.steps == 5
     assert sorted(p.name for p in checkpoints.iterdir()) == ["step-4", "step-5"]
     assert (run.folder / "model").resolve().parent.name == "step-5"
@@ -401,7 +401,7 @@ def test_a_run_whose_last_validation_was_lost_makes_it_on_resume(corpus_file, tm
     metrics = run.folder / "metrics.jsonl"
     kept = [line for line in metrics.read_text().splitlines(True) if '"step": 8' not in line]
     metrics.write_text("".join(kept))
-    again = bertmill.pretrain(resume=run.folder)
+    again = bertmill.resume(run.folder)
     assert again.outcome.held_out == run.outcome.held_out
 
 
@@ -461,7 +461,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits(
         assert (out / "model").resolve().parent.name == f"step-{outcome['steps']}"
     newest = max(int(p.name[5:]) for p in (out / "checkpoints").glob("step-*"))
     end = newest + 10
-    resumed = bertmill.pretrain(resume=out, steps=end)
+    resumed = bertmill.resume(out, steps=end)
     assert resumed.outcome.steps == end
     whole = bertmill.pretrain(
         str(corpus_file),

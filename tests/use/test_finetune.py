@@ -17,7 +17,8 @@ from bertmill.model.folder import load_model, save_model
 from bertmill.model.task import Task, TaskModel
 from bertmill.use import finetune as tuning
 from bertmill.use.examples import Columns, Examples, read_examples, targets_of, task_of
-from bertmill.use.finetune import FinetuneKnobs, learn_task, make_inputs, task_loss
+from bertmill.use.finetune import learn_task, make_inputs, task_loss
+from bertmill.use.knobs import FinetuneKnobs
 from bertmill.use.pooling import longest_text
 from bertmill.use.predict import compute_outputs, text_inputs, word_inputs
 

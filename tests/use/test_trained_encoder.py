@@ -64,7 +64,7 @@ def test_two_segments_equal_those_of_transformers(sentences):
 
 @pytest.mark.slow
 def test_sentence_transformers_makes_the_same_vectors_of_our_export(tmp_path, sentences):
-    out = bertmill.export(MINILM, tmp_path / "export")
+    out = bertmill.export_huggingface(MINILM, tmp_path / "export")
     assert read_pooling(out, 512) == Pooling("mean", normalize=True, max_length=256)
     wanted = SentenceTransformer(str(MINILM), device="cpu").encode(sentences)
     got = SentenceTransformer(str(out), device="cpu").encode(sentences)

@@ -42,7 +42,8 @@ from bertmill.model.task import Task
 from bertmill.text.files import COMPRESSIONS
 from bertmill.text.rows import ROW_ENDINGS
 from bertmill.use.examples import Columns, Examples, read_examples, targets_of, task_of
-from bertmill.use.finetune import FinetuneKnobs, learn_task, make_inputs
+from bertmill.use.finetune import learn_task, make_inputs
+from bertmill.use.knobs import FinetuneKnobs
 from bertmill.use.pooling import longest_text
 from bertmill.use.predict import compute_outputs
 from bertmill.use.pretrained import Pretrained

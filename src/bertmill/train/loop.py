@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
+from bertmill.config import Recipe
 from bertmill.train.device import repeatable_kernels
 from bertmill.train.malloc import freed_memory_kept
 from bertmill.train.progress import RunProgress
@@ -14,9 +18,30 @@ from bertmill.train.signals import stop_signals
 from bertmill.train.start import Plan
 
 
+@dataclass(frozen=True)
+class Run:
+    """A pretraining run, and how its last session went."""
+
+    folder: Path
+    recipe: Recipe
+    vocab_size: int
+    train_documents: int
+    outcome: Outcome
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as ``pretrain --json`` prints them."""
+        return {
+            "run": str(self.folder),
+            "recipe": self.recipe.name,
+            "vocab_size": self.vocab_size,
+            "train_documents": self.train_documents,
+            **asdict(self.outcome),
+        }
+
+
 def pretrain_loop(
     plan: Plan, progress: RunProgress, after_checkpoint: Callable[[RunFolder], None]
-) -> Outcome:
+) -> Run:
     """Train until the run's end, a limit, or a signal; save; say how it went.
 
     Parameters
@@ -50,4 +75,6 @@ def pretrain_loop(
                 session.save()
             if world.agree(stop.signal is not None or time.monotonic() >= plan.stop_at):
                 break
-        return session.finish(stop.signal)
+        outcome = session.finish(stop.signal)
+    store = plan.data.store
+    return Run(plan.run.path, plan.recipe, store.tokenizer.size, store.train.num_documents, outcome)

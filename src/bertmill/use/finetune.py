@@ -25,58 +25,10 @@ from bertmill.text.tokenizer import Tokenizer
 from bertmill.train.optimizer import make_optimizer, update
 from bertmill.train.schedule import StepSchedule
 from bertmill.use.examples import Examples, targets_of
-from bertmill.use.pooling import longest_text
+from bertmill.use.knobs import FinetuneKnobs
 from bertmill.use.predict import TaskInputs, compute_outputs, text_inputs, word_inputs
 
 _WARMUP_FRACTION = 0.1
-_BASE_WIDTH, _BASE_LR = 768, 5e-5
-_SHORTEST = 8
-"""Tokens of an example at least, special tokens included."""
-
-
-@dataclass(frozen=True)
-class FinetuneKnobs:
-    """How a task is learned."""
-
-    epochs: int = 10
-    """Passes over the examples at most; the rate falls linearly to zero over them."""
-    patience: int = 2
-    """Epochs without a better score on the dev examples before it ends."""
-    batch_size: int = 32
-    lr: float | None = None
-    """Peak learning rate. None: BERT Base's 5e-5, and higher the narrower the encoder is."""
-    max_length: int | None = None
-    """Tokens of an example at most. None: as many as the encoder was trained on."""
-    seed: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "patience", "batch_size", "lr", "max_length"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                option = name.replace("_", "-")
-                raise InputError(f"--{option}", f"is {value}", "give a number above 0")
-
-    def lr_for(self, loaded: LoadedModel) -> float:
-        """Return the peak learning rate for this model."""
-        return self.lr or _BASE_LR * _BASE_WIDTH / loaded.model.section.hidden_size
-
-    def length_for(self, loaded: LoadedModel) -> int:
-        """Return how many tokens an example of this model has at most.
-
-        Raises
-        ------
-        InputError
-            The model does not take as many.
-        """
-        length = self.max_length or longest_text(loaded)
-        longest = loaded.model.section.max_position_embeddings
-        if not _SHORTEST <= length <= longest:
-            raise InputError(
-                f"--max-length {length}",
-                f"does not fit a model of {longest} positions",
-                f"give {_SHORTEST} to {longest}",
-            )
-        return length
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,969 @@
+"""What people call: one typed and documented function for each verb.
+
+The command line is made from these signatures and docstrings. Whatever is heavy is imported inside
+the functions, so that ``import bertmill`` and ``bertmill --help`` take no time.
+"""
+
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from functools import wraps
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
+from typing import (
+    IO,
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    TypeVar,
+    get_args,
+)
+
+from bertmill.errors import InputError
+from bertmill.use.knobs import FinetuneKnobs
+
+if TYPE_CHECKING:
+    from bertmill.data.store import Store
+    from bertmill.evaluation.frozen_pairs import FrozenScores
+    from bertmill.evaluation.minimal_pairs import MinimalPairScores
+    from bertmill.evaluation.tasks import AllTaskScores
+    from bertmill.train.loop import Run
+    from bertmill.train.progress import RunProgress
+    from bertmill.train.start import Plan
+    from bertmill.train.validate import HeldOutScores
+    from bertmill.use.files import Embedded, FineTuned, Predicted
+    from bertmill.use.fill_mask import Filler
+    from bertmill.use.predict import Prediction
+    from bertmill.use.pretrained import Encoding, Pretrained
+    from bertmill.use.similar import SimilarWord
+
+__all__ = [
+    "AllTaskScores",
+    "Embedded",
+    "Encoding",
+    "Filler",
+    "FineTuned",
+    "FrozenScores",
+    "HeldOutScores",
+    "MinimalPairScores",
+    "Predicted",
+    "Prediction",
+    "Pretrained",
+    "Run",
+    "SimilarWord",
+    "Store",
+    "embed",
+    "encode",
+    "evaluate_frozen_pairs",
+    "evaluate_held_out",
+    "evaluate_minimal_pairs",
+    "evaluate_tasks",
+    "export_huggingface",
+    "export_onnx",
+    "fill_mask",
+    "finetune",
+    "inspect",
+    "load",
+    "predict",
+    "prepare",
+    "pretrain",
+    "resume",
+    "similar_words",
+]
+
+_MODULES = {
+    "AllTaskScores": "evaluation.tasks",
+    "Embedded": "use.files",
+    "Encoding": "use.pretrained",
+    "Filler": "use.fill_mask",
+    "FineTuned": "use.files",
+    "FrozenScores": "evaluation.frozen_pairs",
+    "HeldOutScores": "train.validate",
+    "MinimalPairScores": "evaluation.minimal_pairs",
+    "Predicted": "use.files",
+    "Prediction": "use.predict",
+    "Pretrained": "use.pretrained",
+    "Run": "train.loop",
+    "SimilarWord": "use.similar",
+    "Store": "data.store",
+}
+"""Where the types are, which are loaded when first used."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"bertmill.{_MODULES[name]}"), name)
+
+
+Sources = str | Path | Sequence[str | Path]
+
+
+class Least(NamedTuple):
+    """The least value of a parameter; stands in its annotation."""
+
+    value: int
+
+
+Count = Annotated[int, Least(1)]
+Seed = Annotated[int, Least(0)]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _verb(function: Callable[P, R]) -> Callable[P, R]:
+    """Refuse empty names of files and folders, which would mean the current folder."""
+    call = signature(function)
+    names = [name for name, each in call.parameters.items() if Path in get_args(each.annotation)]
+
+    @wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = call.bind(*args, **kwargs).arguments
+        for name in names:
+            value = given.get(name)
+            if value is not None and "" in _listed(value):
+                raise InputError(f"`{name}`", "has no name", "give the name of a file or folder")
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def _listed(sources: Sources) -> list[str]:
+    listed = [sources] if isinstance(sources, str | os.PathLike) else sources
+    return [str(source) for source in listed]
+
+
+@_verb
+def pretrain(
+    corpus: Sources,
+    recipe: str | Path | None = None,
+    *,
+    held_out: Sources = (),
+    out: str | Path | None = None,
+    init_from: str | Path | None = None,
+    steps: Count | None = None,
+    budget: str | float | None = None,
+    settings: Sequence[str] = (),
+    seed: Seed | None = None,
+    tokenizer: str | Path | None = None,
+    workers: Count | None = 1,
+    stop_after: str | float | None = None,
+    stream: IO[str] | None = None,
+) -> "Run":
+    """Pretrain an encoder from raw text.
+
+    Parameters
+    ----------
+    corpus : str, path, or sequence of them
+        File, folder, glob or URL of .txt, .tokens, .jsonl or .parquet (also .gz .xz .zst),
+        ``sample:sotu``, or one store that `prepare` made.
+    recipe : str or Path
+        ``quick``, ``tiny``, ``mini``, ``small``, ``medium``, ``base``, ``large``, ``d2l``,
+        ``continue``, or a TOML file; by default ``quick``, or ``continue`` with `init_from`.
+    held_out : str, path, or sequence of them
+        Text that training never sees; by default a share of the corpus.
+    out : str or Path, optional
+        The run's folder; by default ``runs/<recipe>-<n>``.
+    init_from : str or Path, optional
+        Run, model folder or Hugging Face BERT folder whose weights and tokenizer to begin with. Its
+        tokenizer is used whatever the recipe's ``[tokenizer]`` says. Another one (`tokenizer`, a
+        ``tokenizer.`` setting, or that of a prepared store) takes over the rows of the tokens that
+        both know.
+    steps : int, optional
+        Parameter updates, instead of the recipe's.
+    budget : str or float, optional
+        Training time instead of steps: 90s, 10m, 1h30m, or seconds.
+    settings : sequence of str
+        Change to the recipe: ``section.key=value``.
+    seed : int, optional
+        Seed of everything random, instead of the recipe's.
+    tokenizer : str or Path, optional
+        Tokenizer folder or ``vocab.txt`` to use instead of training one.
+    workers : int, optional
+        Processes that prepare long text at most. None is one per core, up to 8, as the command line
+        has it. They are started once the text is long enough for them to pay. More than one needs a
+        script with a ``__main__`` guard, so it is 1 in Python unless you ask for more.
+    stop_after : str or float, optional
+        Save and stop this session after this time, such as 55m, counted from the start.
+    stream : file, optional
+        Where progress goes; standard output by default.
+
+    Returns
+    -------
+    Run
+        SIGINT (Ctrl-C) and SIGTERM finish the step, save, and return with `outcome.stopped_by` set.
+
+    Raises
+    ------
+    BertmillError
+        Anything that the caller can fix, in one line.
+
+    Examples
+    --------
+    >>> run = pretrain("sample:sotu", out="runs/five", steps=5)  # doctest: +SKIP
+    >>> run.outcome.held_out.mlm_loss  # doctest: +SKIP
+    8.99
+    """
+    from bertmill.train.progress import RunProgress
+    from bertmill.train.start import Request, plan_run
+
+    stop_at = _deadline(stop_after)
+    if steps is not None and budget is not None:
+        raise InputError("`budget`", "cannot be combined with `steps`", "give one of the two")
+    if not _listed(corpus):
+        raise InputError("`corpus`", "is missing", "give a file or folder, or sample:sotu")
+    request = Request(
+        corpus=_listed(corpus),
+        held_out=_listed(held_out),
+        recipe=_text(recipe),
+        settings=settings,
+        steps=steps,
+        budget_seconds=None if budget is None else parse_duration(budget, "`budget`"),
+        seed=seed,
+        tokenizer=_text(tokenizer),
+        init_from=_text(init_from),
+        out=_text(out),
+        workers=workers,
+        stop_at=stop_at,
+    )
+    with RunProgress(stream) as progress:
+        plan = plan_run(request, progress.say)
+        with plan.run.locked():
+            plan.run.create(plan.recipe, plan.facts)
+            return _train(plan, progress)
+
+
+@_verb
+def resume(
+    run: str | Path,
+    *,
+    steps: Count | None = None,
+    corpus: Sources = (),
+    held_out: Sources = (),
+    workers: Count | None = 1,
+    stop_after: str | float | None = None,
+    stream: IO[str] | None = None,
+) -> "Run":
+    """Go on with a run from its newest whole checkpoint.
+
+    Parameters
+    ----------
+    run : str or Path
+        Run folder to go on with, from its newest whole checkpoint.
+    steps : int, optional
+        Parameter updates in all, where there are to be more: warm-up, hold and decay are from there
+        on those of the new length.
+    corpus, held_out : str, path, or sequence of them
+        Where the text or the store is now, if it has moved.
+    workers, stop_after, stream
+        As in `pretrain`.
+
+    Returns
+    -------
+    Run
+        As `pretrain` returns it.
+
+    Raises
+    ------
+    BertmillError
+        Anything that the caller can fix, in one line.
+    """
+    from bertmill.train.progress import RunProgress
+    from bertmill.train.run_folder import RunFolder
+    from bertmill.train.start import plan_resume
+
+    stop_at, folder = _deadline(stop_after), RunFolder(run)
+    moved = _listed(corpus), _listed(held_out)
+    folder.read()  # a folder that is not a run gets no lock
+    with RunProgress(stream) as progress, folder.locked():
+        return _train(plan_resume(folder, steps, *moved, workers, stop_at, progress.say), progress)
+
+
+def _train(plan: "Plan", progress: "RunProgress") -> "Run":
+    from bertmill.show.curves import CurvesFile
+    from bertmill.train.loop import pretrain_loop
+
+    curves = CurvesFile(progress.say)
+    run = pretrain_loop(plan, progress, curves.update)
+    curves.draw(plan.run)
+    return run
+
+
+def _text(value: str | Path | None) -> str | None:
+    return None if value is None else str(value)
+
+
+def _deadline(stop_after: str | float | None) -> float:
+    """Return the reading of ``time.monotonic`` at which a session that starts now stops."""
+    if stop_after is None:
+        return math.inf
+    return time.monotonic() + parse_duration(stop_after, "`stop_after`")
+
+
+def parse_duration(text: str | float, where: str) -> float:
+    """Read ``90``, ``90s``, ``10m``, ``1h30m`` as seconds; `where` names it in the error."""
+    if isinstance(text, int | float):
+        seconds = float(text)
+    else:
+        found = re.fullmatch(
+            r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip()
+        )
+        parts = [float(part or 0) for part in found.groups()] if found else [0.0]
+        seconds = sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
+    if not 0 < seconds < math.inf:
+        raise InputError(where, f"{text!r} is not a length of time", "write 90s, 10m or 1h30m")
+    return seconds
+
+
+@_verb
+def prepare(
+    corpus: Sources,
+    out: str | Path,
+    recipe: str | Path = "quick",
+    *,
+    held_out: Sources = (),
+    tokenizer: str | Path | None = None,
+    tokenizer_kind: Literal["wordpiece", "word"] | None = None,
+    vocab_size: int | None = None,
+    settings: Sequence[str] = (),
+    workers: Count | None = 1,
+    stream: IO[str] | None = None,
+) -> "Store":
+    """Make a token store of raw text.
+
+    `pretrain` takes the store as its corpus.
+
+    Parameters
+    ----------
+    corpus : str, path, or sequence of them
+        File, folder, glob or URL of .txt, .tokens, .jsonl or .parquet (also .gz .xz .zst), or
+        ``sample:sotu``.
+    held_out, tokenizer, settings, workers, stream
+        As in `pretrain`.
+    out : str or Path
+        The store's folder, which must not exist yet.
+    recipe : str or Path
+        Recipe whose ``[text]`` and ``[tokenizer]`` sections apply: a name that ships with bertmill,
+        or a TOML file.
+    tokenizer_kind : {"wordpiece", "word"}, optional
+        Kind of vocabulary to train; the same as the setting ``tokenizer.kind``.
+    vocab_size : int, optional
+        Entries of the vocabulary at most; the same as the setting ``tokenizer.vocab_size``.
+
+    Returns
+    -------
+    Store
+
+    Raises
+    ------
+    BertmillError
+        Anything that the caller can fix, in one line.
+    """
+    from bertmill.config import load_recipe
+    from bertmill.data import prepare as preparing
+    from bertmill.train.progress import RunProgress
+
+    path = None if tokenizer is None else str(Path(tokenizer).absolute())
+    knobs = {"kind": tokenizer_kind, "vocab_size": vocab_size, "path": path}
+    shorthand = [f"tokenizer.{key}={value}" for key, value in knobs.items() if value is not None]
+    chosen = load_recipe(recipe, [*settings, *shorthand])
+    with RunProgress(stream) as progress:
+        return preparing.prepare(
+            _listed(corpus),
+            out,
+            chosen.text,
+            chosen.tokenizer,
+            _listed(held_out),
+            workers,
+            progress.say,
+        )
+
+
+@_verb
+def inspect(
+    target: str | Path, num_pairs: Annotated[int, Least(0)] = 3, check: bool = False
+) -> dict[str, Any]:
+    """Show what is inside a recipe, store, run or model.
+
+    Parameters
+    ----------
+    target : str or Path
+        Recipe, store, run or model folder.
+    num_pairs : int
+        Training sequences to show, masks visible, where there is a store.
+    check : bool
+        Read the whole store and compare it with its hashes.
+
+    Returns
+    -------
+    dict
+        Plain values; ``kind`` says which of the four it is.
+
+    Raises
+    ------
+    BertmillError
+        None of the four, or damaged.
+    """
+    from bertmill.show.contents import describe
+
+    return describe(target, num_pairs, check)
+
+
+def load(path: str | Path, device: str = "auto") -> "Pretrained":
+    """Open a run folder, a bertmill model folder or a Hugging Face BERT folder for use.
+
+    Parameters
+    ----------
+    path : str or Path
+        Run folder, model folder or Hugging Face BERT folder.
+    device : str
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises
+    ------
+    ModelError, TokenizerError
+        Nothing there, another architecture, damaged, or without a tokenizer.
+    RecipeError
+        No such device.
+    """
+    from bertmill.use import pretrained
+
+    return pretrained.load(path, device)
+
+
+@_verb
+def encode(
+    model: str | Path, text: str, text_b: str | None = None, *, device: str = "auto"
+) -> "Encoding":
+    """Compute a vector for every token of one or two segments.
+
+    `Pretrained.encode` does the same with a model that is open already.
+
+    Parameters
+    ----------
+    model : str or Path
+        Run folder, model folder or Hugging Face BERT folder.
+    text : str
+        The first segment.
+    text_b : str, optional
+        The second segment.
+    device : str
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises
+    ------
+    BertmillError
+        Anything that the caller can fix, in one line.
+    """
+    return load(model, device).encode(text, text_b)
+
+
+@_verb
+def embed(
+    model: str | Path,
+    source: str | Path,
+    out: str | Path,
+    *,
+    column: str = "text",
+    pool: Literal["mean", "cls"] | None = None,
+    normalize: bool | None = None,
+    device: str = "auto",
+    stream: IO[str] | None = None,
+) -> "Embedded":
+    """Compute a vector for each text of a file.
+
+    `Pretrained.embed` does it for texts in memory.
+
+    Parameters
+    ----------
+    model : str or Path
+        Run folder, model folder or Hugging Face BERT folder.
+    source : str or Path
+        .txt (one text per line, empty ones too), .jsonl, .csv, .tsv or .parquet (also .gz .xz
+        .zst), or a folder, glob or URL of such; ``-`` is the lines of standard input.
+    out : str or Path
+        New .npy (float32, [texts, hidden_size]) or .parquet file (columns ``text``, ``vector``).
+        Its rows are in the order of the texts.
+    column : str
+        Column or field with the texts, in anything but .txt.
+    pool : {"mean", "cls"}, optional
+        Mean of the token vectors, special tokens included, or the vector of the first token; by
+        default as the model's folder says, else ``mean``.
+    normalize : bool, optional
+        Scale vectors to length 1, or do not; by default as the model's folder says, else not.
+    device : str
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    stream : file, optional
+        Where progress goes; standard output by default.
+
+    Raises
+    ------
+    BertmillError
+        Anything that the caller can fix, in one line.
+    """
+    from bertmill.train.progress import RunProgress
+    from bertmill.use.files import embed_file
+
+    loaded = load(model, device)
+    with RunProgress(stream) as progress:
+        return embed_file(loaded, str(source), Path(out), column, pool, normalize, progress.show)
+
+
+@_verb
+def similar_words(
+    model: str | Path,
+    text: str,
+    word: str,
+    *,
+    among: Sequence[str] = (),
+    among_file: str | Path | None = None,
+    top: Count = 10,
+    figure: str | Path | None = None,
+    device: str = "auto",
+) -> "list[SimilarWord]":
+    """Rank words by how near they are to one in its context.
+
+    `Pretrained.similar_words` does the same with a model that is open already.
+
+    Parameters
+    ----------
+    model : str or Path
+        Run folder, model folder or Hugging Face BERT folder.
+    text : str
+        A text with the word in it.
+    word : str
+        The word, as it stands in the text; its first occurrence counts.
+    among : sequence of str
+        Text to search.
+    among_file : str or Path, optional
+        File of more texts to search, as `embed` reads it, in the column ``text``.
+    top : int
+        Words to show.
+    figure : str or Path, optional
+        New .png, .svg or .pdf file to draw them to.
+    device : str
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises
+    ------
+    BertmillError
+        Anything that the caller can fix, in one line.
+    """
+    from bertmill.show.words import draw_similar_words, refuse_figure
+    from bertmill.text.rows import read_rows, text_of
+
+    texts = list(among)
+    if among_file is not None:
+        texts += [text_of(row, "text") for row in read_rows(str(among_file))]
+    if not texts:
+        raise InputError("similar-words", "has no texts to search", "give `among` or `among_file`")
+    if figure is not None:
+        refuse_figure(Path(figure), top)
+    found = load(model, device).similar_words(text, word, texts, top)
+    if figure is not None:
+        draw_similar_words(text, word, found, Path(figure))
+    return found
+
+
+@_verb
+def fill_mask(
+    model: str | Path,
+    text: str,
+    *,
+    top: Count = 5,
+    targets: Sequence[str] = (),
+    max_pieces: int | None = None,
+    device: str = "auto",
+) -> "list[list[Filler]]":
+    """Propose words for the masks in a text.
+
+    `Pretrained.fill_mask` does the same with a model that is open already.
+
+    Parameters
+    ----------
+    model : str or Path
+        Run folder, model folder or Hugging Face BERT folder.
+    text : str
+        A text with the mask token in it, once or more.
+    top : int
+        Proposals per mask.
+    targets : sequence of str
+        Word to choose from, instead of the whole vocabulary.
+    max_pieces : int, optional
+        Propose whole words of up to this many pieces, instead of tokens.
+    device : str
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Returns
+    -------
+    list of list of Filler
+        A list for each mask, in the order of the text, most probable first.
+
+    Raises
+    ------
+    BertmillError
+        Anything that the caller can fix, in one line.
+    """
+    opened = load(model, device)
+    return opened.fill_mask(text, top, targets=targets or None, max_pieces=max_pieces)
+
+
+@_verb
+def evaluate_held_out(
+    model: str | Path,
+    held_out: Sources,
+    *,
+    settings: Sequence[str] = (),
+    device: str = "auto",
+    stream: IO[str] | None = None,
+) -> "HeldOutScores":
+    """Compute both losses of a model on text.
+
+    Parameters
+    ----------
+    model : str or Path
+        Run folder, model folder or Hugging Face BERT folder.
+    held_out : str, path, or sequence of them
+        Text, as a corpus, cut into pairs and masked as the model's own was. Where the folder does
+        not say how that was, the recipe's defaults apply.
+    settings : sequence of str
+        Change to how the text is read, cut and masked: ``text.``, ``pairs.`` or
+        ``masking.key=value``.
+    device : str
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    stream : file, optional
+        Where progress goes; standard output by default.
+
+    Raises
+    ------
+    BertmillError
+        Anything that the caller can fix, in one line.
+    """
+    from bertmill.evaluation import held_out as evaluation
+    from bertmill.model.folder import load_model
+    from bertmill.train.device import open_device
+    from bertmill.train.progress import RunProgress
+
+    sources = _listed(held_out)
+    if not sources:
+        raise InputError("`held_out`", "is missing", "give a file or folder with text")
+    loaded, where = load_model(model), open_device(device)
+    with RunProgress(stream) as progress:
+        return evaluation.evaluate_held_out(loaded, sources, settings, where, progress.say)
+
+
+@_verb
+def evaluate_frozen_pairs(
+    model: str | Path, frozen_pairs: str | Path, *, device: str = "auto"
+) -> "FrozenScores":
+    """Compute both losses of a model on pairs whose masks are drawn already.
+
+    Parameters
+    ----------
+    model : str or Path
+        Run folder, model folder or Hugging Face BERT folder.
+    frozen_pairs : str or Path
+        A .jsonl file of word pairs whose masks are drawn already, for word-level vocabularies.
+    device : str
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises
+    ------
+    BertmillError
+        Anything that the caller can fix, in one line.
+    """
+    from bertmill.evaluation import frozen_pairs as evaluation
+    from bertmill.model.folder import load_model
+    from bertmill.train.device import open_device
+
+    loaded, where = load_model(model), open_device(device)
+    return evaluation.evaluate_frozen_pairs(loaded, str(frozen_pairs), where)
+
+
+@_verb
+def evaluate_minimal_pairs(
+    model: str | Path,
+    minimal_pairs: str | Path,
+    *,
+    mask_rest_of_word: bool = False,
+    device: str = "auto",
+) -> "MinimalPairScores":
+    """Count how often the better of two sentences is the more probable one.
+
+    Parameters
+    ----------
+    model : str or Path
+        Run folder, model folder or Hugging Face BERT folder.
+    minimal_pairs : str or Path
+        A file of sentence pairs, ``sentence_good`` and ``sentence_bad``, of which the first should
+        be more probable.
+    mask_rest_of_word : bool
+        Mask the later pieces of a word too (Kauf and Ivanova 2023).
+    device : str
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises
+    ------
+    BertmillError
+        Anything that the caller can fix, in one line.
+    """
+    from bertmill.evaluation import minimal_pairs as evaluation
+    from bertmill.model.folder import load_model
+    from bertmill.train.device import open_device
+
+    loaded, where = load_model(model), open_device(device)
+    return evaluation.evaluate_minimal_pairs(loaded, str(minimal_pairs), mask_rest_of_word, where)
+
+
+@_verb
+def evaluate_tasks(
+    model: str | Path,
+    tasks: str | Path,
+    *,
+    seeds: Count = 3,
+    probe_only: bool = False,
+    device: str = "auto",
+    stream: IO[str] | None = None,
+) -> "AllTaskScores":
+    """Measure what probes and fine-tuning reach on labeled tasks, with and without pretraining.
+
+    Parameters
+    ----------
+    model : str or Path
+        Run folder, model folder or Hugging Face BERT folder.
+    tasks : str or Path
+        A folder with one folder for each labeled task, TASK/train.jsonl and TASK/dev.jsonl. Other
+        kinds of file are read too, as `finetune` reads them.
+    seeds : int
+        Repetitions of what depends on chance.
+    probe_only : bool
+        Leave fine-tuning out, which takes most of the time.
+    device : str
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    stream : file, optional
+        Where progress goes; standard output by default.
+
+    Raises
+    ------
+    BertmillError
+        Anything that the caller can fix, in one line.
+    """
+    from bertmill.evaluation import tasks as evaluation
+    from bertmill.model.folder import load_model
+    from bertmill.train.device import open_device
+    from bertmill.train.progress import RunProgress
+
+    loaded, where = load_model(model), open_device(device)
+    with RunProgress(stream) as progress:
+        return evaluation.evaluate_tasks(
+            loaded, str(tasks), seeds, not probe_only, where, progress.say
+        )
+
+
+@_verb
+def finetune(
+    model: str | Path,
+    train: str | Path,
+    dev: str | Path,
+    out: str | Path,
+    *,
+    task: Literal["classification", "regression", "words"] | None = None,
+    text_column: str | None = None,
+    text_b_column: str | None = None,
+    label_column: str | None = None,
+    epochs: int = FinetuneKnobs.epochs,
+    patience: int = FinetuneKnobs.patience,
+    batch_size: int = FinetuneKnobs.batch_size,
+    lr: float | None = FinetuneKnobs.lr,
+    max_length: int | None = FinetuneKnobs.max_length,
+    seed: Seed = FinetuneKnobs.seed,
+    device: str = "auto",
+    stream: IO[str] | None = None,
+) -> "FineTuned":
+    """Fine-tune a model on labeled examples.
+
+    Parameters
+    ----------
+    model : str or Path
+        Run folder, model folder or Hugging Face BERT folder.
+    train : str or Path
+        Examples to learn from: .jsonl, .csv, .tsv or .parquet, compressed or not. Words and their
+        labels are lists, in .jsonl and .parquet.
+    dev : str or Path
+        Examples that choose the epoch to keep, in a file like `train`.
+    out : str or Path
+        The new folder, which must not exist yet. `predict` takes it; where the network is BERT as
+        published, ``transformers`` opens it too: ``BertForSequenceClassification``, or
+        ``BertForTokenClassification`` for words.
+    task : {"classification", "regression", "words"}, optional
+        By default as the labels are: numbers written with a point (5.0, not 5) are regression,
+        lists label words, all else are classes.
+    text_column : str, optional
+        Column of the text, or of the words; by default text, sentence1, sentence, words or tokens.
+    text_b_column : str, optional
+        Column of the second text; by default text_b or sentence2 where there is one.
+    label_column : str, optional
+        Column of the labels; by default label or labels.
+    epochs : int
+        Passes over the examples at most.
+    patience : int
+        Epochs without a better score on `dev` before it ends.
+    batch_size : int
+        Examples in a step.
+    lr : float, optional
+        Peak learning rate; by default higher the narrower the encoder is.
+    max_length : int, optional
+        Tokens of an example at most; by default as many as the encoder was trained on.
+    seed : int
+        Seed of everything random; the same one gives the same weights on the same machine's CPU.
+    device : str
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    stream : file, optional
+        Where progress goes; standard output by default.
+
+    Raises
+    ------
+    BertmillError
+        Anything that the caller can fix, in one line.
+    """
+    from bertmill.train.progress import RunProgress
+    from bertmill.use.examples import Columns
+    from bertmill.use.files import finetune_on_files
+
+    columns = Columns(text_column, text_b_column, label_column)
+    knobs = FinetuneKnobs(epochs, patience, batch_size, lr, max_length, seed)
+    with RunProgress(stream) as progress:
+        return finetune_on_files(
+            model, (str(train), str(dev)), Path(out), task, columns, knobs, device, progress
+        )
+
+
+@_verb
+def predict(
+    model: str | Path,
+    source: str | Path,
+    out: str | Path,
+    *,
+    text_column: str | None = None,
+    text_b_column: str | None = None,
+    device: str = "auto",
+) -> "Predicted":
+    """Answer for each text of a file with a fine-tuned model.
+
+    `Pretrained.predict` does it for texts in memory.
+
+    Parameters
+    ----------
+    model : str or Path
+        Folder that `finetune` wrote, or a fine-tuned BERT of Hugging Face.
+    source : str or Path
+        .txt (one text per line), .jsonl, .csv, .tsv or .parquet (also .gz .xz .zst); ``-`` is the
+        lines of standard input. Labels are not needed.
+    out : str or Path
+        New .jsonl, .csv or .parquet file. It has one row per text, in their order, with ``label``
+        and ``probability``, with ``value``, or with ``labels`` and ``probabilities``.
+    text_column, text_b_column : str, optional
+        As in `finetune`.
+    device : str
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises
+    ------
+    BertmillError
+        Anything that the caller can fix, in one line.
+    """
+    from bertmill.use.examples import Columns
+    from bertmill.use.files import predict_file
+
+    columns = Columns(text_column, text_b_column)
+    return predict_file(load(model, device), str(source), Path(out), columns)
+
+
+@_verb
+def export_huggingface(model: str | Path, out: str | Path, *, license: str | None = None) -> Path:
+    """Write a folder that transformers and sentence-transformers open.
+
+    Heads that the model was loaded without are left out. Sentence vectors are pooled as the model's
+    own folder says, else as the mean of the token vectors.
+
+    Parameters
+    ----------
+    model : str or Path
+        Run folder, model folder or Hugging Face BERT folder.
+    out : str or Path
+        The new folder, which must not exist yet.
+    license : str, optional
+        Identifier for the model card, such as apache-2.0.
+
+    Returns
+    -------
+    Path
+        The new folder.
+
+    Raises
+    ------
+    BertmillError
+        Anything that the caller can fix, in one line.
+    """
+    from bertmill.exports import huggingface
+
+    return huggingface.export_huggingface(model, out, license)
+
+
+@_verb
+def export_onnx(
+    model: str | Path,
+    out: str | Path,
+    *,
+    int8: bool = False,
+    held_out: Sources = (),
+    settings: Sequence[str] = (),
+    stream: IO[str] | None = None,
+) -> Path:
+    """Write the encoder for onnxruntime, compared with torch while it is written.
+
+    Parameters
+    ----------
+    model : str or Path
+        Run folder, model folder or Hugging Face BERT folder.
+    out : str or Path
+        The new folder, which must not exist yet.
+    int8 : bool
+        Also write the encoder with weights of 8 bits; needs `held_out`, to measure what it costs.
+    held_out : str, path, or sequence of them
+        Text to measure the files on. It is read as `evaluate_held_out` reads it, and ``onnx.json``
+        has the scores.
+    settings : sequence of str
+        As in `evaluate_held_out`.
+    stream : file, optional
+        Where progress goes; standard output by default.
+
+    Returns
+    -------
+    Path
+        The new folder.
+
+    Raises
+    ------
+    BertmillError
+        Anything that the caller can fix, in one line.
+    """
+    from bertmill.exports import onnx
+    from bertmill.train.progress import RunProgress
+
+    sources = _listed(held_out)
+    if int8 and not sources:
+        raise InputError("`int8`", "needs `held_out`", "give text to measure what 8 bits cost")
+    if settings and not sources:
+        raise InputError(
+            f"`settings` {settings[0]}", "changes how `held_out` is read", "give `held_out` too"
+        )
+    with RunProgress(stream) as progress:
+        return onnx.export_onnx(model, out, int8, sources, settings, progress.say)
