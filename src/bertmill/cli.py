@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from bertmill.errors import BertmillError
+from bertmill.openmp import limit_spinning
 
 if TYPE_CHECKING:
     from bertmill.api import (
@@ -519,6 +520,7 @@ def export(
 
 def main() -> NoReturn:
     """Run the command line and exit with its status."""
+    limit_spinning()  # first: torch is imported by the verbs
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name or a word that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
