@@ -1,40 +1,43 @@
-"""Fixtures that several tests share: small text, a small store, a small finished run."""
+"""What all tests share: the size of a test session, its fixtures, and the errors it raised.
+
+A session of two workers costs what its small runs cost, so that the parts of a run that no test
+here is about are made small for every test: see `_cheap_runs`.
+"""
 
 import os
+import pkgutil
 import re
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports torch
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from hypothesis import settings
+from matplotlib.figure import Figure
 
-# The same examples in every run; a busy machine is no failure.
-settings.register_profile("repeatable", deadline=None, derandomize=True)
-settings.load_profile("repeatable")
+from small import FAST_EXAMPLES, IS_FAST, SMALL, make_documents
 
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
+LEFT_TO_TEST_ALL = ("slow", "alone")
 
-SUBJECTS = ["the river", "a farmer", "the old bridge", "my sister", "the market", "a grey crane"]
-VERBS = ["crosses", "remembers", "follows", "watches", "feeds"]
-OBJECTS = ["the valley", "two horses", "a long road", "the winter rain", "its own shadow"]
+# The same examples in every session; a busy machine fails no test.
+settings.register_profile("full", deadline=None, derandomize=True)
+settings.register_profile("fast", settings.get_profile("full"), max_examples=FAST_EXAMPLES)
+settings.load_profile("fast" if IS_FAST else "full")
 
-
-def make_documents(count: int, sentences: int = 6) -> list[str]:
-    """Documents of plain English, each sentence different, no file made by hand."""
-    texts = []
-    for d in range(count):
-        parts = []
-        for s in range(sentences):
-            n = d * 31 + s * 7
-            words = f"{SUBJECTS[n % 6]} {VERBS[(n // 6) % 5]} {OBJECTS[(n // 3) % 5]}"
-            parts.append(f"{words.capitalize()} in year {n % 97}.")
-        texts.append(" ".join(parts))
-    return texts
+# --- the size of a session, and every error ------------------------------------------------------
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fast",
+        action="store_true",
+        help="leave out the tests marked slow or alone, and say how many these are",
+    )
     parser.addoption(
         "--every-error",
         action="store_true",
@@ -44,6 +47,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 RAISED: set[tuple[str, int, str]] = set()
 """File, line and fault of every error that the package made in these tests."""
+
+LEFT_OUT: dict[str, int] = {}
+"""The number of tests that ``--fast`` left out, by their mark."""
 
 
 def pytest_configure() -> None:
@@ -59,8 +65,28 @@ def pytest_configure() -> None:
     BertmillError.__init__ = make_and_note
 
 
-def never_raised() -> list:
-    return [site for site in load_errors_page().find_sites() if not was_raised(site)]
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--fast"):
+        return
+    left_out = {mark: [i for i in items if i.get_closest_marker(mark)] for mark in LEFT_TO_TEST_ALL}
+    LEFT_OUT.update({mark: len(some) for mark, some in left_out.items()})
+    items[:] = [item for item in items if not any(item in some for some in left_out.values())]
+    config.hook.pytest_deselected(items=[item for some in left_out.values() for item in some])
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    config = session.config
+    if hasattr(config, "workeroutput"):  # a worker of pytest-xdist: the controller looks at all
+        config.workeroutput |= {"raised": sorted(RAISED), "left_out": LEFT_OUT}
+    elif config.getoption("--every-error") and session.exitstatus == 0 and never_raised():
+        session.exitstatus = 1
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node) -> None:
+    output = getattr(node, "workeroutput", {})  # none of a worker that died
+    RAISED.update(map(tuple, output.get("raised", [])))
+    LEFT_OUT.update(output.get("left_out", {}))
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
@@ -69,11 +95,13 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
             terminalreporter.write_line(
                 f"never raised: src/bertmill/{site.file}:{site.first_line}: {site.what}", red=True
             )
+    if LEFT_OUT:
+        counts = " and ".join(f"{count} {mark}" for mark, count in LEFT_OUT.items())
+        terminalreporter.write_line(f"{counts} tests are left for make test-all")
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if session.config.getoption("--every-error") and session.exitstatus == 0 and never_raised():
-        session.exitstatus = 1
+def never_raised() -> list:
+    return [site for site in load_errors_page().find_sites() if not was_raised(site)]
 
 
 def was_raised(site) -> bool:
@@ -101,29 +129,53 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory):
     os.environ["BERTMILL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+# --- small runs ----------------------------------------------------------------------------------
+
+
+class Pixel(Figure):
+    """A picture that takes no time."""
+
+    def savefig(self, path):
+        Path(path).write_bytes(
+            bytes.fromhex(
+                "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
+                "0000000a49444154789c6360000000020001482af6040000000049454e44ae426082"
+            )
+        )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cheap_runs():
+    """Save three quarters of a small run's time, which go into what no test of a run looks at.
+
+    A process that dies loses nothing that it wrote, synced or not; a picture of the losses is only
+    looked at by those who take `real_runs`; the peak that a run's speed is a share of is measured
+    with a product of any width. A process that a test starts has all this as it is.
+    """
+    cheap = {
+        "os.fsync": lambda descriptor: None,
+        "bertmill.show.curves.Figure": Pixel,
+        "bertmill.train.device._PEAK_WIDTH": {"cpu": 64, "cuda": 1024},
+    }
+    real = {name: pkgutil.resolve_name(name) for name in cheap}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in cheap.items():
+            patch.setattr(name, value)
+        yield real
+
+
+@pytest.fixture
+def real_runs(_cheap_runs, monkeypatch):
+    """Put back what `_cheap_runs` took."""
+    for name, value in _cheap_runs.items():
+        monkeypatch.setattr(name, value)
+
+
 @pytest.fixture(scope="session")
 def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
     path.write_text("\n\n".join(make_documents(60)), "utf-8")
     return path
-
-
-SMALL = [
-    "tokenizer.vocab_size=200",
-    "text.held_out_fraction=0.2",
-    "pairs.max_length=32",
-    "model.hidden_size=16",
-    "model.num_attention_heads=2",
-    "model.intermediate_size=32",
-    "model.hidden_dropout_prob=0.1",
-    "model.attention_probs_dropout_prob=0.1",
-    "train.batch_size=8",
-    "train.precision=fp32",
-    "train.log_every_steps=2",
-    "train.validate_every_steps=4",
-    "train.checkpoint_every_steps=4",
-    "schedule.warmup_steps=2",
-]
 
 
 @pytest.fixture(scope="session")

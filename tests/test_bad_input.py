@@ -13,17 +13,9 @@ import pytest
 
 from bertmill.config import TokenizerSection
 from bertmill.text.tokenizer import load_tokenizer
+from small import SMALL
 
-SETTINGS = [
-    "tokenizer.vocab_size=200",
-    "text.held_out_fraction=0.0",
-    "pairs.max_length=32",
-    "model.hidden_size=16",
-    "model.num_attention_heads=2",
-    "model.intermediate_size=32",
-    "train.batch_size=8",
-    "train.precision=fp32",
-]
+SETTINGS = [*SMALL, "text.held_out_fraction=0.0"]
 
 
 def check_line(err, parts):

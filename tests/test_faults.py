@@ -18,26 +18,21 @@ import pytest
 import tomli_w
 
 import bertmill
+import processes
 from bertmill.data import encode
 from bertmill.data.store import Store
 from bertmill.errors import BertmillError, StoreError
 from bertmill.train.run_folder import RunFolder
+from small import CLOCKS, SMALL, SMALL_OVER_A_STORE, SMALL_TEXT
 
 SETTINGS = [
+    *SMALL,
     "tokenizer.vocab_size=120",
-    "text.held_out_fraction=0.2",
-    "pairs.max_length=32",
     "model.hidden_size=8",
-    "model.num_attention_heads=2",
     "model.intermediate_size=16",
     "model.max_position_embeddings=32",
-    "train.batch_size=8",
-    "train.precision=fp32",
     "train.log_every_steps=1",
-    "train.validate_every_steps=4",
-    "train.checkpoint_every_steps=4",
     "train.validation_pairs=16",
-    "schedule.warmup_steps=2",
 ]
 
 
@@ -50,24 +45,6 @@ def command(corpus, out, *more):
     return ["pretrain", "--corpus", corpus, "--recipe", "tiny", "--out", out, *settings, *more]
 
 
-def in_a_process(arguments, limits="pass", **options):
-    """Run the command line in a process that first limits itself."""
-    program = (
-        "import resource, sys, bertmill.cli, matplotlib.backends.backend_agg\n"
-        "bertmill.Run  # what is heavy is loaded before the limits\n"
-        f"{limits}\n"
-        f"sys.argv = ['bertmill', *{[str(a) for a in arguments]!r}]\n"
-        "bertmill.cli.main()\n"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, **options
-    )
-
-
-def no_file_above(num_bytes):
-    return f"resource.setrlimit(resource.RLIMIT_FSIZE, ({num_bytes}, {num_bytes}))"
-
-
 def assert_one_line(done, *parts):
     assert done.returncode == 2, done.stderr
     line = done.stderr.splitlines()[-1]
@@ -78,13 +55,12 @@ def assert_one_line(done, *parts):
 
 def end_of(run):
     newest = (run / "model").resolve().parent
-    clocks = ("seconds", "pairs_per_second", "tokens_per_second", "mfu", "waiting_fraction")
     return (
         newest.name,
         (newest / "model" / "model.safetensors").read_bytes(),
         (newest / "optimizer.safetensors").read_bytes(),
         [
-            {k: v for k, v in r.to_dict().items() if k not in clocks}
+            {k: v for k, v in r.to_dict().items() if k not in CLOCKS}
             for records in RunFolder(run).metrics()
             for r in records
         ],
@@ -108,9 +84,9 @@ def is_whole(folder):
 
 
 def test_a_full_disk_while_a_shard_is_written(corpus_file, tmp_path):
-    done = in_a_process(
-        ["prepare", "--corpus", corpus_file, "--out", tmp_path / "store", "--set", SETTINGS[0]],
-        no_file_above(6_000),
+    done = processes.run(
+        ["prepare", "--corpus", corpus_file, "--out", tmp_path / "store", "--set", SMALL_TEXT[0]],
+        {"RLIMIT_FSIZE": 6_000},
     )
     assert_one_line(done, "store", "cannot be written", "free some space")
     assert list(tmp_path.iterdir()) == []
@@ -119,7 +95,7 @@ def test_a_full_disk_while_a_shard_is_written(corpus_file, tmp_path):
 def test_a_full_disk_while_a_checkpoint_is_written(corpus_file, tmp_path, undisturbed):
     run = begin(corpus_file, tmp_path / "run", 40, stop_after=1e-6).folder
     before = sorted(p.name for p in (run / "checkpoints").iterdir())
-    done = in_a_process(["pretrain", "--resume", run], no_file_above(12_000))
+    done = processes.run(["pretrain", "--resume", run], {"RLIMIT_FSIZE": 12_000})
     assert_one_line(done, "checkpoints/step-4", "cannot be written", f"--resume {run}")
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == before and is_whole(run)
     assert bertmill.resume(run).outcome.finished
@@ -134,7 +110,7 @@ def test_a_full_disk_while_metrics_are_written(corpus_file, tmp_path):
     ).folder  # fmt: skip
     limit = 34_000  # no file of a checkpoint is as long as 200 lines of metrics
     assert all(f.stat().st_size < limit for f in run.rglob("*.safetensors"))
-    done = in_a_process(["pretrain", "--resume", run], no_file_above(limit))
+    done = processes.run(["pretrain", "--resume", run], {"RLIMIT_FSIZE": limit})
     assert_one_line(done, "metrics.jsonl", "cannot be written", "--resume")
     assert is_whole(run)
     assert bertmill.resume(run).outcome.finished
@@ -144,15 +120,10 @@ def test_a_full_disk_while_metrics_are_written(corpus_file, tmp_path):
 
 def test_no_more_file_handles(corpus_file, tmp_path):
     begin(corpus_file, tmp_path / "first", 1)  # prepares the store
-    limits = (
-        "import os\n"
-        "free = len(os.listdir('/proc/self/fd')) + {more}\n"
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (free, free))"
-    )
     refused = 0
     for more in range(6):
         out = tmp_path / f"run-{more}"
-        done = in_a_process(command(corpus_file, out, "--steps", 4), limits.format(more=more))
+        done = processes.run(command(corpus_file, out, "--steps", 4), {"free_files": more})
         if done.returncode:
             assert_one_line(done, "; ")
             refused += 1
@@ -198,10 +169,9 @@ def test_a_damaged_shard_of_the_cache_is_prepared_again(
 
 @pytest.mark.parametrize("how", ["truncated", "flipped", "deleted"])
 def test_a_damaged_shard_of_a_store_for_keeps_is_refused(corpus_file, tmp_path, how):
-    bertmill.prepare(str(corpus_file), tmp_path / "store", settings=SETTINGS[:2])
-    settings = [s for s in SETTINGS if not s.startswith(("text.", "tokenizer."))]
+    bertmill.prepare(str(corpus_file), tmp_path / "store", settings=SMALL_TEXT)
     run = bertmill.pretrain(
-        tmp_path / "store", "tiny", out=tmp_path / "run", steps=8, settings=settings,
+        tmp_path / "store", "tiny", out=tmp_path / "run", steps=8, settings=SMALL_OVER_A_STORE,
         stop_after=1e-6,
     ).folder  # fmt: skip
     shutil.copytree(tmp_path / "store", tmp_path / "spare")
@@ -404,7 +374,7 @@ def test_facts_that_are_none(corpus_file, tmp_path, change):
 
 def test_a_full_disk_while_a_model_is_exported(corpus_file, tmp_path):
     run = begin(corpus_file, tmp_path / "run", 2).folder
-    done = in_a_process(["export", run, "--out", tmp_path / "export"], no_file_above(6_000))
+    done = processes.run(["export", run, "--out", tmp_path / "export"], {"RLIMIT_FSIZE": 6_000})
     assert_one_line(done, "export", "cannot be written")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
 
@@ -517,7 +487,7 @@ def test_a_worker_that_dies(corpus_file, tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "_CHUNKS_BEFORE_WORKERS", 0)
     with pytest.raises(BertmillError, match="a worker process died"):
         bertmill.prepare(
-            str(corpus_file), tmp_path / "out" / "store", settings=SETTINGS[:2], workers=2
+            str(corpus_file), tmp_path / "out" / "store", settings=SMALL_TEXT, workers=2
         )
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -531,7 +501,7 @@ def test_workers_end_with_the_process_that_started_them(corpus_file, tmp_path):
     program = (
         "import bertmill, sleeping, bertmill.data.encode as encode\n"
         "encode._encode_in_worker, encode._CHUNKS_BEFORE_WORKERS = sleeping.sleep, 0\n"
-        f"bertmill.prepare({str(corpus_file)!r}, 'out', settings={SETTINGS[:2]!r}, workers=2)\n"
+        f"bertmill.prepare({str(corpus_file)!r}, 'out', settings={SMALL_TEXT!r}, workers=2)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=tmp_path

@@ -25,25 +25,16 @@ from typing import Any
 
 import bertmill
 from bertmill.train.run_folder import RunFolder
+from small import CLOCKS, SMALL
 
 bertmill.Run  # noqa: B018 - loads torch here, so that no child spends its time on it
 STEPS_PER_KILL = 40
 SETTINGS = [
-    "tokenizer.vocab_size=200",
-    "text.held_out_fraction=0.2",
-    "pairs.max_length=32",
-    "model.hidden_size=16",
-    "model.num_attention_heads=2",
-    "model.intermediate_size=32",
-    "model.hidden_dropout_prob=0.1",
-    "model.attention_probs_dropout_prob=0.1",
-    "train.batch_size=8",
-    "train.precision=fp32",
+    *SMALL,
     "train.log_every_steps=1",
     "train.validate_every_steps=20",
     "train.checkpoint_every_steps=7",
     "train.validation_pairs=32",
-    "schedule.warmup_steps=2",
 ]
 
 
@@ -139,7 +130,6 @@ def _differences(one: RunFolder, other: RunFolder) -> list[str]:
 
 
 def _end_of(run: RunFolder) -> dict[str, Any]:
-    clocks = ("seconds", "pairs_per_second", "tokens_per_second", "mfu", "waiting_fraction")
     newest = run.model.resolve().parent
     return {
         "step": newest.name,
@@ -147,7 +137,7 @@ def _end_of(run: RunFolder) -> dict[str, Any]:
         "moments": (newest / "optimizer.safetensors").read_bytes(),
         "best": run.best.resolve().parent.name,
         "metrics": [
-            {k: v for k, v in record.to_dict().items() if k not in clocks}
+            {k: v for k, v in record.to_dict().items() if k not in CLOCKS}
             for records in run.metrics()
             for record in records
         ],

@@ -26,6 +26,7 @@ import typer
 
 from bertmill import api
 from bertmill.errors import BertmillError, InputError
+from bertmill.openmp import limit_spinning
 from bertmill.show.results import to_lines, to_values
 
 # What may befall any file at any moment, and is not a bug.
@@ -273,6 +274,7 @@ def _choose(verb: str, given: dict[str, Any], to: str | None) -> str:
 
 def main() -> NoReturn:
     """Run the command line and exit with its status."""
+    limit_spinning()  # first: torch is imported by the verbs
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name or a word that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

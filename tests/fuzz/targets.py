@@ -52,7 +52,7 @@ from bertmill.use.predictions import write_predictions
 from bertmill.use.pretrained import Pretrained, load
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from conftest import SMALL, make_documents
+from small import SMALL, make_documents
 
 Read = Callable[[bytes, Path], None]
 

@@ -112,7 +112,7 @@ def test_held_out_losses_are_those_of_fp32(run, small_store, tmp_path):
     assert data.held_out.score(load_model(done.folder).model, CPU) == done.outcome.held_out
 
 
-def test_the_peak_is_that_of_the_best_product(monkeypatch):
+def test_the_peak_is_that_of_the_best_product(monkeypatch, real_runs):
     now = [0.0]
     seconds = iter([4.0, 2.0, 8.0, 2.5, 9.0, 9.0])
 

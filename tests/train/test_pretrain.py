@@ -24,26 +24,9 @@ from bertmill.errors import BertmillError, RunError, StoreError
 from bertmill.model.pretraining import PretrainingModel
 from bertmill.train.prefetch import NUM_AHEAD
 from bertmill.train.run_folder import RunFolder
-
-# As in the shared run; spelled out because a child process needs them too.
-SETTINGS = [
-    "tokenizer.vocab_size=200",
-    "text.held_out_fraction=0.2",
-    "pairs.max_length=32",
-    "model.hidden_size=16",
-    "model.intermediate_size=32",
-    "model.hidden_dropout_prob=0.1",
-    "model.attention_probs_dropout_prob=0.1",
-    "train.batch_size=8",
-    "train.precision=fp32",
-    "train.log_every_steps=2",
-    "train.validate_every_steps=4",
-    "train.checkpoint_every_steps=4",
-    "schedule.warmup_steps=2",
-]
-
-# A prepared store knows how its text was read.
-OVER_A_STORE = [s for s in SETTINGS if not s.startswith(("text.", "tokenizer."))]
+from small import CLOCKS
+from small import SMALL as SETTINGS
+from small import SMALL_OVER_A_STORE as OVER_A_STORE
 
 
 def weights(run: Path) -> dict[str, bytes]:
@@ -58,9 +41,8 @@ def moments(run: Path) -> dict[str, bytes]:
 
 def numbers(run: Path) -> list[dict]:
     """Metrics without what depends on the clock."""
-    clocks = ("seconds", "pairs_per_second", "tokens_per_second", "mfu", "waiting_fraction")
     return [
-        {k: v for k, v in record.to_dict().items() if k not in clocks}
+        {k: v for k, v in record.to_dict().items() if k not in CLOCKS}
         for records in RunFolder(run).metrics()
         for record in records
     ]

@@ -1,0 +1,25 @@
+"""How long idle threads of the OpenMP library of torch stay awake."""
+
+import os
+from collections.abc import MutableMapping
+
+# A thread that has done its share of an operation waits for the next one in a busy loop: that of
+# GNU's library takes 300,000 rounds, some ten milliseconds, and LLVM's and Intel's 200 ms. With the
+# machine to itself that saves a few microseconds for each operation. Beside another program the
+# loop takes the core that a thread with work would need, and training falls to a fifth of its
+# speed. 20,000 rounds, under a millisecond, are longer than the gaps between most operations of a
+# step: benchmarks/neighbor.py measures both sides of this and of other numbers.
+_ROUNDS = "20000"
+_MILLISECONDS = "1"
+
+
+def limit_spinning(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Let idle threads sleep soon, except where the user's environment says how they wait.
+
+    It has an effect only before torch is imported: an OpenMP library reads the environment once,
+    when it is loaded.
+    """
+    if "OMP_WAIT_POLICY" in environment:  # the standard's own, which either overrules
+        return
+    environment.setdefault("GOMP_SPINCOUNT", _ROUNDS)
+    environment.setdefault("KMP_BLOCKTIME", _MILLISECONDS)

@@ -1,0 +1,118 @@
+"""Plans: one frozen record for a new run and for a resume, resolved once."""
+
+import dataclasses
+import json
+import math
+import tomllib
+
+import pytest
+import tomli_w
+
+import bertmill
+from bertmill.config import load_recipe
+from bertmill.errors import BertmillError
+from bertmill.train.run_folder import RunFolder
+from bertmill.train.start import Request, plan_resume, plan_run
+from bertmill.train.world import World
+from small import SMALL
+
+
+def request(corpus_file, tmp_path, **more):
+    return Request(
+        **{
+            "corpus": [str(corpus_file)],
+            "recipe": "tiny",
+            "settings": SMALL,
+            "out": str(tmp_path / "run"),
+            **more,
+        }
+    )
+
+
+def test_a_plan_is_resolved_and_nothing_is_written_yet(corpus_file, tmp_path):
+    said = []
+    settings = [s for s in SMALL if "precision" not in s]
+    plan = plan_run(request(corpus_file, tmp_path, settings=settings, steps=3, seed=7), said.append)
+    assert plan.recipe.train.precision in ("fp32", "bf16")
+    assert (plan.recipe.train.steps, plan.recipe.train.seed) == (3, 7)
+    assert plan.facts.corpus == [str(corpus_file)] and plan.start is None
+    assert plan.facts.store_identity == plan.data.store.identity
+    assert plan.budget_seconds is None and plan.stop_at == math.inf
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.start = 3
+
+
+def test_given_held_out_text_leaves_nothing_of_the_corpus_out(corpus_file, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("One sentence here. Another one there.\n\nA third one. And a fourth one.\n")
+    plan = plan_run(request(corpus_file, tmp_path, held_out=[str(other)]), lambda line: None)
+    assert plan.recipe.text.held_out_fraction == 0.0
+    assert plan.facts.held_out == [str(other)]
+
+
+def test_a_budget_stands_in_the_recipe_of_the_run(corpus_file, tmp_path):
+    run = bertmill.pretrain(
+        str(corpus_file), "tiny", out=tmp_path / "run", budget=1.5, settings=SMALL
+    )
+    recipe = load_recipe(run.folder / "recipe.toml")
+    assert recipe.train.budget_seconds == 1.5
+    assert run.outcome.finished and run.outcome.steps != recipe.train.steps
+
+
+def as_an_earlier_version_wrote_it(run):
+    """Take the budget out of the recipe, and put it into run.json."""
+    paths = [run / "recipe.toml", *(run / "checkpoints").glob("*/state.json")]
+    for path in paths:
+        is_toml = path.suffix == ".toml"
+        values = tomllib.loads(path.read_text()) if is_toml else json.loads(path.read_text())
+        (values if is_toml else values["recipe"])["train"].pop("budget_seconds")
+        path.write_text(tomli_w.dumps(values) if is_toml else json.dumps(values))
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(facts | {"budget_seconds": 2.5}))
+
+
+def test_a_run_by_budget_of_an_earlier_version_goes_on_by_its_budget(corpus_file, tmp_path):
+    run = bertmill.pretrain(
+        str(corpus_file),
+        "tiny",
+        out=tmp_path / "run",
+        budget=2.5,
+        settings=SMALL,
+        stop_after=1e-6,
+    ).folder
+    as_an_earlier_version_wrote_it(run)
+    folder = RunFolder(run)
+    with folder.locked():
+        plan = plan_resume(folder, None, [], [], 1, math.inf, lambda line: None)
+    assert plan.budget_seconds == 2.5
+    with folder.locked(), pytest.raises(BertmillError, match="the run has a time budget"):
+        plan_resume(folder, 20, [], [], 1, math.inf, lambda line: None)
+
+
+def test_what_ranks_must_share_goes_through_the_world(corpus_file, tmp_path, monkeypatch):
+    """The precision, the folder, the clock of a budget, and whether to stop."""
+    agreed = []
+
+    def agree(self, value):
+        agreed.append(value)
+        return value
+
+    monkeypatch.setattr(World, "agree", agree)
+    monkeypatch.chdir(tmp_path)
+    run = bertmill.pretrain(str(corpus_file), "tiny", budget=1.0, settings=SMALL)
+    assert "fp32" in agreed
+    assert run.folder in agreed
+    assert sum(type(value) is bool for value in agreed) == run.outcome.steps
+    assert sum(type(value) is tuple for value in agreed) == run.outcome.steps
+    decisions = RunFolder(run.folder).decisions()
+    assert decisions and set(decisions) <= {d for d in agreed if type(d) is type(decisions[0])}
+
+
+def test_a_rank_that_does_not_speak_writes_nothing(corpus_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(World, "speaks", False)
+    run = bertmill.pretrain(
+        str(corpus_file), "tiny", out=tmp_path / "run", steps=4, settings=SMALL
+    )
+    assert not (run.folder / "metrics.jsonl").exists()
+    assert not list((run.folder / "checkpoints").glob("*"))
