@@ -19,7 +19,7 @@ from bertmill.errors import CorpusError, InputError
 from bertmill.model.encoder import initialize
 from bertmill.model.folder import load_model, save_model
 from bertmill.model.pretraining import PretrainingModel
-from bertmill.text.tokenizer import train_tokenizer
+from bertmill.text.vocabulary import train_tokenizer
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()

@@ -18,7 +18,8 @@ from bertmill.storage import file_lock, folder_that_appears_whole
 from bertmill.text.corpus import read_documents
 from bertmill.text.files import SourceFile, find_files, fingerprint
 from bertmill.text.sentences import split_sentences
-from bertmill.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from bertmill.text.tokenizer import Tokenizer, load_tokenizer
+from bertmill.text.vocabulary import train_tokenizer
 
 
 def prepare(
