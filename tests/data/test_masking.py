@@ -9,7 +9,8 @@ from bertmill.config import MaskingSection, PairsSection, TokenizerSection
 from bertmill.data.batch import Batches
 from bertmill.data.masking import _CHOICE, _KIND, _REPLACEMENT, mask_tokens
 from bertmill.data.randomness import below, make_key, random_bits, uniform
-from bertmill.text.tokenizer import Tokenizer, train_tokenizer
+from bertmill.text.tokenizer import Tokenizer
+from bertmill.text.vocabulary import train_tokenizer
 
 
 @pytest.fixture(scope="module")

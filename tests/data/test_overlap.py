@@ -15,7 +15,7 @@ from bertmill.config import MaskingSection, PairsSection, TokenizerSection, load
 from bertmill.data.batch import Batch, Batches
 from bertmill.data.overlap import OverlapRule, overlap_features
 from bertmill.data.prepare import prepare
-from bertmill.text.tokenizer import train_tokenizer
+from bertmill.text.vocabulary import train_tokenizer
 
 TOKENIZER = train_tokenizer(
     [" ".join(f"w{i}" for i in range(20))], TokenizerSection(kind="word", min_frequency=1)

@@ -26,7 +26,7 @@ from bertmill.data.pairs import (
 from bertmill.data.randomness import below, heads_of, make_key, random_bits, uniform
 from bertmill.data.store import EncodedDocuments, Store, StoreWriter
 from bertmill.errors import CorpusError
-from bertmill.text.tokenizer import train_tokenizer
+from bertmill.text.vocabulary import train_tokenizer
 
 TOKENIZER = train_tokenizer(
     [" ".join(f"w{i}" for i in range(50))], TokenizerSection(kind="word", min_frequency=1)

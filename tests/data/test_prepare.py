@@ -13,7 +13,8 @@ from bertmill.config import TextSection, TokenizerSection, load_recipe
 from bertmill.data.prepare import cache_folder, open_or_prepare, prepare
 from bertmill.data.store import Store, TokenStore
 from bertmill.errors import BertmillError, CorpusError, StoreError, TokenizerError
-from bertmill.text.tokenizer import load_tokenizer, train_tokenizer
+from bertmill.text.tokenizer import load_tokenizer
+from bertmill.text.vocabulary import train_tokenizer
 
 NOTHING_HELD_OUT = TextSection(held_out_fraction=0.0)
 SMALL = TokenizerSection(vocab_size=200)

@@ -15,7 +15,8 @@ import bertmill.data.store as store_module
 from bertmill.config import TokenizerSection
 from bertmill.data.store import EncodedDocuments, Store, StoreWriter, TokenStore, is_store
 from bertmill.errors import BertmillError, StoreError
-from bertmill.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from bertmill.text.tokenizer import Tokenizer, load_tokenizer
+from bertmill.text.vocabulary import train_tokenizer
 
 VOCAB = 64
 

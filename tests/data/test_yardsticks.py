@@ -3,7 +3,7 @@ import pytest
 
 from bertmill.config import MaskingSection, TokenizerSection
 from bertmill.data.yardsticks import measure_no_context
-from bertmill.text.tokenizer import train_tokenizer
+from bertmill.text.vocabulary import train_tokenizer
 
 
 @pytest.fixture(scope="module")

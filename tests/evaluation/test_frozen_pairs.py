@@ -18,7 +18,7 @@ from bertmill.config import ModelSection, TokenizerSection, load_recipe
 from bertmill.errors import CorpusError, InputError
 from bertmill.model.folder import load_model, save_model
 from bertmill.model.pretraining import PretrainingModel, initialize
-from bertmill.text.tokenizer import train_tokenizer
+from bertmill.text.vocabulary import train_tokenizer
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()

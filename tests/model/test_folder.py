@@ -24,7 +24,7 @@ from bertmill.config import (
 from bertmill.errors import ModelError
 from bertmill.model.folder import About, load_model, save_model
 from bertmill.model.pretraining import PretrainingModel, initialize
-from bertmill.text.tokenizer import train_tokenizer
+from bertmill.text.vocabulary import train_tokenizer
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()

@@ -11,7 +11,8 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 
 import bertmill.text.stretches as stretches
 from bertmill.config import TokenizerSection
-from bertmill.text.tokenizer import Tokenizer, train_tokenizer
+from bertmill.text.tokenizer import Tokenizer
+from bertmill.text.vocabulary import train_tokenizer
 
 TEXTS = [
     "The farmer crosses the valley, and the farmer's horses follow the winter rain (slowly).",

@@ -13,7 +13,8 @@ import tokenizers
 
 from bertmill.config import TokenizerSection
 from bertmill.errors import TokenizerError
-from bertmill.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from bertmill.text.tokenizer import Tokenizer, load_tokenizer
+from bertmill.text.vocabulary import train_tokenizer
 
 SPECIAL = TokenizerSection().special_tokens
 ENGLISH = [
@@ -122,7 +123,7 @@ def test_word_vocabulary_keeps_the_most_frequent():
 TRAIN = """
 import hashlib, json, sys
 from bertmill.config import TokenizerSection
-from bertmill.text.tokenizer import train_tokenizer
+from bertmill.text.vocabulary import train_tokenizer
 for texts, settings in json.load(sys.stdin):
     made = train_tokenizer(texts, TokenizerSection(**settings))
     print(hashlib.sha256(made.backend.to_str().encode()).hexdigest())

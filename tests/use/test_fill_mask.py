@@ -12,7 +12,8 @@ from transformers.utils import logging
 import bertmill
 from bertmill.config import TokenizerSection
 from bertmill.errors import InputError, ModelError
-from bertmill.text.tokenizer import Tokenizer, train_tokenizer
+from bertmill.text.tokenizer import Tokenizer
+from bertmill.text.vocabulary import train_tokenizer
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()

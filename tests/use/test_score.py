@@ -9,7 +9,7 @@ from transformers.utils import logging
 import bertmill
 from bertmill.config import TokenizerSection
 from bertmill.errors import InputError, ModelError
-from bertmill.text.tokenizer import train_tokenizer
+from bertmill.text.vocabulary import train_tokenizer
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from bertmill.config import ModelSection, TokenizerSection
 from bertmill.errors import InputError
-from bertmill.text.tokenizer import train_tokenizer
+from bertmill.text.vocabulary import train_tokenizer
 from bertmill.use.sequences import (
     Sequences,
     group_by_length,

@@ -256,8 +256,7 @@ class Batches:
                 here = rows[located.rows]
                 for column, values in zip(pairs, drawn, strict=True):
                     column[here] = values
-                blocks = located.window.blocks[located.blocks]
-                mask_keys[here] = random_bits(mask_key, blocks, located.examples)
+                mask_keys[here] = random_bits(mask_key, located.block_numbers, located.examples)
         return pairs, mask_keys
 
     def _examples_of(self, step: int) -> tuple[Pairs, UInts]:

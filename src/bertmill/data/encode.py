@@ -7,17 +7,17 @@ import signal
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
-from functools import cache
-from itertools import chain, repeat
+from contextlib import ExitStack
+from itertools import chain
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
 
+from bertmill.arrays import Bools, Ints
 from bertmill.config import TextSection
 from bertmill.data.store import LONGEST_DOCUMENT_TOKENS, EncodedDocuments
 from bertmill.errors import CorpusError, StoreError
@@ -27,13 +27,17 @@ from bertmill.text.tokenizer import Tokenizer, load_tokenizer
 
 _CHUNK_CHARACTERS = 1_000_000
 
-# Chunks that this process encodes before others are started. Two save what starting them takes
-# from some 25 chunks on (two cores). With this many before, 20 MB start none; 60 MB take 7 s (7.6
-# in one process, 5.3 with two from the start), 200 MB 16 (27 and 15).
+# Chunks that this process encodes before others are started. Two processes save the time that
+# starting them takes from about 25 chunks on (two cores). With this many before, 20 MB start none;
+# 60 MB take 7 s (7.6 in one process, 5.3 with two from the start), 200 MB 16 (27 and 15).
 _CHUNKS_BEFORE_WORKERS = 24
 
-# Reading and writing stay in this process: a ninth of the work, so that more would wait for it.
+# This process reads and writes, about a ninth of the work; more than 8 workers would wait for it.
 _MOST_WORKERS = 8
+
+
+_Encoded = tuple[EncodedDocuments, EncodedDocuments]
+"""Documents of the training and of the held-out split."""
 
 
 def is_held_out(document: Document, text: TextSection) -> bool:
@@ -43,7 +47,7 @@ def is_held_out(document: Document, text: TextSection) -> bool:
 
 def _encode_documents(
     documents: Sequence[Document], tokenizer: Tokenizer, text: TextSection
-) -> tuple[EncodedDocuments, EncodedDocuments]:
+) -> _Encoded:
     """Encode documents and deal them out to the training and the held-out split."""
     sentences = [split_sentences(document.text, text) for document in documents]
     tokens, lengths = tokenizer.encode_batch([s for parts in sentences for s in parts])
@@ -65,20 +69,13 @@ def _encode_documents(
     )
 
 
-def _select(
-    tokens: np.ndarray[tuple[int], np.dtype[np.int64]],
-    lengths: np.ndarray[tuple[int], np.dtype[np.int64]],
-    owner: np.ndarray[tuple[int], np.dtype[np.int64]],
-    wanted: np.ndarray[tuple[int], np.dtype[np.bool_]],
-) -> EncodedDocuments:
+def _select(tokens: Ints, lengths: Ints, owner: Ints, wanted: Bools) -> EncodedDocuments:
     kept = (lengths > 0) & wanted[owner]
     per_document = np.bincount(owner[kept], minlength=len(wanted))
     return EncodedDocuments(
         tokens[np.repeat(kept, lengths)], lengths[kept], per_document[per_document > 0]
     )
 
-
-_Chunks = Iterator[tuple[EncodedDocuments, EncodedDocuments]]
 
 # What a worker process encodes with; set once when it starts.
 _worker_state: tuple[Tokenizer, TextSection] | None = None
@@ -93,27 +90,22 @@ def _start_worker(tokenizer_folder: str, text: TextSection) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process with the one that started it: the pool's own wait for work for ever."""
+    """Exit when the parent dies; workers of a pool would otherwise wait for work forever."""
     parent = parent_process()
     assert parent is not None
     parent.join()
     os._exit(1)
 
 
-def _encode_in_worker(
-    documents: Sequence[Document],
-) -> tuple[EncodedDocuments, EncodedDocuments]:
+def _encode_in_worker(documents: Sequence[Document]) -> _Encoded:
     assert _worker_state is not None
     return _encode_documents(documents, *_worker_state)
 
 
-@contextmanager
-def encoder(
-    tokenizer: Tokenizer, text: TextSection, workers: int | None
-) -> Iterator[Callable[[Iterable[Document]], _Chunks]]:
-    """Give a function that encodes a stream of documents in order: here, then in processes.
+class DocumentPool:
+    """Encode streams of documents in order: in this process, then in others where there are many.
 
-    It yields, for a chunk of documents at a time, those of the training and of the held-out split.
+    A context manager: the processes end with it.
 
     Parameters
     ----------
@@ -122,33 +114,60 @@ def encoder(
     workers : int or None
         Processes at most; None: as many as there are cores, up to 8.
     """
-    num_workers = min(_num_cores(), _MOST_WORKERS) if workers is None else workers
-    # Taken one by one, over all streams.
-    here = repeat(None) if num_workers <= 1 else iter([None] * _CHUNKS_BEFORE_WORKERS)
-    with ExitStack() as entered:
 
-        @cache
-        def pool() -> Executor:
-            return entered.enter_context(_worker_pool(tokenizer, text, num_workers))
+    def __init__(self, tokenizer: Tokenizer, text: TextSection, workers: int | None) -> None:
+        self._tokenizer, self._text = tokenizer, text
+        self._num_workers = min(_num_cores(), _MOST_WORKERS) if workers is None else workers
+        self._chunks_encoded_here = 0
+        self._entered = ExitStack()
+        self._processes: Executor | None = None
 
-        def encode(documents: Iterable[Document]) -> _Chunks:
-            chunks = _chunks(documents)
-            for _, chunk in zip(here, chunks, strict=False):
-                yield _encode_documents(chunk, tokenizer, text)
-            if (first := next(chunks, None)) is not None:
-                yield from _map_in_order(pool(), chain([first], chunks), 2 * num_workers)
+    def __enter__(self) -> DocumentPool:
+        return self
 
-        yield encode
+    def __exit__(self, *error: object) -> None:
+        self._entered.close()
 
+    def encode(self, documents: Iterable[Document]) -> Iterator[_Encoded]:
+        """Yield the training documents and the held-out ones of some documents at a time."""
+        chunks = _chunks(documents)
+        for chunk in chunks:
+            if self._num_workers > 1 and self._chunks_encoded_here >= _CHUNKS_BEFORE_WORKERS:
+                yield from self._encode_in_processes(chain([chunk], chunks))
+                return
+            self._chunks_encoded_here += 1
+            yield _encode_documents(chunk, self._tokenizer, self._text)
 
-@contextmanager
-def _worker_pool(tokenizer: Tokenizer, text: TextSection, num_workers: int) -> Iterator[Executor]:
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(Path(folder))
-        with ProcessPoolExecutor(
-            num_workers, get_context("spawn"), _start_worker, (folder, text)
-        ) as pool:
-            yield pool
+    def _encode_in_processes(self, chunks: Iterable[list[Document]]) -> Iterator[_Encoded]:
+        """Encode in order, with a bounded number of chunks in memory."""
+        if self._processes is None:
+            self._processes = self._start_processes()
+        waiting: deque[Future[_Encoded]] = deque()
+        try:
+            for chunk in chunks:
+                waiting.append(self._processes.submit(_encode_in_worker, chunk))
+                if len(waiting) >= 2 * self._num_workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise StoreError(
+                "prepare",
+                "a worker process died: out of memory, or a script without a __main__ guard",
+                "use fewer workers",
+            ) from None
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _start_processes(self) -> Executor:
+        folder = self._entered.enter_context(tempfile.TemporaryDirectory())
+        self._tokenizer.save(Path(folder))
+        return self._entered.enter_context(
+            ProcessPoolExecutor(
+                self._num_workers, get_context("spawn"), _start_worker, (folder, self._text)
+            )
+        )
 
 
 def _num_cores() -> int:
@@ -156,27 +175,6 @@ def _num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _map_in_order(pool: Executor, chunks: Iterable[list[Document]], in_flight: int) -> _Chunks:
-    """Map with results in order and a bounded number of chunks in memory."""
-    waiting: deque[Future[tuple[EncodedDocuments, EncodedDocuments]]] = deque()
-    try:
-        for chunk in chunks:
-            waiting.append(pool.submit(_encode_in_worker, chunk))
-            if len(waiting) >= in_flight:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise StoreError(
-            "prepare",
-            "a worker process died: out of memory, or a script without a __main__ guard",
-            "use fewer workers",
-        ) from None
-    finally:
-        for future in waiting:
-            future.cancel()
 
 
 def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:

@@ -17,7 +17,6 @@ from bertmill.text.tokenizer import Tokenizer
 # What a draw is for: the first counter behind a sequence's key, apart from those of pairs.
 _CHOICE, _KIND, _REPLACEMENT = 64, 65, 66
 
-# A sort key holds the sequence's number above and random bits below.
 _RANDOM_BITS = np.uint64(40)
 
 
@@ -77,7 +76,14 @@ def mask_tokens(
     group_sequence, group_inside = sequence[first], inside[first]
     sizes = np.diff(np.append(first, len(at)))
 
-    # Sequences stay in their order, and the groups of each are shuffled.
+    # Sequences stay in their order, and the groups of each are shuffled: a sort key holds the
+    # number of the sequence above and random bits below. Five tokens of one sequence, one group
+    # each, of which two are wanted:
+    #     group     0  1  2  3  4        order     3  0  4  1  2     by rising bits
+    #     bits     .2 .7 .9 .1 .4        before    0  1  2  3  4     tokens taken before
+    #                                    taken     y  y  n  n  n     0, then 2 * 1 + 1 <= 2 * 2
+    # Groups 0 and 3 are predicted. Of a word of 3 pieces that comes second, 2 * 1 + 3 <= 4 fails:
+    # less than half of it lies inside what is wanted.
     random = random_bits(keys[group_sequence], _CHOICE, group_inside)
     order = np.argsort(
         (group_sequence.astype(np.uint64) << _RANDOM_BITS)

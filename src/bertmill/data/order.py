@@ -39,6 +39,11 @@ class Located(NamedTuple):
     examples: Ints
     """Number of the example inside its block."""
 
+    @property
+    def block_numbers(self) -> Ints:
+        """The blocks' numbers in the store."""
+        return self.window.blocks[self.blocks]
+
 
 class EpochOrder:
     """Where the example at each place of an epoch stands in the store.

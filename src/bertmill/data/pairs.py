@@ -89,12 +89,11 @@ class PairMaker:
 
     def draw(self, located: Located, key: int) -> Pairs:
         """Draw the pairs of examples in one window; `key` stands for seed and epoch."""
-        blocks = located.window.blocks[located.blocks]
-        keys = random_bits(key, blocks, located.examples)
+        keys = random_bits(key, located.block_numbers, located.examples)
         starts = self._lookup(located, lambda b, i: self._examples(b)[0][i], located.examples)
         stops = self._lookup(located, lambda b, i: self._examples(b)[1][i], located.examples)
         if self.section.kind == "none":
-            first = self.store.block_token_starts[blocks]
+            first = self.store.block_token_starts[located.block_numbers]
             nothing = np.zeros_like(starts)
             return Pairs(
                 first + starts, first + stops, nothing, nothing, np.zeros(len(starts), bool)
@@ -203,7 +202,7 @@ class PairMaker:
         return out
 
     def _sentence_range(self, located: Located, sentences: Ints) -> tuple[Ints, Ints]:
-        first = self.store.block_token_starts[located.window.blocks[located.blocks]]
+        first = self.store.block_token_starts[located.block_numbers]
 
         def read(block: int, indices: Ints) -> npt.NDArray[np.int32]:
             return self.store.block(block).sentence_starts[indices]

@@ -11,14 +11,15 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from bertmill.config import TextSection, TokenizerSection
-from bertmill.data.encode import encoder, is_held_out
+from bertmill.data.encode import DocumentPool, is_held_out
 from bertmill.data.store import FORMAT, Store, StoreWriter, is_store
 from bertmill.errors import BertmillError, CorpusError, StoreError, TokenizerError
 from bertmill.storage import file_lock, folder_that_appears_whole
 from bertmill.text.corpus import read_documents
 from bertmill.text.files import SourceFile, find_files, fingerprint
 from bertmill.text.sentences import split_sentences
-from bertmill.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from bertmill.text.tokenizer import Tokenizer, load_tokenizer
+from bertmill.text.vocabulary import train_tokenizer
 
 
 def prepare(
@@ -65,9 +66,9 @@ def prepare(
     with folder_that_appears_whole(out, StoreError, or_another=True) as folder:
         made = make_tokenizer(files["train"], text, tokenizer, say)
         writer = StoreWriter(folder, made)
-        with encoder(made, text, workers) as encode:
+        with DocumentPool(made, text, workers) as pool:
             for name in ("train", "held_out"):
-                for train_part, held_out_part in encode(read_documents(files[name], text)):
+                for train_part, held_out_part in pool.encode(read_documents(files[name], text)):
                     writer.add(name, train_part)
                     writer.add("held_out", held_out_part)
         num_documents, num_tokens = writer.close(

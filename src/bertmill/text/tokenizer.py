@@ -1,4 +1,4 @@
-"""The vocabulary: trained, opened, saved, and identified by what it does, not by its size."""
+"""The tokenizer: opened, saved, used, and identified by what it does, not by its size."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from bertmill.config import TokenizerSection
 from bertmill.errors import TokenizerError
 from bertmill.text.stretches import Encoded, StretchCache, end_to_end, flatten, groups
 
-_CONTINUATION = "##"
+CONTINUATION = "##"
 _LARGEST_VOCABULARY = 2**24
 _FREQUENT_MARKS = ",.()\"'-:;!?/"
-_WORDS_AT_ONCE = 1000
-_LONGEST_WORD = 100
+LONGEST_WORD = 100
 """Characters; a longer word is unknown to WordPiece as published, whatever its pieces."""
 _CHARACTERS_A_RESULT = 100
 """What the library's result for a text takes besides its characters, counted in characters."""
@@ -93,7 +92,7 @@ class Tokenizer:
         # A text that spells a special token out must not become one, except the unknown token.
         self._plain = np.arange(self.size, dtype=np.int64)
         self._plain[[i for i in ids if i != self.unk_id]] = self.unk_id
-        marks = _marks_of_their_own(backend)
+        marks = _isolated_punctuation(backend)
         self._cache = (
             None
             if marks is None
@@ -166,7 +165,7 @@ class Tokenizer:
         words: list[str] = []
         for i, token in zip(ids, self.tokens(ids), strict=True):
             if self.continues_word[i] and words:
-                words[-1] += token.removeprefix(_CONTINUATION)
+                words[-1] += token.removeprefix(CONTINUATION)
             else:
                 words.append(token)
         return " ".join(words)
@@ -244,7 +243,7 @@ def load_tokenizer(path: str | Path, section: TokenizerSection | None = None) ->
         accents = config.get("strip_accents")
         if accents is None:  # as published BERTs mean it: like lower-casing
             accents = config.get("do_lower_case", section.strip_accents)
-        return Tokenizer(_wordpiece(tokens, names, lowercase, bool(accents)), names)
+        return Tokenizer(make_wordpiece(tokens, names, lowercase, bool(accents)), names)
     except TokenizerError as error:
         raise TokenizerError(path, error.what, error.fix) from None
     except Exception as error:  # the library raises bare Exception for a broken file
@@ -252,139 +251,21 @@ def load_tokenizer(path: str | Path, section: TokenizerSection | None = None) ->
         raise TokenizerError(path, f"is not a tokenizer ({message})", "give another one") from None
 
 
-def train_tokenizer(texts: Iterable[str], section: TokenizerSection) -> Tokenizer:
-    """Train the vocabulary that the recipe asks for.
-
-    Ids are in canonical order: special tokens, then falling count, ties by text. The same texts
-    give the same bytes in every process.
-
-    Parameters
-    ----------
-    texts : iterable of str
-        Words are counted as they pass; both kinds are made of these counts (WordPiece: Schuster
-        and Nakajima 2012, as ``tokenizers`` trains it by pair counts).
-
-    Raises
-    ------
-    TokenizerError
-        The texts hold no words, or none that is frequent enough.
-    """
-    shell = _shell(section)
-    counts = _count_words(texts, shell)
-    if section.kind == "wordpiece":  # which takes no longer words
-        counts = Counter({word: n for word, n in counts.items() if len(word) <= _LONGEST_WORD})
-    if not counts:
-        raise TokenizerError("tokenizer", "the corpus holds no words", "give a corpus with text")
-    if section.kind == "word":
-        kept = Counter({word: n for word, n in counts.items() if n >= section.min_frequency})
-    else:
-        kept = _count_pieces(counts, section)
-    for special in section.special_tokens:
-        kept.pop(special, None)
-    ranked = sorted(kept, key=lambda token: (-kept[token], token))
-    tokens = [*section.special_tokens, *ranked][: section.vocab_size]
-    if section.kind == "word":
-        vocab = {token: i for i, token in enumerate(tokens)}
-        shell.model = models.WordLevel(vocab, section.unk_token)
-        shell.add_special_tokens(list(section.special_tokens))
-        return Tokenizer(shell, section.special_tokens)
-    return Tokenizer(
-        _wordpiece(tokens, section.special_tokens, section.lowercase, section.strip_accents),
-        section.special_tokens,
-    )
-
-
-def _shell(section: TokenizerSection) -> tokenizers.Tokenizer:
-    """Build a tokenizer that normalizes and splits into words, with an empty vocabulary."""
-    if section.kind == "wordpiece":
-        shell = tokenizers.Tokenizer(models.WordPiece(unk_token=section.unk_token))
-        shell.normalizer = normalizers.BertNormalizer(
-            lowercase=section.lowercase, strip_accents=section.strip_accents
-        )
-        shell.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    else:
-        shell = tokenizers.Tokenizer(models.WordLevel(unk_token=section.unk_token))
-        if section.lowercase:
-            shell.normalizer = normalizers.Lowercase()
-        shell.pre_tokenizer = _split_at_blanks()
-    return shell
-
-
-def _split_at_blanks() -> pre_tokenizers.Split:
+def split_at_blanks() -> pre_tokenizers.Split:
+    """Return what splits a text into words for a word-level vocabulary."""
     return pre_tokenizers.Split(tokenizers.Regex("[ \t\r\n]+"), "removed")
 
 
-def _count_words(texts: Iterable[str], shell: tokenizers.Tokenizer) -> Counter[str]:
-    """Count words; only distinct stretches between blanks are split further, which is the same."""
-    stretches: Counter[str] = Counter()
-    for text in texts:
-        stretches.update(text.replace("\n", " ").split(" "))
-    counts: Counter[str] = Counter()
-    for stretch, n in stretches.items():
-        plain = shell.normalizer.normalize_str(stretch) if shell.normalizer else stretch
-        for word, _ in shell.pre_tokenizer.pre_tokenize_str(plain):
-            counts[word] += n
-    return counts
-
-
-def _count_pieces(counts: Counter[str], section: TokenizerSection) -> Counter[str]:
-    """Train WordPiece and count each piece over the words it was trained on.
-
-    The trainer breaks ties by id and numbers single characters in the order of a hash map: giving
-    them to it ready numbered, as many as half of the vocabulary holds, is what makes its choice of
-    characters and merges repeatable.
-    """
-    characters: Counter[str] = Counter()
-    inside: set[str] = set()
-    for word, n in counts.items():
-        inside.update(word[1:])
-        for character in word:
-            characters[character] += n
-    room = (section.vocab_size - len(section.special_tokens)) // 2
-    kept: list[str] = []
-    alphabet: list[str] = []
-    for character in sorted(characters, key=lambda c: (-characters[c], c)):
-        forms = [character, _CONTINUATION + character][: 1 + (character in inside)]
-        if len(alphabet) + len(forms) > max(room, 2):
-            break
-        kept.append(character)
-        alphabet += forms
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=section.vocab_size,
-        min_frequency=section.min_frequency,
-        special_tokens=[*section.special_tokens, *alphabet],
-        initial_alphabet=kept,
-        limit_alphabet=len(kept),
-        show_progress=False,
-    )
-    learner = tokenizers.Tokenizer(models.WordPiece(unk_token=section.unk_token))
-    learner.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
-    learner.train_from_iterator(_spelled_out(counts), trainer)
-    words = list(counts)
-    pieces: Counter[str] = Counter(dict.fromkeys(learner.get_vocab(), 0))
-    plain = tokenizers.Tokenizer(learner.model)  # the words are normalized and split already
-    for word, encoding in zip(words, plain.encode_batch(words), strict=True):
-        for token in encoding.tokens:
-            pieces[token] += counts[word]
-    return pieces
-
-
-def _spelled_out(counts: Counter[str]) -> Iterator[str]:
-    """Say each word as often as it was counted, which is how the trainer learns of counts."""
-    for word, n in counts.items():
-        for said in range(0, n, _WORDS_AT_ONCE):
-            yield f"{word} " * min(n - said, _WORDS_AT_ONCE)
-
-
-def _wordpiece(
+def make_wordpiece(
     tokens: Sequence[str], special_tokens: Sequence[str], lowercase: bool, strip_accents: bool
 ) -> tokenizers.Tokenizer:
+    """Make BERT's tokenizer of a vocabulary in the order of its ids."""
     vocab = {token: i for i, token in enumerate(tokens)}
     if len(vocab) < len(tokens):
         twice = next(token for token, n in Counter(tokens).items() if n > 1)
         raise TokenizerError("tokenizer", f"the token {twice!r} is listed twice", "delete one")
     model = models.WordPiece(
-        vocab, unk_token=special_tokens[1], max_input_chars_per_word=_LONGEST_WORD
+        vocab, unk_token=special_tokens[1], max_input_chars_per_word=LONGEST_WORD
     )
     backend = tokenizers.Tokenizer(model)
     backend.normalizer = normalizers.BertNormalizer(
@@ -395,8 +276,8 @@ def _wordpiece(
     return backend
 
 
-def _marks_of_their_own(backend: tokenizers.Tokenizer) -> str | None:
-    """Name frequent characters that the tokenizer takes for words by themselves everywhere.
+def _isolated_punctuation(backend: tokenizers.Tokenizer) -> str | None:
+    """List frequent ASCII punctuation that this tokenizer always splits off as a word.
 
     None: it is not known to treat each stretch between two blanks by itself (see `StretchCache`).
     """
@@ -410,13 +291,13 @@ def _marks_of_their_own(backend: tokenizers.Tokenizer) -> str | None:
         return None
     if isinstance(splitter, pre_tokenizers.BertPreTokenizer):
         return _FREQUENT_MARKS
-    at_blanks = _split_at_blanks().__getstate__()
+    at_blanks = split_at_blanks().__getstate__()
     return "" if splitter is not None and splitter.__getstate__() == at_blanks else None
 
 
 @contextmanager
 def _library_errors() -> Iterator[None]:
-    """Tell in our words what the library says of a tokenizer that loads but cannot encode."""
+    """Raise our error where the library fails: a tokenizer that loads but cannot encode."""
     try:
         yield
     except Exception as error:  # it raises bare Exception

@@ -1,0 +1,141 @@
+"""The vocabulary: words counted, pieces trained, ids in an order that every process repeats."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+from bertmill.config import TokenizerSection
+from bertmill.errors import TokenizerError
+from bertmill.text.tokenizer import (
+    CONTINUATION,
+    LONGEST_WORD,
+    Tokenizer,
+    make_wordpiece,
+    split_at_blanks,
+)
+
+_WORDS_AT_ONCE = 1000
+
+
+def train_tokenizer(texts: Iterable[str], section: TokenizerSection) -> Tokenizer:
+    """Train the vocabulary that the recipe asks for.
+
+    Ids are in canonical order: special tokens, then falling count, ties by text. The same texts
+    give the same bytes in every process.
+
+    Parameters
+    ----------
+    texts : iterable of str
+        Words are counted as they pass; both kinds are made of these counts (WordPiece: Schuster
+        and Nakajima 2012, as ``tokenizers`` trains it by pair counts).
+
+    Raises
+    ------
+    TokenizerError
+        The texts hold no words, or none that is frequent enough.
+    """
+    shell = _shell(section)
+    counts = _count_words(texts, shell)
+    if section.kind == "wordpiece":  # which takes no longer words
+        counts = Counter({word: n for word, n in counts.items() if len(word) <= LONGEST_WORD})
+    if not counts:
+        raise TokenizerError("tokenizer", "the corpus holds no words", "give a corpus with text")
+    if section.kind == "word":
+        kept = Counter({word: n for word, n in counts.items() if n >= section.min_frequency})
+    else:
+        kept = _count_pieces(counts, section)
+    for special in section.special_tokens:
+        kept.pop(special, None)
+    ranked = sorted(kept, key=lambda token: (-kept[token], token))
+    tokens = [*section.special_tokens, *ranked][: section.vocab_size]
+    if section.kind == "word":
+        vocab = {token: i for i, token in enumerate(tokens)}
+        shell.model = models.WordLevel(vocab, section.unk_token)
+        shell.add_special_tokens(list(section.special_tokens))
+        return Tokenizer(shell, section.special_tokens)
+    return Tokenizer(
+        make_wordpiece(tokens, section.special_tokens, section.lowercase, section.strip_accents),
+        section.special_tokens,
+    )
+
+
+def _shell(section: TokenizerSection) -> tokenizers.Tokenizer:
+    """Build a tokenizer that normalizes and splits into words, with an empty vocabulary."""
+    if section.kind == "wordpiece":
+        shell = tokenizers.Tokenizer(models.WordPiece(unk_token=section.unk_token))
+        shell.normalizer = normalizers.BertNormalizer(
+            lowercase=section.lowercase, strip_accents=section.strip_accents
+        )
+        shell.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    else:
+        shell = tokenizers.Tokenizer(models.WordLevel(unk_token=section.unk_token))
+        if section.lowercase:
+            shell.normalizer = normalizers.Lowercase()
+        shell.pre_tokenizer = split_at_blanks()
+    return shell
+
+
+def _count_words(texts: Iterable[str], shell: tokenizers.Tokenizer) -> Counter[str]:
+    """Count words; only distinct stretches between blanks are split further, which is the same."""
+    stretches: Counter[str] = Counter()
+    for text in texts:
+        stretches.update(text.replace("\n", " ").split(" "))
+    counts: Counter[str] = Counter()
+    for stretch, n in stretches.items():
+        plain = shell.normalizer.normalize_str(stretch) if shell.normalizer else stretch
+        for word, _ in shell.pre_tokenizer.pre_tokenize_str(plain):
+            counts[word] += n
+    return counts
+
+
+def _count_pieces(counts: Counter[str], section: TokenizerSection) -> Counter[str]:
+    """Train WordPiece and count each piece over the words it was trained on.
+
+    The trainer breaks ties by id and numbers single characters in the order of a hash map: giving
+    them to it ready numbered, as many as half of the vocabulary holds, is what makes its choice of
+    characters and merges repeatable.
+    """
+    characters: Counter[str] = Counter()
+    inside: set[str] = set()
+    for word, n in counts.items():
+        inside.update(word[1:])
+        for character in word:
+            characters[character] += n
+    room = (section.vocab_size - len(section.special_tokens)) // 2
+    kept: list[str] = []
+    alphabet: list[str] = []
+    for character in sorted(characters, key=lambda c: (-characters[c], c)):
+        forms = [character, CONTINUATION + character][: 1 + (character in inside)]
+        if len(alphabet) + len(forms) > max(room, 2):
+            break
+        kept.append(character)
+        alphabet += forms
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=section.vocab_size,
+        min_frequency=section.min_frequency,
+        special_tokens=[*section.special_tokens, *alphabet],
+        initial_alphabet=kept,
+        limit_alphabet=len(kept),
+        show_progress=False,
+    )
+    learner = tokenizers.Tokenizer(models.WordPiece(unk_token=section.unk_token))
+    learner.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    learner.train_from_iterator(_repeat_by_count(counts), trainer)
+    words = list(counts)
+    pieces: Counter[str] = Counter(dict.fromkeys(learner.get_vocab(), 0))
+    plain = tokenizers.Tokenizer(learner.model)  # the words are normalized and split already
+    for word, encoding in zip(words, plain.encode_batch(words), strict=True):
+        for token in encoding.tokens:
+            pieces[token] += counts[word]
+    return pieces
+
+
+def _repeat_by_count(counts: Counter[str]) -> Iterator[str]:
+    """Repeat each word as often as it was counted, which is how the trainer learns of counts."""
+    for word, n in counts.items():
+        for done in range(0, n, _WORDS_AT_ONCE):
+            yield f"{word} " * min(n - done, _WORDS_AT_ONCE)
