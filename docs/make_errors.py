@@ -23,7 +23,8 @@ HEAD = """# Errors
 Everything that bertmill raises on purpose, made from the source by `python docs/make_errors.py`. On
 the command line each is one line, `bertmill: where: what; how to fix it`, with exit status 2. In
 Python they are the classes below, all of them `bertmill.BertmillError`. What stands in braces is
-filled in. A test raises every one.
+filled in. An argument stands in backticks by its name in Python, `among_file`; the command line
+writes it as its option, `--among-file`. A test raises every one.
 """
 
 

@@ -339,8 +339,8 @@ def test_bad_vocabulary(content, parts, refused, corpus_file, tmp_path):
 def test_resume_takes_no_other_recipe(more, refused, copied_run):
     refused(
         ["pretrain", "--resume", copied_run, *more],
-        f"--resume {copied_run}: goes on with the run's own recipe",
-        "give only --steps, --stop-after, and --corpus and --held-out that have moved",
+        f"{more[0]}: cannot be combined with --resume",
+        "give only --steps, --corpus, --held-out, --workers, --stop-after",
     )
 
 
@@ -458,7 +458,7 @@ def test_resume_of_a_run_that_another_process_writes(refused, copied_run):
         ),
         (
             ["pretrain", "--corpus", "x", "--steps", "5", "--budget", "10m"],
-            ["--budget: was given beside --steps; give one of the two"],
+            ["--budget: cannot be combined with --steps; give one of the two"],
         ),
         (["pretrian"], ["No such command", "pretrian"]),
         (["prepare", "--out", "store"], ["Missing option", "--corpus"]),

@@ -381,28 +381,35 @@ def test_a_picture_of_too_many_words(refused, small_run):
     refused([*args, "--top", "201", "--figure", "out.png"], "no room for 201 words", "--top 200")
 
 
-@pytest.mark.parametrize("option", ["--mask-rest-of-word", "--probe-only"])
-def test_options_of_another_judge(option, refused, small_run, corpus_file):
-    refused(["evaluate", small_run.folder, "--held-out", corpus_file, option], option, "; give --")
+@pytest.mark.parametrize(
+    ("option", "home"), [("--mask-rest-of-word", "--minimal-pairs"), ("--probe-only", "--tasks")]
+)
+def test_options_of_another_evaluation(option, home, refused, small_run, corpus_file):
+    refused(
+        ["evaluate", small_run.folder, "--held-out", corpus_file, option],
+        f"bertmill: {option}: cannot be combined with --held-out; give it with {home}\n",
+    )
 
 
 def test_what_export_refuses(refused, small_run, tmp_path):
-    def refuse(*more, parts):
-        refused(["export", small_run.folder, "--out", "out", *more], *parts, "; ")
+    def refuse(*more, part):
+        refused(["export", small_run.folder, "--out", "out", *more], part, "; ")
 
-    refuse("--to", "onnx", "--int8", parts=["--int8: costs accuracy", "--held-out"])
-    refuse("--to", "onnx", "--license", "mit", parts=["--license: is for the model card"])
-    for more in (["--int8"], ["--held-out", "x.txt"], ["--set", "pairs.kind=none"]):
-        refuse(*more, parts=["--to huggingface: takes no --int8, --held-out or --set", "onnx"])
-    refuse("--to", "tflite", parts=["--to 'tflite': is not known", "huggingface or onnx"])
-    refuse("--license", "", parts=["--license: '' is no identifier"])
+    refuse("--to", "onnx", "--int8", part="--int8: needs --held-out; give text to measure what")
+    wrong = "--license: cannot be combined with --to onnx; give it with --to huggingface"
+    refuse("--to", "onnx", "--license", "mit", part=wrong)
+    for option, *value in (["--int8"], ["--held-out", "x.txt"], ["--set", "pairs.kind=none"]):
+        wrong = f"{option}: cannot be combined with --to huggingface; give it with --to onnx"
+        refuse(option, *value, part=wrong)
+    refuse("--to", "tflite", part="'--to': 'tflite' is not one of 'huggingface', 'onnx'; see: ")
+    refuse("--license", "", part="--license: '' is no identifier")
     refused(["export", small_run.folder, "--out", ""], "--out: has no name", "; ")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_settings_without_text_to_judge_on(refused, small_run, tmp_path):
     args = ["export", small_run.folder, "--to", "onnx", "--out", "out"]
-    refused([*args, "--set", "pairs.kind=none"], "--set", "--held-out", "; ")
+    refused([*args, "--set", "pairs.kind=none"], "--set pairs.kind=none: changes how --held-out")
 
 
 # --- exit statuses -------------------------------------------------------------------------------

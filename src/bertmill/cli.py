@@ -102,10 +102,13 @@ def spell_all(text: str) -> str:
     >>> spell_all("`among_file`: is empty; give `among`, or another `thing`")
     '--among-file: is empty; give --among, or another `thing`'
     """
-    known = {
-        name for modes in VERBS.values() for each in modes.values() for name in parameters_of(each)
-    }
-    return re.sub(r"`(\w+)`", lambda at: spell(at[1]) if at[1] in known else at[0], text)
+    return re.sub(r"`(\w+)`", lambda at: spell(at[1]) if at[1] in _all_names() else at[0], text)
+
+
+@cache
+def _all_names() -> set[str]:
+    functions = [function for modes in VERBS.values() for function in modes.values()]
+    return {name for function in functions for name in parameters_of(function)}
 
 
 @cache
@@ -189,8 +192,8 @@ def _type_of(annotation: Any) -> tuple[Any, dict[str, Any]]:
 
 def _to_option(modes: dict[str, Function]) -> list[Parameter]:
     """Make the option ``--to``, where its value chooses the function."""
-    programs = {option.removeprefix("--to "): each for option, each in modes.items()}
-    if len(programs) == 1 or not all(option.startswith("--to ") for option in modes):
+    programs = {option[5:]: each for option, each in modes.items() if option.startswith("--to ")}
+    if not programs:
         return []
     summaries = [
         f"{name}: {cleandoc(each.__doc__ or '').splitlines()[0]}" for name, each in programs.items()
@@ -288,6 +291,7 @@ def main() -> NoReturn:
         status = _complain(f"{where}: {error.strerror}; {_FIX_THE_MACHINE}")
     except typer.TyperException as error:
         message = " ".join(error.format_message().split()).rstrip(".")
+        message = message.replace("Value error, ", "")
         verb = " ".join(sys.argv[1:2])
         status = _complain(f"{message}; see: bertmill {f'{verb} ' if verb in VERBS else ''}--help")
     except (KeyboardInterrupt, typer.Abort):

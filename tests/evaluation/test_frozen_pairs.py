@@ -312,7 +312,7 @@ def test_a_folder_without_the_masked_token_head_is_refused(run, pairs_file, refu
 
 def test_settings_are_refused(run, pairs_file, refused):
     args = ["evaluate", run, "--frozen-pairs", pairs_file, "--set", "masking.mask_fraction=0.5"]
-    refused(args, "--set masking.mask_fraction=0.5", "--held-out")
+    refused(args, "--set: cannot be combined with --frozen-pairs; give it with --held-out")
 
 
 @pytest.mark.parametrize("content", ["", "\n", " \n\n\n"])

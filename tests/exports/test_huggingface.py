@@ -282,7 +282,7 @@ def test_an_out_that_exists(kind, small_run, refused, tmp_path):
 @pytest.mark.parametrize("to", ["ONNX", "", "HuggingFace"])
 def test_an_unknown_format(to, small_run, refused, tmp_path):
     args = ["export", small_run.folder, "--to", to, "--out", "out"]
-    refused(args, f"--to {to!r}", "huggingface or onnx")
+    refused(args, f"'--to': {to!r} is not one of 'huggingface', 'onnx'")
     assert list(tmp_path.iterdir()) == []
 
 

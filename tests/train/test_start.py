@@ -111,8 +111,6 @@ def test_what_ranks_must_share_goes_through_the_world(corpus_file, tmp_path, mon
 
 def test_a_rank_that_does_not_speak_writes_nothing(corpus_file, tmp_path, monkeypatch):
     monkeypatch.setattr(World, "speaks", False)
-    run = bertmill.pretrain(
-        str(corpus_file), "tiny", out=tmp_path / "run", steps=4, settings=SMALL
-    )
+    run = bertmill.pretrain(str(corpus_file), "tiny", out=tmp_path / "run", steps=4, settings=SMALL)
     assert not (run.folder / "metrics.jsonl").exists()
     assert not list((run.folder / "checkpoints").glob("*"))

@@ -224,9 +224,12 @@ def refuse(refused, small_run, write):
     return refuse
 
 
-def test_an_unknown_task(refuse):
-    refuse(labeled(0, 1), "--task: 'ranking' is not known", "words", more=["--task", "ranking"])
-    refuse(labeled(0, 1), "--task: '' is not known", more=["--task", ""])
+@pytest.mark.parametrize("task", ["ranking", ""])
+def test_an_unknown_task(task, refuse, small_run, write):
+    refuse(labeled(0, 1), f"'--task': {task!r} is not one of", "'words'", more=["--task", task])
+    examples = write(labeled(0, 1))
+    with pytest.raises(InputError, match=f"{task!r} is not known"):
+        package.finetune(small_run.folder, examples, examples, "out", task=task)
 
 
 def test_no_examples(refuse, tmp_path):

@@ -186,11 +186,13 @@ def test_no_texts(refuse, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"in.txt", "empty.txt"}
 
 
-def test_columns_models_and_poolings_that_are_none(refuse, tmp_path):
+def test_columns_models_and_poolings_that_are_none(refuse, model, tmp_path):
     (tmp_path / "in.csv").write_text("a,b\n1,2\n", "utf-8")
     refuse("in.csv, row 2: has no column 'text' (has a, b)", file="in.csv")
     refuse("gone: does not exist", model="gone")
-    refuse("--pool: 'max' is not known", more=["--pool", "max"])
+    refuse("'--pool': 'max' is not one of 'mean', 'cls'", more=["--pool", "max"])
+    with pytest.raises(InputError, match="'max' is not known"):
+        model.embed("a text", pool="max")
     assert {path.name for path in tmp_path.iterdir()} == {"in.txt", "in.csv"}
 
 
