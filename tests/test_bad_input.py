@@ -72,22 +72,22 @@ GOOD_LINE = b'{"text": "The river crosses the valley."}\n'
         (
             "broken.jsonl",
             GOOD_LINE + b'{"text": \n',
-            ["broken.jsonl, line 2: is not JSON", "mend or delete it"],
+            ["broken.jsonl, line 2: is not JSON", "fix or delete it"],
         ),
         (
             "other.jsonl",
             GOOD_LINE + b'\n{"body": "x", "id": 3}\n',
-            ["other.jsonl, line 3: has no field 'text' (has body, id)", "--set text.field=NAME"],
+            ["other.jsonl, line 3: has no column 'text' (has body, id)", "set text.field=NAME"],
         ),
         (
             "list.jsonl",
             b"[1, 2]\n",
-            ["list.jsonl, line 1: is no JSON object"],
+            ["list.jsonl, line 1: is not a JSON object"],
         ),
         (
             "number.jsonl",
             b'{"text": 3}\n',
-            ["number.jsonl, line 1: field 'text' is int, not text", "mend it"],
+            ["number.jsonl, line 1: column 'text' is int, not text", "fix it"],
         ),
         (
             "half.jsonl",
@@ -410,7 +410,7 @@ def test_resume_with_damaged_checkpoints_alone(bertmill, copied_run):
     status, out, err = bertmill("pretrain", "--resume", copied_run)
     assert status == 2
     assert "is damaged" in out  # each checkpoint that was passed over
-    check_line(err, [f"{copied_run}: holds no whole checkpoint", "start again in another folder"])
+    check_line(err, [f"{copied_run}: has no undamaged checkpoint", "start again in another folder"])
 
 
 def test_resume_over_another_text(bertmill, copied_run, corpus_file, tmp_path):

@@ -201,10 +201,10 @@ def test_what_similar_words_refuses(refused, small_run, tmp_path):
     (tmp_path / "empty.txt").write_text("", "utf-8")
     refused([*args, "river", "--among-file", "empty.txt"], "has no texts to search", "; ")
     refused([*args, "river", "--among-file", "gone.txt"], "gone.txt", "; ")
-    refused([*args, "sea", *AMONG], "--word: 'sea' is not in the text", "; ")
+    refused([*args, "sea", *AMONG], "--word: 'sea' is not in the text")
     refused([*args, "river", *AMONG, "--top", 0], "--top")
     for name in ("out.jpg", "out", ".png"):
-        refused([*args, "river", *AMONG, "--figure", name], "is of an unknown kind", ".svg", "; ")
+        refused([*args, "river", *AMONG, "--figure", name], "does not end in ", ".svg or ")
     (tmp_path / "out.png").write_text("mine", "utf-8")
     refused([*args, "river", *AMONG, "--figure", "out.png"], "out.png: already exists", "; ")
     refused([*args, "river", *AMONG, "--figure", "empty.txt/o.png"], "cannot be written", "; ")

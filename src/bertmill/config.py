@@ -11,6 +11,7 @@ import difflib
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -368,6 +369,11 @@ def _recipe_class(values: Mapping[str, Any], source: str) -> type[Recipe]:
             f"is {model['architecture']!r}, which is not a known network",
             "leave it out: the network is BERT" + (f", or choose {known}" if known else ""),
         )
+    return _recipe_of(section)
+
+
+@cache
+def _recipe_of(section: type[NetworkSection]) -> type[Recipe]:
     return create_model("Recipe", __base__=Recipe, model=(section, section()))
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -29,6 +30,14 @@ def refuse_if_there(out: Path) -> None:
     refuse_bad_name(out, InputError)
     if os.path.exists(out):
         raise InputError(out, "already exists", "choose another --out")
+
+
+def refuse_as_new_file(out: Path, endings: Iterable[str]) -> None:
+    """Raise `InputError` unless a new file can have this name, which ends in one of `endings`."""
+    if out.suffix not in endings:
+        *others, last = endings
+        raise InputError(out, f"does not end in {', '.join(others)} or {last}")
+    refuse_if_there(out)
 
 
 @contextmanager
@@ -100,6 +109,11 @@ def file_lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
             waiting()
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield
+
+
+def write_json(path: Path, values: object) -> None:
+    """Write values as indented JSON."""
+    path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
 
 
 def file_sha256(path: Path) -> str:

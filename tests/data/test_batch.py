@@ -5,12 +5,13 @@ import subprocess
 import sys
 import tracemalloc
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from bertmill.config import MaskingSection, PairsSection, TextSection, TokenizerSection
-from bertmill.data.batch import Batch, Batches
+from bertmill.data.batch import Batch, Batches, Counts
 from bertmill.data.prepare import prepare
 from bertmill.data.store import EncodedDocuments, Store, StoreWriter, TokenStore
 from bertmill.text.tokenizer import load_tokenizer
@@ -127,6 +128,75 @@ def test_masks_are_fresh_in_every_epoch(make_batches):
         for b in (one, two)
     ]
     assert masked[0] != masked[1]
+
+
+# --- ranks and micro-batches ----------------------------------------------------------------------
+
+PARTS = [(kind, whole_word) for kind in KINDS for whole_word in (False, True)]
+
+
+def sequences_of(batch: Batch) -> list[tuple]:
+    """Each sequence with all that is known of it, in the batch's order."""
+    labels = batch.next_sentence_labels.tolist() or [None] * len(batch.lengths)
+    found = []
+    for start, stop, label in zip(
+        batch.sequence_starts[:-1], batch.sequence_starts[1:], labels, strict=True
+    ):
+        is_own = (batch.masked_at >= start) & (batch.masked_at < stop)
+        arrays = [
+            values[start:stop]
+            for values in (batch.token_ids, batch.segment_ids, batch.position_ids)
+        ]
+        arrays += [batch.masked_at[is_own] - start, batch.masked_labels[is_own]]
+        found.append((*(tuple(values.tolist()) for values in arrays), label))
+    return found
+
+
+@pytest.mark.parametrize(("kind", "whole_word"), PARTS)
+@pytest.mark.parametrize("size", [1, 2, 3, 16, 20])
+def test_the_ranks_share_the_batch_of_a_step(make_batches, kind, whole_word, size):
+    batches = make_batches(kind, whole_word=whole_word)
+    whole = batches.batch_at(3)
+    parts = [batches.batch_at(3, rank, size) for rank in range(size)]
+    sequences = [sequence for part in parts for sequence in sequences_of(part)]
+    assert sorted(sequences) == sorted(sequences_of(whole))
+    if size == 1:
+        assert equal(parts[0], whole)
+    lengths = [sum(part.lengths) for part in parts]
+    assert max(lengths) - min(lengths) <= max(whole.lengths)
+
+
+@pytest.mark.parametrize(("kind", "whole_word"), PARTS)
+@pytest.mark.parametrize("mask_fraction", [0.02, 0.15, 0.9])
+def test_counts_are_those_of_all_ranks(make_batches, kind, whole_word, mask_fraction):
+    batches = make_batches(kind, whole_word=whole_word, mask_fraction=mask_fraction)
+    for step in (0, 5, 40):
+        parts = [batches.batch_at(step, rank, 3) for rank in range(3)]
+        assert batches.counts_at(step) == Counts(
+            sum(len(part.masked_at) for part in parts),
+            sum(len(part.next_sentence_labels) for part in parts),
+        )
+
+
+def test_counting_reads_no_token(make_batches, monkeypatch):
+    batches = make_batches()
+    wanted = len(batches.batch_at(0).masked_at)
+    monkeypatch.setattr(TokenStore, "gather", None)
+    assert batches.counts_at(0).num_predictions == wanted
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("max_tokens", [1, 31, 40, 100, 10_000])
+def test_micro_batches_end_to_end_are_the_batch(make_batches, kind, max_tokens):
+    batch = make_batches(kind).batch_at(1)
+    parts = batch.split(max_tokens)
+    assert all(len(part.token_ids) <= max_tokens or len(part.lengths) == 1 for part in parts)
+    for one, two in pairwise(parts):  # none could have taken one more
+        assert len(one.token_ids) + two.lengths[0] > max_tokens
+    assert [s for part in parts for s in sequences_of(part)] == sequences_of(batch)
+    assert all(part.sequence_starts[0] == 0 for part in parts)
+    if max_tokens == 10_000:
+        assert equal(parts[0], batch)
 
 
 @pytest.fixture(scope="module")

@@ -318,7 +318,7 @@ def test_settings_are_refused(run, pairs_file, refused):
 @pytest.mark.parametrize("content", ["", "\n", " \n\n\n"])
 def test_an_empty_file_is_refused(content, run, refused, tmp_path):
     (tmp_path / "empty.jsonl").write_text(content, "utf-8")
-    refused(["evaluate", run, "--frozen-pairs", "empty.jsonl"], "empty.jsonl: holds no pairs", "; ")
+    refused(["evaluate", run, "--frozen-pairs", "empty.jsonl"], "empty.jsonl: has no pairs", "; ")
 
 
 @pytest.mark.parametrize(
@@ -348,7 +348,7 @@ def test_longer_than_the_models_positions(run, refused, tmp_path):
     write(tmp_path / "long.jsonl", [fits, long])
     refused(
         ["evaluate", run, "--frozen-pairs", "long.jsonl"],
-        f"long.jsonl, line 2: has {POSITIONS + 1} tokens, the model takes {POSITIONS}",
+        f"long.jsonl, line 2: has {POSITIONS + 1} tokens, but the model takes {POSITIONS}",
     )
 
 

@@ -306,7 +306,7 @@ def test_text_settings_apply(run, scores, held_out_file, tmp_path):
     lines.write_text("\n".join(map(json.dumps, rows)), "utf-8")
     found = package.evaluate_held_out(run.folder, lines, settings=["text.field=body"])
     assert found == scores
-    with pytest.raises(BertmillError, match="has no field 'text'"):
+    with pytest.raises(BertmillError, match="has no column 'text'"):
         package.evaluate_held_out(run.folder, lines)
 
 

@@ -242,8 +242,8 @@ GOOD = {"sentence_good": "the river", "sentence_bad": "river the", "paradigm": "
 
 @pytest.mark.parametrize("content", ["", "\n\n"])
 def test_no_pairs(content, refuse):
-    refuse(content, "p.jsonl: holds no pairs", "a pair a line")
-    refuse("sentence_good,sentence_bad\n", "p.csv: holds no pairs", name="p.csv")
+    refuse(content, "p.jsonl: has no pairs", "one pair per line")
+    refuse("sentence_good,sentence_bad\n", "p.csv: has no pairs", name="p.csv")
 
 
 @pytest.mark.parametrize("key", KEYS)

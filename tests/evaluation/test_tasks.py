@@ -93,7 +93,7 @@ def model(save_random_model, small_run, tmp_path_factory):
 def judge_and_spy(model, folder, **more):
     """The scores, and the answers and measures that each was computed of, by task and method."""
     names, answers, measures = [], {}, {}
-    measure, answer = judging._Exam.measure, judging._Exam.answers
+    measure, answer = judging._TaskData.measure, judging._TaskData.predict
 
     def spy_answers(exam, method, *rest):
         if method == "majority":  # the first of each task
@@ -108,8 +108,8 @@ def judge_and_spy(model, folder, **more):
         return measures[key][-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judging._Exam, "measure", spy_measure)
-        patch.setattr(judging._Exam, "answers", spy_answers)
+        patch.setattr(judging._TaskData, "measure", spy_measure)
+        patch.setattr(judging._TaskData, "predict", spy_answers)
         scores = package.evaluate_tasks(model, folder, **more)
     names = list(scores.tasks)
     return scores, *(
@@ -476,20 +476,20 @@ ROWS = [{"text": word, "label": n % 2} for n, word in enumerate(WORDS)]
 
 def test_folders_without_tasks(refused, model, tmp_path):
     args = ["evaluate", model, "--tasks"]
-    refused([*args, "gone"], "--tasks gone: is no folder", "; ")
+    refused([*args, "gone"], "--tasks gone: is not a folder", "; ")
     (tmp_path / "file").write_text("", "utf-8")
-    refused([*args, "file"], "--tasks file: is no folder", "; ")
+    refused([*args, "file"], "--tasks file: is not a folder", "; ")
     refused([*args, ""], "--tasks: has no name", "; ")
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "notes.txt").write_text("", "utf-8")
-    refused([*args, "tasks"], "--tasks tasks: holds no tasks", "; ")
+    refused([*args, "tasks"], "--tasks tasks: has no tasks", "; ")
 
 
 @pytest.mark.parametrize("split", ["train", "dev"])
 def test_a_split_that_is_missing(split, refused, model, tmp_path):
     write(tmp_path / "tasks" / "one" / f"{split}.jsonl", ROWS)
     other = "dev" if split == "train" else "train"
-    wanted = f"tasks/one: holds no {other} examples; give {other}.jsonl"
+    wanted = f"tasks/one: has no {other} examples; add {other}.jsonl"
     refused(["evaluate", model, "--tasks", "tasks"], wanted)
 
 
@@ -515,11 +515,11 @@ def test_examples_that_do_not_fit(model, tmp_path):
 
     with pytest.raises(InputError, match=r"dev\.jsonl: has the label '7'"):
         judge(ROWS, [{"text": "a", "label": 7}])
-    with pytest.raises(InputError, match=r"train\.jsonl: has one class only"):
+    with pytest.raises(InputError, match=r"train\.jsonl: has only one class"):
         judge(ROWS[:1] * 2, ROWS)
-    with pytest.raises(InputError, match=r"dev\.jsonl: holds no examples"):
+    with pytest.raises(InputError, match=r"dev\.jsonl: has no examples"):
         judge(ROWS, [])
-    with pytest.raises(CorpusError, match="is no number"):
+    with pytest.raises(CorpusError, match="is not a number"):
         judge([{"text": "a", "label": 0.5}] * 2, [{"text": "a", "label": "x"}])
 
 

@@ -23,8 +23,9 @@ from transformers.utils import logging
 
 import bertmill as package
 from bertmill.errors import InputError, ModelError
+from bertmill.exports.huggingface import write_pooling
 from bertmill.model.folder import load_model
-from bertmill.use.pooling import Pooling, read_pooling, write_pooling
+from bertmill.use.pooling import Pooling, read_pooling
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()

@@ -144,7 +144,7 @@ def test_a_message_cannot_command_the_terminal(tmp_path):
         list(read_documents(find_files([str(tmp_path / "a.jsonl")]), TextSection()))
     line = str(caught.value)
     assert line.isprintable() and len(line) < 4000
-    assert "\\x1b[2J\\u202e" in line and line.endswith("--set text.field=NAME")
+    assert "\\x1b[2J\\u202e" in line and line.endswith("set text.field=NAME")
 
 
 def peak_mebibytes(args, cwd, status=0):

@@ -1,3 +1,4 @@
+import csv
 import gzip
 import importlib.util
 import io
@@ -41,10 +42,18 @@ def as_jsonl(texts, field="text") -> bytes:
     return "".join(json.dumps({"id": i, field: t}) + "\n" for i, t in enumerate(texts)).encode()
 
 
+def as_csv(texts, field="text") -> bytes:
+    buffer = io.StringIO()
+    csv.writer(buffer).writerows([["id", field], *enumerate(texts)])
+    return buffer.getvalue().encode()
+
+
 CONTENTS = {
     ".txt": "\n\n".join(TEXTS).encode(),
     ".tokens": "".join(f" = Title = \n \n {text} \n" for text in TEXTS).encode(),
     ".jsonl": as_jsonl(TEXTS),
+    ".csv": as_csv(TEXTS),
+    ".tsv": "\n".join(["id\ttext", *(f"{i}\t{text}" for i, text in enumerate(TEXTS))]).encode(),
     ".parquet": as_parquet(TEXTS),
 }
 
@@ -154,6 +163,25 @@ def test_jsonl_keeps_paragraphs_and_skips_blank_lines(tmp_path):
 
 def test_jsonl_escaped_surrogate_pair_is_a_character(tmp_path):
     assert texts(put(tmp_path / "a.jsonl", '{"text": "\\ud83d\\ude00"}')) == ["😀"]
+
+
+def test_csv_other_column_with_line_ends(tmp_path):
+    wanted = ["One, two.\nThree.", 'He said "no".']
+    assert texts(put(tmp_path / "a.csv", as_csv(wanted, "body")), field="body") == wanted
+
+
+def test_csv_row_that_does_not_fit_is_named(tmp_path):
+    assert "a.csv, row 3" in refusal(put(tmp_path / "a.csv", as_csv(TEXTS[:1]) + b"1,2,3\n"))
+    message = refusal(put(tmp_path / "a.tsv", "id\tbody\n1\ttwo\n"))
+    assert "a.tsv, row 2: has no column 'text' (has id, body)" in message
+    assert "set text.field=NAME" in message
+
+
+def test_of_a_parquet_file_only_the_text_is_read(tmp_path):
+    """A value that Python lacks does not matter in another column."""
+    late = pa.array([2**52, 2**52], pa.timestamp("ms"))
+    pq.write_table(pa.table({"date": late, "text": TEXTS[:2]}), tmp_path / "a.parquet")
+    assert texts(tmp_path / "a.parquet") == TEXTS[:2]
 
 
 def test_parquet_other_column(tmp_path):
@@ -457,8 +485,8 @@ def test_not_utf8_is_refused_at_the_byte(tmp_path, data, ending):
         ("plain text", "not JSON"),
         ("[" * 100_000, "not JSON"),
         ('{"text": ' + "9" * 5000 + "}", "not JSON"),
-        ("[1]", "no JSON object"),
-        ('"text"', "no JSON object"),
+        ("[1]", "not a JSON object"),
+        ('"text"', "not a JSON object"),
         ("{}", "'text'"),
         ('{"body": "x", "id": 3}', "body, id"),
         ('{"text": 5}', "int"),

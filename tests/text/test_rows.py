@@ -437,7 +437,7 @@ def test_no_such_source(put, name, what):
         (".jsonl", '{"a": 1}\n\n{"a"', "line 3", "is not JSON"),
         (".jsonl", "[" * 200_000, "line 1", "is not JSON"),
         (".jsonl", '{"a": 1' + "0" * 5000 + "}", "line 1", "is not JSON"),
-        (".jsonl", '{"a": 1}\n["a"]', "line 2", "is no JSON object"),
+        (".jsonl", '{"a": 1}\n["a"]', "line 2", "is not a JSON object"),
         (".csv", "a,b\n1,2\n1,2,3\n", "row 3", "has 3 values, not 2"),
         (".csv", 'a,b\n"1\n1",2\n1\n', "row 3", "has 1 values, not 2"),
         (".tsv", "a\tb\n1\t2\n1,2\n", "row 3", "has 1 values, not 2"),

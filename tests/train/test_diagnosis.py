@@ -1,4 +1,4 @@
-"""The loss doctor's lines: each condition, and that what they advise can be done."""
+"""The lines of a diagnosis: each condition, and that what they advise can be done."""
 
 import dataclasses
 import re
@@ -110,7 +110,7 @@ def test_the_warm_up_is_named_where_it_is_to_blame(warmup, steps, is_first, is_n
     assert (long in line) == is_first
     assert ("no warm-up (schedule.warmup_steps)" in line) == is_none
     assert line.count("warm-up") == is_first + is_none
-    assert f"too few steps, {steps:,} so far (train.steps or --budget)" in line
+    assert f"too few steps, {steps:,} so far (train.steps or train.budget_seconds)" in line
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,12 @@ def test_pairs_that_are_not_compared():
     assert "\n" not in line
     assert "held-out NSP loss 0.690 is no better" in line
     assert "(0.500, 77.0% of pairs right)" in line
-    assert assert_knobs_exist(line) == {"train.steps", "train.nsp_weight", "pairs.kind"}
+    assert assert_knobs_exist(line) == {
+        "train.steps",
+        "train.budget_seconds",
+        "train.nsp_weight",
+        "pairs.kind",
+    }
 
 
 @pytest.mark.parametrize("missing", ["nsp_loss", "nsp_overlap_nats"])

@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -134,6 +135,38 @@ def test_what_goes_wrong_while_prefetching_is_raised_as_it_is(corpus_file, tmp_p
         [2, 4],
         [4],
     ]
+
+
+def test_micro_batches_go_on_to_the_same_bits(corpus_file, tmp_path):
+    """With dropout on, whose draws are keyed by the micro-batch too."""
+    parts = [*SETTINGS, "train.micro_batch_tokens=60"]
+    whole = bertmill.pretrain(
+        str(corpus_file), "tiny", out=tmp_path / "whole", steps=10, settings=parts
+    )
+    run = bertmill.pretrain(
+        str(corpus_file), "tiny", out=tmp_path / "run", steps=10, settings=parts, stop_after=1e-6
+    )
+    while not run.outcome.finished:
+        run = bertmill.resume(run.folder, stop_after=1e-6)
+    assert weights(run.folder) == weights(whole.folder)
+    assert moments(run.folder) == moments(whole.folder)
+    assert numbers(run.folder) == numbers(whole.folder)
+
+
+def test_micro_batches_learn_what_whole_batches_do(corpus_file, tmp_path):
+    """Without dropout, whose draws differ, the losses are those of whole batches, to rounding."""
+    plain = ["model.hidden_dropout_prob=0.0", "model.attention_probs_dropout_prob=0.0"]
+    losses = []
+    for tokens in (0, 60, 1):
+        settings = [*SETTINGS, *plain, f"train.micro_batch_tokens={tokens}"]
+        run = bertmill.pretrain(
+            str(corpus_file), "tiny", out=tmp_path / str(tokens), steps=20, settings=settings
+        )
+        metrics = RunFolder(run.folder).metrics()
+        losses.append([(r.mlm_loss, r.nsp_loss) for r in metrics.train])
+        losses[-1] += [(r.scores.mlm_loss, r.scores.nsp_loss) for r in metrics.held_out]
+    for other in losses[1:]:
+        np.testing.assert_allclose(other, losses[0], rtol=1e-5)
 
 
 def test_same_recipe_same_bits(undisturbed, corpus_file, tmp_path):
@@ -325,7 +358,9 @@ def test_weights_that_overflow_stop_the_run_with_the_last_checkpoint_whole(corpu
     assert bertmill.load(tmp_path / "run").encode("the river").vectors.shape[0] == 1
 
 
-def test_the_doctor_speaks_at_half_of_the_run_and_at_its_end(undisturbed, corpus_file, tmp_path):
+def test_the_diagnosis_is_given_at_half_of_the_run_and_at_its_end(
+    undisturbed, corpus_file, tmp_path
+):
     """Thirty steps of a tiny network learn no context, and are told so."""
     stream = io.StringIO()
     run = bertmill.pretrain(
@@ -352,8 +387,10 @@ def test_a_damaged_checkpoint_is_passed_over(corpus_file, tmp_path, capsys, undi
     assert again.outcome.steps == 8
     for folder in checkpoints.iterdir():
         (folder / "model" / "model.safetensors").unlink()
-    with pytest.raises(RunError, match="no whole checkpoint"):
+    with pytest.raises(RunError, match="no undamaged checkpoint"):
         bertmill.resume(run.folder)
+    with pytest.raises(RunError, match="no undamaged checkpoint"):
+        bertmill.pretrain(resume=run.folder)
 
 
 def test_a_changed_store_is_refused(corpus_file, tmp_path):

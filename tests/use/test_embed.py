@@ -217,5 +217,5 @@ def test_a_length_without_room_for_the_special_tokens(small_run, tmp_path, lengt
     told.write_text(json.dumps({"max_seq_length": 3}), "utf-8")
     assert bertmill.load(tmp_path / "model").embed(["", "the river"]).shape == (2, 16)
     told.write_text(json.dumps({"max_seq_length": length}), "utf-8")
-    with pytest.raises(ModelError, match=f"max_seq_length {length}"):
+    with pytest.raises(ModelError, match=f"max_seq_length is {length}"):
         bertmill.load(tmp_path / "model").embed("the river")

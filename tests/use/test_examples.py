@@ -61,7 +61,7 @@ KINDS = {
 
 @pytest.mark.parametrize("label", [float("inf"), float("nan"), "nan", "9" * 400])
 def test_a_label_without_a_value_is_no_class_among_numbers(label, write):
-    with pytest.raises(CorpusError, match="is no number"):
+    with pytest.raises(CorpusError, match="is not a number"):
         read_examples(write(labeled("1.5", label)), NONE, None)
 
 
@@ -215,11 +215,11 @@ def test_regression_has_no_classes(write):
 def refuse(refused, small_run, write):
     """Fine-tune on these rows, which must fail with one line."""
 
-    def refuse(rows, *parts, more=(), dev=None):
+    def refuse(rows, *parts, more=(), dev=None, fix="; "):
         train = write(rows) if isinstance(rows, list) else rows
         dev = train if dev is None else write(dev, "dev.jsonl")
         args = ["--train", train, "--dev", dev, "--out", "out", *more]
-        refused(["finetune", small_run.folder, *args], *parts, "; ")
+        refused(["finetune", small_run.folder, *args], *parts, fix)
 
     return refuse
 
@@ -231,9 +231,9 @@ def test_an_unknown_task(refuse):
 
 def test_no_examples(refuse, tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n\n", "utf-8")
-    refuse("empty.jsonl", "empty.jsonl: holds no examples")
+    refuse("empty.jsonl", "empty.jsonl: has no examples")
     (tmp_path / "empty.csv").write_text("text,label\n", "utf-8")
-    refuse("empty.csv", "empty.csv: holds no examples")
+    refuse("empty.csv", "empty.csv: has no examples")
 
 
 def test_columns_that_are_missing(refuse):
@@ -264,20 +264,20 @@ def test_a_row_without_its_text_or_label(refuse):
 @pytest.mark.parametrize("label", ["good", None, "", "nan", float("nan"), True, [1.5]])
 def test_a_label_that_is_no_number(label, refuse):
     more = ["--task", "regression"]
-    refuse(labeled(0.5, label), f"line 2: label {label!r} is no number", more=more)
+    refuse(labeled(0.5, label), f"line 2: label {label!r} is not a number", more=more)
 
 
 @pytest.mark.parametrize("words", [None, "a b", 3, {"a": 1}])
 def test_words_that_are_no_list(words, refuse):
     rows = [{"words": ["a", "b"], "labels": ["X", "O"]}, {"words": words, "labels": ["X"]}]
-    refuse(rows, "line 2: holds no list in the column 'words'")
+    refuse(rows, "line 2: has no list in the column 'words'")
     rows[1] = {"words": ["a"], "labels": words}
-    refuse(rows, "line 2: holds no list in the column 'labels'")
+    refuse(rows, "line 2: has no list in the column 'labels'")
 
 
 def test_not_as_many_labels_as_words(refuse):
     rows = [{"words": ["a", "b"], "labels": ["X", "O"]}, {"words": ["a", "b"], "labels": ["X"]}]
-    refuse(rows, "line 2: has 2 words and 1 labels")
+    refuse(rows, "line 2: has 2 words but 1 labels", fix="")
 
 
 def test_words_that_are_not_text(small_run, write):
@@ -290,16 +290,16 @@ def test_words_that_are_not_text(small_run, write):
     "rows", [labeled(1, 1), labeled("x"), [{"words": ["a"], "labels": ["1"]}]], ids=str
 )
 def test_one_class_only(rows, refuse):
-    refuse(rows, "rows.jsonl: has one class only, ", "give examples of others")
+    refuse(rows, "rows.jsonl: has only one class, ", "give examples of two or more classes")
 
 
 def test_no_class_at_all(refuse):
-    refuse([{"words": [], "labels": []}], "has one class only, ''")
+    refuse([{"words": [], "labels": []}], "has only one class, ''")
 
 
 def test_a_class_that_only_dev_has(small_run, write):
     train, dev = write(labeled("a", "b")), write(labeled("a", "c"), "dev.jsonl")
-    with pytest.raises(InputError, match=r"--dev: has the label 'c', .* the classes a, b; "):
+    with pytest.raises(InputError, match=r"`dev`: has the label 'c', .* the classes a, b; "):
         package.finetune(small_run.folder, train, dev, "out")
     many = Task("classification", tuple(f"class {n}" for n in range(5000)))
     with pytest.raises(InputError) as caught:
@@ -309,8 +309,8 @@ def test_a_class_that_only_dev_has(small_run, write):
 
 def test_dev_of_another_kind(refuse):
     rows = [{"words": ["a", "b"], "labels": ["X", "O"]}]
-    refuse(rows, "dev.jsonl, line 1: holds no list", dev=labeled("X", "O"))
-    refuse(labeled(0.5, 1.5), "label 'x' is no number", dev=labeled("x"))
+    refuse(rows, "dev.jsonl, line 1: has no list", dev=labeled("X", "O"))
+    refuse(labeled(0.5, 1.5), "label 'x' is not a number", dev=labeled("x"))
 
 
 def test_a_words_label_that_is_none(write):

@@ -146,13 +146,13 @@ def test_pairs_are_learned(small_run, tmp_path):
     assert max(epoch.dev.accuracy for epoch in tuned.epochs) > 0.9
     model = package.load(tuned.folder)
     assert model.is_pair and len(model.predict(["a"], ["b"])) == 1
-    with pytest.raises(InputError, match="fine-tuned on, pairs of texts"):
+    with pytest.raises(InputError, match=r"fine-tuned on pairs; name .*`text_b_column`"):
         model.predict(["a"])
 
 
 def test_a_model_of_single_texts_is_given_no_pairs(tune, tmp_path):
     folder = tune(epochs=1).folder
-    with pytest.raises(InputError, match="fine-tuned on, single texts"):
+    with pytest.raises(InputError, match="fine-tuned on single texts"):
         package.load(folder).predict(["a"], ["b"])
     texts = tmp_path / "rows.jsonl"
     texts.write_text('{"text": "the river", "text_b": "a column like any other"}\n', "utf-8")
@@ -508,7 +508,7 @@ def test_knobs_that_are_no_number_above_0(option, value, refuse):
 
 @pytest.mark.parametrize("length", [1, 7, 513, 10**12])
 def test_lengths_that_do_not_fit(length, small_run, files, tmp_path):
-    with pytest.raises(InputError, match=f"--max-length {length}: does not fit .*512 positions"):
+    with pytest.raises(InputError, match=f"`max_length`: is {length}, which does not fit .*512"):
         package.finetune(
             *(small_run.folder, files["words", "train"], files["words", "dev"]),
             tmp_path / "out",
@@ -519,7 +519,7 @@ def test_lengths_that_do_not_fit(length, small_run, files, tmp_path):
 @pytest.mark.parametrize("epochs", [1, 3])
 @pytest.mark.parametrize("kind", ["classification", "regression", "words"])
 def test_a_rate_at_which_answers_are_not_finite(epochs, kind, tune, tmp_path):
-    with pytest.raises(RunError, match="not finite in epoch 1; give a lower --lr"):
+    with pytest.raises(RunError, match="not finite in epoch 1; give a lower `lr`"):
         tune(kind, lr=1e30, epochs=epochs)
     assert list(tmp_path.iterdir()) == []
 
@@ -545,20 +545,21 @@ def test_files_that_are_missing(refuse, files, small_run, refused):
 def test_dev_of_another_kind_or_with_another_number_of_texts(loaded, files):
     words, texts = read(files, "words", "dev"), read(files, "classification", "dev")
     task = task_of(texts, "")
-    with pytest.raises(InputError, match="--dev: is words, --train is classification; "):
+    with pytest.raises(InputError, match="`dev`: is words, but `train` is classification; "):
         learn(loaded, task, texts, words)
     pairs = replace(texts, second=texts.first)
-    for train, dev in ((texts, pairs), (pairs, texts)):
-        with pytest.raises(InputError, match="--dev: has one text where --train has two; "):
+    counts = "two texts per example, but `train` has one", "one text per example, but .* has two"
+    for train, dev, found in ((texts, pairs, counts[0]), (pairs, texts, counts[1])):
+        with pytest.raises(InputError, match=f"`dev`: has {found}"):
             learn(loaded, task, train, dev)
 
 
-@pytest.mark.parametrize("split", ["--train", "--dev"])
+@pytest.mark.parametrize("split", ["train", "dev"])
 def test_no_words(split, loaded):
     some = Examples("words", [["road", "river"]], None, [["O", "R"]])
     none = Examples("words", [[], []], None, [[], []])
-    both = (none, some) if split == "--train" else (some, none)
-    with pytest.raises(InputError, match=f"{split}: has no labeled words; "):
+    both = (none, some) if split == "train" else (some, none)
+    with pytest.raises(InputError, match=f"`{split}`: has no labeled words; "):
         learn(loaded, Task("words", ("O", "R")), *both)
 
 
@@ -567,7 +568,7 @@ def test_no_words(split, loaded):
 
 def test_what_predict_refuses(tune, small_run):
     model = package.load(tune(epochs=1).folder)
-    with pytest.raises(InputError, match="texts: 1 and 2 are no pairs; "):
+    with pytest.raises(InputError, match="texts: 2 second texts for 1 first ones"):
         model.predict(["a"], ["a", "b"])
     assert model.predict([]) == []
     with pytest.raises(InputError, match="half a character"):

@@ -156,7 +156,7 @@ def _here(tmp_path, monkeypatch):
 def test_an_unknown_ending(out, tuned, refused):
     refused(
         ["predict", tuned["regression"], "in.txt", "--out", out],
-        *(f"--out {out}: is of an unknown kind", ".jsonl, .csv, .parquet"),
+        *(f"{out}: does not end in ", ".jsonl, .csv or .parquet"),
     )
 
 
@@ -174,11 +174,11 @@ def test_models_and_files_that_are_none(tuned, small_run, refused, tmp_path):
     refused(["predict", "gone", "in.txt", *out], "gone: does not exist", "; ")
     model = tuned["regression"]
     refused(["predict", model, "gone.txt", *out], "gone.txt", "; ")
-    refused(["predict", model, "empty.txt", *out], "empty.txt: holds no examples", "; ")
+    refused(["predict", model, "empty.txt", *out], "empty.txt: has no examples", "; ")
     refused(["predict", model, "", *out], "FILE: has no name", "; ")
     refused(["predict", model, "in.txt", "--out", ""], "--out: has no name", "; ")
     refused(["predict", model, "in.txt", *out, "--text-column", "b"], "no column 'b'", "; ")
-    refused(["predict", tuned["words"], "in.txt", *out], "holds no list in the column 'text'")
+    refused(["predict", tuned["words"], "in.txt", *out], "has no list in the column 'text'")
     refused(["predict", model, "in.txt", "--out", "in.txt/out.csv"], "cannot be written", "; ")
     assert {path.name for path in tmp_path.iterdir()} == {"in.txt", "empty.txt"}
 

@@ -162,7 +162,7 @@ def test_as_many_tokens_as_positions_fit(model):
     full = model.encode(["river"] * 100).vectors.shape[1]
     pieces = (full - 2) // 100
     assert model.encode(["river"] * (510 // pieces)).vectors.shape[1] <= 512
-    with pytest.raises(InputError, match=r"text: has \d+ tokens, the model takes 512"):
+    with pytest.raises(InputError, match=r"text: has \d+ tokens, but the model takes 512"):
         model.encode(["river"] * (510 // pieces + 1))
 
 
@@ -218,7 +218,7 @@ def test_all_proposals_add_up_to_one(model):
 
 @pytest.mark.parametrize("top", [0, -1, 10**6])
 def test_top_is_bounded_by_the_vocabulary(model, top):
-    with pytest.raises(InputError, match=f"top: is {top}; give 1 to {model.tokenizer.size}"):
+    with pytest.raises(InputError, match=f"`top`: is {top}; give 1 to {model.tokenizer.size}"):
         model.fill_mask("the [MASK]", top=top)
 
 

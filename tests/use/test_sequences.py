@@ -1,8 +1,5 @@
 """Texts as packed batches, against the tokenizer of transformers and slow loops."""
 
-import threading
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -15,11 +12,10 @@ from bertmill.errors import InputError
 from bertmill.text.tokenizer import train_tokenizer
 from bertmill.use.sequences import (
     Sequences,
-    by_length,
+    group_by_length,
     make_sequences,
-    map_batches,
     pack_lists,
-    refuse_no_text,
+    refuse_non_text,
     refuse_too_long,
 )
 
@@ -103,7 +99,7 @@ def test_what_is_not_text_is_refused(tokenizer, text):
         with pytest.raises(InputError, match="is not text; give a string or a list"):
             make_sequences(tokenizer, first, second, 8)
     with pytest.raises(InputError, match="is not text"):
-        refuse_no_text(text)
+        refuse_non_text(text)
 
 
 def test_half_a_character_is_refused(tokenizer):
@@ -113,18 +109,18 @@ def test_half_a_character_is_refused(tokenizer):
 
 def test_too_long_is_longer_than_the_positions():
     section = ModelSection(max_position_embeddings=40)
-    refuse_too_long([0] * 40, section)
-    with pytest.raises(InputError, match="has 41 tokens, the model takes 40"):
-        refuse_too_long([0] * 41, section)
+    refuse_too_long(40, section)
+    with pytest.raises(InputError, match="has 41 tokens, but the model takes 40"):
+        refuse_too_long(41, section)
 
 
-# --- by_length -----------------------------------------------------------------------------------
+# --- group_by_length -----------------------------------------------------------------------------
 
 
 @given(st.lists(st.integers(1, 600)), st.integers(1, 3000))
 def test_groups_by_length(lengths, tokens_at_once):
     lengths = np.array(lengths, np.int64)
-    groups = by_length(lengths, tokens_at_once)
+    groups = group_by_length(lengths, tokens_at_once)
     rows = [row for group in groups for row in group.tolist()]
     # Longest first, and the given order among equals.
     assert rows == sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
@@ -136,8 +132,8 @@ def test_groups_by_length(lengths, tokens_at_once):
 
 def test_groups_are_full():
     # Tokens end at 4, 8, 10 and 12 of the order 1, 3, 0, 2; a group at 6 and 12.
-    assert [g.tolist() for g in by_length(np.array([2, 4, 2, 4]), 6)] == [[1], [3, 0, 2]]
-    assert len(by_length(np.full(128, 64))) == 4
+    assert [g.tolist() for g in group_by_length(np.array([2, 4, 2, 4]), 6)] == [[1], [3, 0, 2]]
+    assert len(group_by_length(np.full(128, 64))) == 4
 
 
 # --- packing -------------------------------------------------------------------------------------
@@ -165,59 +161,3 @@ def test_pack_takes_rows_in_their_order(tokenizer, oracle, rows):
 @given(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9), min_size=1))
 def test_pack_lists(lists):
     check_packed(pack_lists(lists, CPU), lists, [[0] * len(ids) for ids in lists])
-
-
-# --- map_batches ---------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=[1, 2, 3])
-def num_threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
-def num_threads_of_a_new_thread() -> int:
-    found = []
-    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
-    thread.start()
-    thread.join()
-    return found[0]
-
-
-@pytest.mark.parametrize("num_batches", [0, 1, 2, 7])
-def test_results_are_those_of_one_thread(num_threads, num_batches):
-    batches = [np.arange(n, n + 3) for n in range(num_batches)]
-
-    def compute(batch):
-        time.sleep(0.005 * (num_batches - batch[0]))  # the first ends last
-        return (batch**2).sum()
-
-    assert map_batches(compute, batches, CPU) == [compute(batch) for batch in batches]
-    assert torch.get_num_threads() == num_threads == num_threads_of_a_new_thread()
-
-
-def test_a_batch_a_core(num_threads):
-    """As many batches at once as there are threads: each waits until the others are there."""
-    together = threading.Barrier(num_threads, timeout=20)
-
-    def compute(batch):
-        together.wait()
-        return torch.get_num_threads()
-
-    batches = [np.array([n]) for n in range(2 * num_threads)]
-    assert map_batches(compute, batches, CPU) == [1] * (2 * num_threads)
-    assert torch.get_num_threads() == num_threads == num_threads_of_a_new_thread()
-
-
-@pytest.mark.parametrize("bad", [0, 3, 6])
-def test_a_failure_is_passed_on(num_threads, bad):
-    def compute(batch):
-        if batch[0] == bad:
-            raise InputError(f"batch {bad}", "is bad", "give another")
-        return batch
-
-    with pytest.raises(InputError, match=f"batch {bad}: is bad"):
-        map_batches(compute, [np.array([n]) for n in range(7)], CPU)
-    assert torch.get_num_threads() == num_threads == num_threads_of_a_new_thread()

@@ -154,15 +154,15 @@ def test_a_row_that_is_damaged_leaves_nothing(ending, monkeypatch, small_run, tm
 
 @pytest.fixture
 def refuse(refused, small_run, source):
-    def refuse(*parts, out="out.npy", file="in.txt", model=small_run.folder, more=()):
-        refused(["embed", model, file, "--out", out, *more], *parts, "; ")
+    def refuse(*parts, out="out.npy", file="in.txt", model=small_run.folder, more=(), fix="; "):
+        refused(["embed", model, file, "--out", out, *more], *parts, fix)
 
     return refuse
 
 
 @pytest.mark.parametrize("out", ["out", "out.NPY", "out.npz", "out.npy.gz", "out.csv"])
 def test_an_unknown_ending(out, refuse):
-    refuse(f"--out {out}: is of an unknown kind", ".npy or .parquet", out=out)
+    refuse(f"{out}: does not end in .npy or .parquet", out=out, fix="")
 
 
 @pytest.mark.parametrize("ending", [".npy", ".parquet"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from bertmill.arrays import Bools, Ints, UInts
 from bertmill.config import MaskingSection, PairsSection
 from bertmill.data.layout import interleave, lay_out
-from bertmill.data.masking import mask_tokens
+from bertmill.data.masking import count_predictions, mask_tokens
 from bertmill.data.order import EpochOrder
 from bertmill.data.pairs import PairMaker, Pairs
 from bertmill.data.randomness import make_key, random_bits
@@ -64,6 +65,34 @@ class Batch:
         """Answers that the losses are summed over."""
         return Counts(len(self.masked_labels), len(self.next_sentence_labels))
 
+    def split(self, max_tokens: int) -> list[Batch]:
+        """Cut the batch into micro-batches of consecutive sequences; end to end they are the batch.
+
+        Parameters
+        ----------
+        max_tokens : int
+            Tokens of a micro-batch at most; a longer sequence has one of its own.
+        """
+        starts, rows = self.sequence_starts, [0]
+        while (row := rows[-1]) < len(starts) - 1:
+            stop = int(np.searchsorted(starts, starts[row] + max_tokens, "right")) - 1
+            rows.append(max(stop, row + 1))
+        return [self._between(first, stop) for first, stop in pairwise(rows)]
+
+    def _between(self, first: int, stop: int) -> Batch:
+        """Take the sequences from `first` to before `stop`."""
+        start, end = self.sequence_starts[[first, stop]]
+        i, j = np.searchsorted(self.masked_at, [start, end])
+        return Batch(
+            token_ids=self.token_ids[start:end],
+            segment_ids=self.segment_ids[start:end],
+            position_ids=self.position_ids[start:end],
+            sequence_starts=self.sequence_starts[first : stop + 1] - start,
+            masked_at=self.masked_at[i:j] - start,
+            masked_labels=self.masked_labels[i:j],
+            next_sentence_labels=self.next_sentence_labels[first:stop],
+        )
+
     def padded(self, max_length: int, max_predictions: int, pad_id: int) -> PaddedBatch:
         """Lay the batch out in rectangles, as programs that pad take it.
 
@@ -108,13 +137,6 @@ class Batch:
         )
 
 
-class Counts(NamedTuple):
-    """What the losses of a step are divided by."""
-
-    num_predictions: int
-    num_pairs: int
-
-
 class PaddedBatch(NamedTuple):
     """The reference program's seven tensors: rectangles, L tokens wide and K predictions wide."""
 
@@ -132,6 +154,14 @@ class PaddedBatch(NamedTuple):
     """[B, K]."""
     next_sentence_labels: Ints
     """1 = the second segment follows the first, [B]. Hugging Face's label is the other way."""
+
+
+class Counts(NamedTuple):
+    """What the losses of a step are divided by, over all ranks and micro-batches."""
+
+    num_predictions: int
+    num_pairs: int
+    """Sequences with a label; 0 with ``pairs.kind=none``."""
 
 
 class Batches:
@@ -169,7 +199,8 @@ class Batches:
         name: str,
     ) -> None:
         self._store, self._tokenizer = store, tokenizer
-        self._pairs, self._masking, self._seed = pairs, masking, seed
+        self._masking, self._seed = masking, seed
+        self._has_second = pairs.kind != "none"
         self.batch_size = batch_size
         self._maker = PairMaker(store, pairs, name)
         self.num_examples = int(self._maker.block_examples.sum())
@@ -177,12 +208,33 @@ class Batches:
         self._steps_at_once = max(1, min(_EXAMPLES_AT_ONCE, self.num_examples) // batch_size)
         self._pairs_of = lru_cache(maxsize=2)(self._pairs_of_steps)
 
-    def batch_at(self, step: int) -> Batch:
-        """Make the batch of a step, counted from 0."""
-        pairs, keys = self._pairs_of(step // self._steps_at_once)
-        start = step % self._steps_at_once * self.batch_size
-        rows = slice(start, start + self.batch_size)
-        return self._assemble(Pairs._make(column[rows] for column in pairs), keys[rows])
+    def batch_at(self, step: int, rank: int = 0, size: int = 1) -> Batch:
+        """Make the batch of a step, counted from 0, or the part of it that one rank works on.
+
+        Parameters
+        ----------
+        step : int
+        rank, size : int
+            Which rank of how many. Sequences are dealt out longest first, so that all ranks get
+            about the same number of tokens; together they have the batch of the step.
+        """
+        return self._assemble(*self._examples_of(step), rank, size)
+
+    def counts_at(self, step: int) -> Counts:
+        """Count what the whole batch of a step predicts, over all ranks.
+
+        Tokens are not read for it, except with ``masking.whole_word``, where the masks must be
+        drawn first.
+        """
+        pairs, _ = self._examples_of(step)
+        if self._masking.whole_word:
+            num_predictions = len(self.batch_at(step).masked_at)
+        else:
+            lengths = _num_tokens(pairs) + self._maker.num_specials
+            num_predictions = int(
+                count_predictions(lengths, self._maker.num_specials, self._masking).sum()
+            )
+        return Counts(num_predictions, len(pairs.is_next) if self._has_second else 0)
 
     def batch_of(self, places: Ints) -> Batch:
         """Make a batch of the examples at any places, counted across all epochs."""
@@ -208,6 +260,13 @@ class Batches:
                 mask_keys[here] = random_bits(mask_key, blocks, located.examples)
         return pairs, mask_keys
 
+    def _examples_of(self, step: int) -> tuple[Pairs, UInts]:
+        """Return the pairs of a step's batch and the keys of their masks."""
+        pairs, keys = self._pairs_of(step // self._steps_at_once)
+        start = step % self._steps_at_once * self.batch_size
+        rows = slice(start, start + self.batch_size)
+        return Pairs._make(column[rows] for column in pairs), keys[rows]
+
     def _pairs_of_steps(self, number: int) -> tuple[Pairs, UInts]:
         num_examples = self._steps_at_once * self.batch_size
         return self.pairs_at(np.arange(number * num_examples, (number + 1) * num_examples))
@@ -219,20 +278,18 @@ class Batches:
             make_key(self._seed, "order", epoch),
         )
 
-    def _assemble(self, pairs: Pairs, keys: UInts) -> Batch:
-        has_second = self._pairs.kind != "none"
-        a_lengths = pairs.a_stops - pairs.a_starts
-        b_lengths = pairs.b_stops - pairs.b_starts
-        by_length = np.argsort(-(a_lengths + b_lengths), kind="stable")
-        a_starts, b_starts = pairs.a_starts[by_length], pairs.b_starts[by_length]
-        a_lengths, b_lengths, keys = a_lengths[by_length], b_lengths[by_length], keys[by_length]
-        sources, sizes = a_starts, a_lengths
-        if has_second:
-            sources, sizes = interleave(a_starts, b_starts), interleave(a_lengths, b_lengths)
+    def _assemble(self, pairs: Pairs, keys: UInts, rank: int = 0, size: int = 1) -> Batch:
+        rows = np.argsort(-_num_tokens(pairs), kind="stable")[rank::size]
+        pairs, keys = Pairs._make(column[rows] for column in pairs), keys[rows]
+        a_lengths, b_lengths = pairs.a_stops - pairs.a_starts, pairs.b_stops - pairs.b_starts
+        sources, sizes = pairs.a_starts, a_lengths
+        if self._has_second:
+            sources = interleave(pairs.a_starts, pairs.b_starts)
+            sizes = interleave(a_lengths, b_lengths)
         laid = lay_out(
             self._store.gather(sources, sizes),
             a_lengths,
-            b_lengths if has_second else None,
+            b_lengths if self._has_second else None,
             self._tokenizer.cls_id,
             self._tokenizer.sep_id,
         )
@@ -246,7 +303,12 @@ class Batches:
             sequence_starts=laid.starts,
             masked_at=masked_at,
             masked_labels=masked_labels,
-            next_sentence_labels=pairs.is_next[by_length].astype(np.int64)
-            if has_second
+            next_sentence_labels=pairs.is_next.astype(np.int64)
+            if self._has_second
             else np.empty(0, np.int64),
         )
+
+
+def _num_tokens(pairs: Pairs) -> Ints:
+    """Count each pair's tokens, special tokens apart."""
+    return pairs.a_stops - pairs.a_starts + (pairs.b_stops - pairs.b_starts)

@@ -63,7 +63,7 @@ def mask_tokens(
     at = np.flatnonzero(maskable)
     sequence = np.repeat(np.arange(len(lengths)), lengths)[at]
     inside = at - sequence_starts[sequence]
-    wanted = np.maximum(1, np.rint(section.mask_fraction * lengths)).astype(np.int64)
+    wanted = _wanted_predictions(lengths, section)
 
     # A group is what is chosen and treated together: a token, or a word of several pieces.
     if section.whole_word:
@@ -104,6 +104,24 @@ def mask_tokens(
         ),
     )
     return Masked(shown, masked_at, labels)
+
+
+def count_predictions(lengths: Ints, num_specials: int, section: MaskingSection) -> Ints:
+    """Count what `mask_tokens` predicts in each sequence, without masking; not for whole words.
+
+    Parameters
+    ----------
+    lengths : ndarray of int64, shape (B,)
+        Tokens of each sequence, special tokens included.
+    num_specials : int
+        Special tokens in each.
+    """
+    return np.minimum(_wanted_predictions(lengths, section), lengths - num_specials)
+
+
+def _wanted_predictions(lengths: Ints, section: MaskingSection) -> Ints:
+    wanted: Ints = np.maximum(1, np.rint(section.mask_fraction * lengths)).astype(np.int64)
+    return wanted
 
 
 def _random_tokens(keys: UInts, inside: Ints, tokenizer: Tokenizer) -> Ints:

@@ -1,1 +1,1 @@
-"""How good a pretrained model is, measured on text that it never saw."""
+"""How good a pretrained model is, measured on text that it has never seen."""

@@ -1,17 +1,21 @@
-"""Pairs whose masks are drawn already, as words: one judge for every program and vocabulary."""
+"""Pairs whose masks are drawn already, as words: the same test for every program and vocabulary."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import BaseModel, ConfigDict, StrictBool, ValidationError, model_validator
 from tokenizers import models
 
-from bertmill.config import MaskingSection
+from bertmill.arrays import Ints
+from bertmill.config import MaskingSection, first_problem
 from bertmill.data.batch import Batch
+from bertmill.data.layout import lay_out
 from bertmill.data.yardsticks import measure_yardsticks
 from bertmill.errors import InputError
 from bertmill.evaluation.held_out import (
@@ -22,7 +26,7 @@ from bertmill.evaluation.held_out import (
 from bertmill.model.folder import LoadedModel
 from bertmill.text.rows import read_rows
 from bertmill.text.tokenizer import Tokenizer
-from bertmill.train.validate import score_batches
+from bertmill.train.validate import HeldOutScores, score_batches
 
 # The file's names of the special tokens, in the order of `Tokenizer.special_tokens`.
 _SPECIAL_NAMES = ("<pad>", "<unk>", "<cls>", "<sep>", "<mask>")
@@ -30,40 +34,64 @@ _PAIRS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
-class FrozenScores:
-    """Means over the answers of frozen pairs, in nats or shares, and the `Yardsticks` of the same.
+class FrozenScores(HeldOutScores):
+    """`HeldOutScores` of frozen pairs, with more masked-token losses.
 
-    The masked-token losses are given over all predictions, over those that show the mask token, and
-    over those of the latter whose true word is in the vocabulary.
+    They are means over the predictions that show the mask token, and over those of them whose true
+    word is in the vocabulary; None where there are none.
     """
 
-    mlm_loss: float
-    mlm_accuracy: float
     mlm_loss_at_mask: float | None
     mlm_loss_at_mask_known: float | None
-    nsp_loss: float | None
-    nsp_accuracy: float | None
-    num_predictions: int
     num_at_mask: int
     num_at_mask_known: int
-    num_pairs: int
-    unigram_nats: float | None
-    no_context_nats: float | None
-    nsp_chance_nats: float | None
-    nsp_overlap_nats: float | None
-    nsp_overlap_accuracy: float | None
+
+
+class _FrozenPair(BaseModel):
+    """A line of the file."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    tokens: list[str]
+    second_starts: int
+    masked_at: list[int]
+    labels: list[str]
+    kinds: list[Literal["mask", "keep", "random"]]
+    is_next: StrictBool | Literal[0, 1]
+
+    @model_validator(mode="after")
+    def _check(self) -> _FrozenPair:
+        "".join([*self.tokens, *self.labels]).encode()  # fails for lone surrogates
+        ends = (0, self.second_starts - 1, len(self.tokens) - 1)
+        if not 1 < self.second_starts < len(self.tokens):
+            raise ValueError("second_starts is outside of the tokens")
+        if [self.tokens[end] for end in ends] != ["<cls>", "<sep>", "<sep>"]:
+            raise ValueError("the tokens are not <cls> ... <sep> ... <sep>")
+        if not len(self.masked_at) == len(self.labels) == len(self.kinds) > 0:
+            raise ValueError("masked_at, labels and kinds must be equally long and not empty")
+        if self.masked_at != sorted({*self.masked_at} & {*range(len(self.tokens))} - {*ends}):
+            raise ValueError("masked_at must be rising positions of words")
+        for at, label, kind in zip(self.masked_at, self.labels, self.kinds, strict=True):
+            shown = {"mask": "<mask>", "keep": label, "random": self.tokens[at]}[kind]
+            if self.tokens[at] != shown:
+                raise ValueError(f"the token at {at} is not what the kind {kind} shows")
+        return self
+
+    def text_words(self) -> tuple[list[str], list[str]]:
+        """Both texts, without the special tokens around them."""
+        return self.tokens[1 : self.second_starts - 1], self.tokens[self.second_starts : -1]
 
 
 def evaluate_frozen_pairs(loaded: LoadedModel, path: str, device: torch.device) -> FrozenScores:
-    """Score a model with a word-level vocabulary on pairs that were masked once and for all.
+    """Score a model with a word-level vocabulary on pairs whose masks are fixed.
 
     Parameters
     ----------
     loaded : LoadedModel
     path : str
-        ``.jsonl``, compressed or not; a pair a line: ``tokens`` (words as shown, with ``<cls>
+        ``.jsonl``, compressed or not, one pair per line: ``tokens`` (words as shown, with ``<cls>
         <sep> <mask> <unk>``), ``second_starts``, ``masked_at``, ``labels``, ``kinds`` (``mask``,
-        ``keep`` or ``random``) and ``is_next``. A word that the vocabulary lacks is unknown.
+        ``keep`` or ``random``) and ``is_next``. Words outside the vocabulary are read as unknown.
     device : torch.device
 
     Raises
@@ -71,7 +99,7 @@ def evaluate_frozen_pairs(loaded: LoadedModel, path: str, device: torch.device) 
     ModelError
         The folder lacks the masked-token head.
     InputError
-        Another kind of vocabulary, a line that is no such pair, or longer than the model's
+        Another kind of vocabulary, or a line that is not such a pair or is longer than the model's
         positions.
     CorpusError
         The file cannot be read.
@@ -80,21 +108,21 @@ def evaluate_frozen_pairs(loaded: LoadedModel, path: str, device: torch.device) 
     if not isinstance(loaded.tokenizer.backend.model, models.WordLevel):
         raise InputError(
             loaded.folder,
-            "has a vocabulary of pieces; the frozen pairs are whole words",
-            "give a model whose tokenizer.kind is word, or judge it with --held-out",
+            "has a vocabulary of word pieces, but frozen pairs are whole words",
+            "give a model whose tokenizer.kind is word, or evaluate it on text (`held_out`)",
         )
     longest = loaded.model.section.max_position_embeddings
-    records = [_checked(record, where, longest) for where, record in read_rows(path)]
-    if not records:
-        raise InputError(path, "holds no pairs", "give a file with a pair a line")
-    records.sort(key=lambda record: -len(record["tokens"]))
+    pairs = [_to_pair(record, where, longest) for where, record in read_rows(path)]
+    if not pairs:
+        raise InputError(path, "has no pairs", "give a file with one pair per line")
+    pairs.sort(key=lambda pair: -len(pair.tokens))
     batches = [
-        _to_batch(records[i : i + _PAIRS_AT_ONCE], loaded.tokenizer)
-        for i in range(0, len(records), _PAIRS_AT_ONCE)
+        _to_batch(pairs[i : i + _PAIRS_AT_ONCE], loaded.tokenizer)
+        for i in range(0, len(pairs), _PAIRS_AT_ONCE)
     ]
     scores = score_batches(loaded.model.to(device), batches, device)
     mlm = scores.mlm.numpy()
-    at_mask = np.array([kind == "mask" for record in records for kind in record["kinds"]])
+    at_mask = np.array([kind == "mask" for pair in pairs for kind in pair.kinds])
     labels = np.concatenate([batch.masked_labels for batch in batches])
     known = at_mask & (labels != loaded.tokenizer.unk_id)
     has_pairs = has_next_sentence_head(loaded)
@@ -111,7 +139,7 @@ def evaluate_frozen_pairs(loaded: LoadedModel, path: str, device: torch.device) 
         num_predictions=len(mlm),
         num_at_mask=int(at_mask.sum()),
         num_at_mask_known=int(known.sum()),
-        num_pairs=len(records),
+        num_pairs=len(pairs),
         **yardsticks._asdict(),
     )
 
@@ -120,76 +148,50 @@ def _mean(values: npt.NDArray[np.float64]) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def _checked(record: dict[str, Any], where: str, longest: int) -> dict[str, Any]:
-    """Return the record if it is a pair with masks that the model can take."""
+def _to_pair(record: dict[str, Any], where: str, longest: int) -> _FrozenPair:
     try:
-        tokens, second, masked_at = record["tokens"], record["second_starts"], record["masked_at"]
-        fits = (
-            isinstance(record["labels"], list)
-            and isinstance(record["kinds"], list)
-            and "".join([*tokens, *record["labels"]]).encode()
-            and all(type(place) is int for place in [second, *masked_at])
-            and len(masked_at) == len(record["labels"]) == len(record["kinds"]) > 0
-            and masked_at == sorted(set(masked_at))
-            and masked_at[0] > 0
-            and masked_at[-1] < len(tokens) - 1
-            and 1 < second < len(tokens)
-            and set(record["kinds"]) <= {"mask", "keep", "random"}
-            and record["is_next"] in (0, 1)
-            and (tokens[0], tokens[second - 1], tokens[-1]) == ("<cls>", "<sep>", "<sep>")
-            and second - 1 not in masked_at
-            and all(
-                kind == "random" or tokens[at] == ("<mask>" if kind == "mask" else label)
-                for at, kind, label in zip(
-                    masked_at, record["kinds"], record["labels"], strict=True
-                )
-            )
-        )
-    except (KeyError, TypeError, ValueError, IndexError):
-        fits = False
-    if not fits:
+        pair = _FrozenPair.model_validate(record)
+    except ValidationError as error:
         raise InputError(
             where,
-            "is not a pair with masks",
+            f"is not a pair with masks ({first_problem(error).removeprefix('Value error, ')})",
             "write tokens, second_starts, masked_at, labels, kinds and is_next",
-        )
-    if len(tokens) > longest:
-        raise InputError(
-            where, f"has {len(tokens)} tokens, the model takes {longest}", "give another model"
-        )
-    return record
+        ) from None
+    if len(pair.tokens) > longest:
+        raise InputError(where, f"has {len(pair.tokens)} tokens, but the model takes {longest}")
+    return pair
 
 
-def _to_batch(records: list[dict[str, Any]], tokenizer: Tokenizer) -> Batch:
-    specials = dict(zip(_SPECIAL_NAMES, tokenizer.special_tokens, strict=True))
-
-    def ids(words: list[str]) -> list[int]:
-        found = []
-        for word in words:
-            i = tokenizer.backend.token_to_id(specials.get(word, word))
-            if i is None or (word not in specials and tokenizer.is_special[i]):
-                i = tokenizer.unk_id  # a special token's name in a text is plain text
-            found.append(i)
-        return found
-
-    lengths = [len(record["tokens"]) for record in records]
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    return Batch(
-        token_ids=np.array([i for record in records for i in ids(record["tokens"])]),
-        segment_ids=np.concatenate(
-            [
-                np.arange(n) >= record["second_starts"]
-                for n, record in zip(lengths, records, strict=True)
-            ]
-        ).astype(np.int64),
-        position_ids=np.concatenate([np.arange(n) for n in lengths]),
-        sequence_starts=starts,
-        masked_at=np.concatenate(
-            [
-                start + np.array(record["masked_at"])
-                for start, record in zip(starts, records, strict=False)
-            ]
-        ),
-        masked_labels=np.array([i for record in records for i in ids(record["labels"])]),
-        next_sentence_labels=np.array([int(record["is_next"]) for record in records]),
+def _to_batch(pairs: list[_FrozenPair], tokenizer: Tokenizer) -> Batch:
+    texts = [text for pair in pairs for text in pair.text_words()]
+    lengths = np.array([len(text) for text in texts])
+    laid = lay_out(
+        _to_ids((word for text in texts for word in text), tokenizer),
+        lengths[::2],
+        lengths[1::2],
+        tokenizer.cls_id,
+        tokenizer.sep_id,
     )
+    masked_at = [
+        start + np.array(pair.masked_at) for start, pair in zip(laid.starts, pairs, strict=False)
+    ]
+    return Batch(
+        token_ids=laid.token_ids,
+        segment_ids=laid.segment_ids,
+        position_ids=laid.position_ids,
+        sequence_starts=laid.starts,
+        masked_at=np.concatenate(masked_at),
+        masked_labels=_to_ids((word for pair in pairs for word in pair.labels), tokenizer),
+        next_sentence_labels=np.array([int(pair.is_next) for pair in pairs]),
+    )
+
+
+def _to_ids(words: Iterable[str], tokenizer: Tokenizer) -> Ints:
+    specials = dict(zip(_SPECIAL_NAMES, tokenizer.special_tokens, strict=True))
+    found = []
+    for word in words:
+        i = tokenizer.backend.token_to_id(specials.get(word, word))
+        if i is None or (word not in specials and tokenizer.is_special[i]):
+            i = tokenizer.unk_id  # the name of a special token is an ordinary, unknown word
+        found.append(i)
+    return np.array(found, np.int64)

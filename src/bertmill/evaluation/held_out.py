@@ -1,4 +1,4 @@
-"""Held-out losses of any model folder, over text that is read and masked as the model's own was."""
+"""Held-out losses of any model folder, on text that is read and masked as its training text was."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def evaluate_held_out(
 ) -> HeldOutScores:
     """Score a model on text: all its pairs, with masks that are the same for every model.
 
-    The text is cut into pairs and masked as the folder's ``bertmill.json`` says; without one, as
-    the defaults of the recipe's sections say, and there are no yardsticks from the training text.
+    The text is cut into pairs and masked as the folder's ``bertmill.json`` says. Without that file
+    the defaults of the recipe apply, and there are no yardsticks from the training text.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def evaluate_held_out(
         Changes to the sections ``text``, ``pairs`` and ``masking``.
     device : torch.device
     say : callable
-        Takes a line about each stage.
+        Takes a line for each stage.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def open_held_out(
     if loaded.about is None:
         pairs, masking = recipe.pairs, recipe.masking
         say(
-            f"{loaded.folder} does not say how it was trained: sentences by "
+            f"{loaded.folder} does not say how it was trained; using sentences by "
             f"{recipe.text.sentences}, pairs of {pairs.kind} up to {pairs.max_length} tokens, "
             f"{masking.mask_fraction:.0%} of them masked"
         )
@@ -93,7 +93,7 @@ def open_held_out(
 def score_held_out(
     loaded: LoadedModel, held_out: HeldOut, model: PretrainingModel, device: torch.device
 ) -> HeldOutScores:
-    """Score `model`, whose heads are those of `loaded`; an untrained one gives no NSP loss."""
+    """Score `model` with the heads of `loaded`; one that is untrained gives no NSP loss."""
     scores = held_out.score(model.to(device), device)
     if has_next_sentence_head(loaded):
         return scores
@@ -101,22 +101,22 @@ def score_held_out(
 
 
 def refuse_without_masked_token_head(loaded: LoadedModel) -> None:
-    """Raise `ModelError` where the masked-token loss would be that of random weights."""
+    """Raise `ModelError` where the masked-token head has random weights."""
     if "masked_token_head" in loaded.new_parts:
         raise ModelError(
             loaded.folder,
-            "has no masked-token head to judge",
-            "give a folder that was saved with it, or train one with pretrain --init-from",
+            "has no masked-token head, so it has no masked-token loss",
+            "give a folder that was saved with one, or train one by pretraining with `init_from`",
         )
 
 
 def has_next_sentence_head(loaded: LoadedModel) -> bool:
-    """Whether the folder holds all that answers about pairs."""
+    """Whether the folder has both the pooler and the next-sentence head."""
     return not {"pooler", "next_sentence_head"} & set(loaded.new_parts)
 
 
 def training_statistics(loaded: LoadedModel) -> TrainingStatistics | None:
-    """Read what the folder tells of its training text."""
+    """Read the statistics of the training text, where the folder has them."""
     about = loaded.about
     if about is None:
         return None
@@ -132,13 +132,13 @@ def training_statistics(loaded: LoadedModel) -> TrainingStatistics | None:
 
 
 def _how_to_read(loaded: LoadedModel, settings: Sequence[str]) -> Recipe:
-    """Make a recipe of what the folder says and of the settings; all of the text is scored."""
+    """Combine what the folder says and the settings into a recipe; all of the text is scored."""
     for setting in settings:
         section, _, key = setting.partition("=")[0].partition(".")
         if section not in ("text", "pairs", "masking") or key == "held_out_fraction":
             raise InputError(
-                f"--set {setting}",
-                "does not say how text is read, cut into pairs or masked",
+                f"`settings` {setting}",
+                "does not change how text is read, cut into pairs or masked",
                 "set a knob of the sections text, pairs or masking",
             )
     about = loaded.about

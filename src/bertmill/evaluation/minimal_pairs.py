@@ -1,7 +1,7 @@
-"""Minimal pairs: how often the model finds the grammatical one of two sentences more probable.
+"""Minimal pairs: how often the model prefers the grammatical one of two sentences.
 
 Warstadt et al. 2020 (BLiMP) and Huebner et al. 2021 (Zorro), scored by pseudo-log-likelihood
-(Salazar et al. 2020). `Deviation:` a tie counts as half, and is told; it is no right answer.
+(Salazar et al. 2020). `Deviation:` a tie is reported and counts as half a right answer.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _PARADIGM_COLUMNS = ("paradigm", "UID")
 
 @dataclass(frozen=True)
 class ParadigmScores:
-    """Answers to the pairs of one paradigm."""
+    """Scores on the pairs of one paradigm."""
 
     accuracy: float
-    """Share of pairs whose good sentence is more probable; a tie is half of one."""
+    """Share of pairs whose good sentence is more probable; a tie counts as half."""
     num_pairs: int
     num_ties: int
 
 
 @dataclass(frozen=True)
 class MinimalPairScores(ParadigmScores):
-    """Answers to all pairs."""
+    """Scores on all pairs."""
 
     num_pairs_with_unknown: int
     """Pairs with a word that the vocabulary lacks."""
@@ -51,8 +51,8 @@ def evaluate_minimal_pairs(
     ----------
     loaded : LoadedModel
     path : str
-        Rows with ``sentence_good``, ``sentence_bad`` and, unless all are one, ``paradigm`` or
-        ``UID``.
+        Rows with ``sentence_good``, ``sentence_bad`` and, where there are several paradigms,
+        ``paradigm`` or ``UID``.
     mask_rest_of_word : bool
         See `Pretrained.score`.
     device : torch.device
@@ -74,17 +74,19 @@ def evaluate_minimal_pairs(
         column = next((name for name in _PARADIGM_COLUMNS if name in row[1]), None)
         names.append("all" if column is None else text_of(row, column))
     if not good:
-        raise InputError(path, "holds no pairs", "give a file with a pair a line")
+        raise InputError(path, "has no pairs", "give a file with one pair per line")
     scores = pseudo_log_likelihoods(
         loaded.model.to(device), loaded.tokenizer, [*good, *bad], mask_rest_of_word, device
     )
     better, worse = np.split(scores, 2)
     points = np.where(better == worse, 0.5, better > worse)
     ties = better == worse
-    # By number: an array of texts would lose a NUL at their end, and be as wide as the longest.
+    # Numbers, not names: a NumPy array of texts drops trailing NULs and is as wide as the longest.
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    of = np.array([numbers[name] for name in names])
-    paradigms = {name: _count(points[of == i], ties[of == i]) for name, i in numbers.items()}
+    owners = np.array([numbers[name] for name in names])
+    paradigms = {
+        name: _count(points[owners == i], ties[owners == i]) for name, i in numbers.items()
+    }
     unknown = _has_unknown(loaded, good) | _has_unknown(loaded, bad)
     return MinimalPairScores(
         **vars(_count(points, ties)),

@@ -1,6 +1,6 @@
-"""Linear classifiers over fixed vectors: of an encoder whose weights are frozen, or TF-IDF.
+"""Linear classifiers over fixed vectors: those of a frozen encoder, or TF-IDF.
 
-Of two texts with vectors u and v they see u, v, |u - v| and u * v (Conneau and Kiela 2018,
+For two texts with vectors u and v the features are u, v, |u - v| and u * v (Conneau and Kiela 2018,
 SentEval).
 """
 
@@ -19,7 +19,7 @@ from bertmill.use.examples import Examples
 from bertmill.use.pretrained import Pretrained
 
 Targets = npt.NDArray[np.float64]
-"""Numbers of classes, or the numbers asked for, [examples]."""
+"""Class numbers, or the numbers to predict, [examples]."""
 Features = Any
 """[examples, features], dense or sparse."""
 
@@ -34,19 +34,19 @@ def refuse_without_scikit_learn() -> None:
         import sklearn  # noqa: F401
     except ImportError:
         raise MissingExtraError(
-            "--tasks", "needs scikit-learn", "type: pip install 'bertmill[evaluate]'"
+            "`tasks`", "needs scikit-learn", "type: pip install 'bertmill[evaluate]'"
         ) from None
 
 
 def choosing_rows(num_examples: int, seed: int) -> tuple[npt.NDArray[np.int64], ...]:
-    """Part training examples at random: those to learn from, and a tenth to choose by."""
+    """Split training examples at random: those to learn from, and a tenth to choose by."""
     order = Permutation(num_examples, make_key(seed, "choosing"))(np.arange(num_examples))
     num_choosing = max(1, round(_CHOOSING_FRACTION * num_examples))
     return order[num_choosing:], order[:num_choosing]
 
 
 def encoder_features(model: Pretrained, examples: Examples) -> Features:
-    """Make features of sentence vectors, as `Pretrained.embed` computes them."""
+    """Compute features from sentence vectors, as `Pretrained.embed` makes them."""
     first = model.embed([str(text) for text in examples.first])
     if examples.second is None:
         return first
@@ -55,7 +55,7 @@ def encoder_features(model: Pretrained, examples: Examples) -> Features:
 
 
 def tfidf_features(train: Examples, dev: Examples) -> tuple[Features, Features]:
-    """Make features of words and pairs of words, weighed as seen in the training texts."""
+    """Compute features from words and pairs of words, weighted by the training texts."""
     from scipy.sparse import hstack
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -75,38 +75,38 @@ def tfidf_features(train: Examples, dev: Examples) -> tuple[Features, Features]:
     return features(train), features(dev)
 
 
-def answer_alike(task: Task, train: Targets, num_dev: int) -> Targets:
-    """Answer all with the most frequent class, or with the mean."""
+def predict_constant(task: Task, train: Targets, num_dev: int) -> Targets:
+    """Predict the most frequent class, or the mean, for every example."""
     if task.kind == "regression":
         return np.full(num_dev, train.mean())
     return np.full(num_dev, float(np.bincount(train.astype(np.int64)).argmax()))
 
 
-def answer_linearly(
+def predict_linearly(
     task: Task, features: Features, targets: Targets, dev_features: Features, seed: int
 ) -> Targets:
     """Fit logistic or ridge regression, its strength chosen on a tenth of the training examples."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
-        # A fit that is not quite at its optimum is scored all the same.
+        # A fit that has not quite converged is scored as it is.
         warnings.simplefilter("ignore", ConvergenceWarning)
         strength = _choose_strength(task, features, targets, seed)
-        answers: Targets = _fit(task, strength, features, targets).predict(dev_features)
-    return answers
+        predicted: Targets = _fit(task, strength, features, targets).predict(dev_features)
+    return predicted
 
 
 def _choose_strength(task: Task, features: Features, targets: Targets, seed: int) -> float:
     learned, choosing = choosing_rows(len(targets), seed)
-    if len(np.unique(targets[learned])) < 2:  # of so few examples nothing can be learned
+    if len(np.unique(targets[learned])) < 2:  # too few examples to learn from
         return _STRENGTHS[len(_STRENGTHS) // 2]
 
     def quality(strength: float) -> float:
         fitted = _fit(task, strength, features[learned], targets[learned])
-        answers, wanted = fitted.predict(features[choosing]), targets[choosing]
+        predicted, true = fitted.predict(features[choosing]), targets[choosing]
         if task.kind == "regression":
-            return -float(np.mean((answers - wanted) ** 2))
-        return float(np.mean(answers == wanted))
+            return -float(np.mean((predicted - true) ** 2))
+        return float(np.mean(predicted == true))
 
     return max(_STRENGTHS, key=quality)
 
@@ -119,11 +119,11 @@ def _fit(task: Task, strength: float, features: Features, targets: Targets) -> A
 
     is_sparse = issparse(features)
     regression = (
-        # Features of two texts depend on each other: only svd bears that.
+        # The features of two texts are collinear, which only svd handles.
         Ridge(alpha=1 / strength, solver="auto" if is_sparse else "svd")
         if task.kind == "regression"
         else LogisticRegression(C=strength, max_iter=300)
     )
-    # TF-IDF vectors have length 1 as they are.
+    # TF-IDF vectors have length 1 already.
     steps = [regression] if is_sparse else [StandardScaler(), regression]
     return make_pipeline(*steps).fit(features, targets)

@@ -1,12 +1,12 @@
-"""What pretraining gave, on labeled tasks: beside what is reached without it.
+"""What pretraining gained on labeled tasks, compared with what is reached without it.
 
-Six methods answer each task, with the same examples and measures:
+Six methods predict each task, with the same examples and measures:
 
 - ``majority``: the most frequent class, or the mean;
 - ``tfidf``: a linear classifier over TF-IDF of words and pairs of words;
-- ``probe_random``, ``probe``: the same classifier over sentence vectors of the frozen encoder, its
-  weights as drawn and as pretrained;
-- ``finetune_random``, ``finetune``: all weights trained, from those as drawn and as pretrained.
+- ``probe_random``, ``probe``: the same classifier over sentence vectors of the frozen encoder, with
+  random and with pretrained weights;
+- ``finetune_random``, ``finetune``: all weights trained, starting from random or pretrained ones.
 
 Nothing is chosen on the dev examples: a tenth of the training examples picks the classifier's
 regularization and fine-tuning's best epoch.
@@ -29,10 +29,10 @@ from bertmill.data.randomness import make_key
 from bertmill.errors import InputError
 from bertmill.evaluation.probes import (
     Targets,
-    answer_alike,
-    answer_linearly,
     choosing_rows,
     encoder_features,
+    predict_constant,
+    predict_linearly,
     refuse_without_scikit_learn,
     tfidf_features,
 )
@@ -50,7 +50,7 @@ from bertmill.use.pretrained import Pretrained
 
 _METHODS = ("majority", "tfidf", "probe_random", "probe", "finetune_random", "finetune")
 _MAIN_MEASURES = {"cola": "matthews", "mrpc": "f1"}
-"""Tasks for which GLUE (Wang et al. 2019) looks at another measure than accuracy."""
+"""Tasks for which GLUE (Wang et al. 2019) reports another measure than accuracy."""
 _EPOCHS = 4
 _CONFIDENCE = 0.95
 
@@ -61,14 +61,14 @@ class Estimate:
 
     mean: float
     low: float | None
-    """Lower end of the 95 % interval of the mean (Student's t); None for one seed, of which it
-    cannot be told, and the mean where no seed has a say."""
+    """Lower end of the 95 % interval of the mean (Student's t). None with one seed; equal to the
+    mean for methods without randomness."""
     high: float | None
 
 
 @dataclass(frozen=True)
 class TaskScores:
-    """The answers to one task."""
+    """Scores on one task."""
 
     kind: str
     """``classification`` or ``regression``."""
@@ -82,7 +82,7 @@ class TaskScores:
 
 @dataclass(frozen=True)
 class AllTaskScores:
-    """The answers to all tasks."""
+    """Scores on all tasks."""
 
     num_seeds: int
     tasks: dict[str, TaskScores]
@@ -109,7 +109,7 @@ def evaluate_tasks(
     with_finetuning : bool
     device : torch.device
     say : callable
-        Takes a line about each method's answers.
+        Takes a line for each method's scores.
 
     Raises
     ------
@@ -120,24 +120,22 @@ def evaluate_tasks(
     """
     refuse_without_scikit_learn()
     if num_seeds < 1:
-        raise InputError("--seeds", f"is {num_seeds}", "give 1 or more")
-    # All are read before the first is answered, which may take long.
-    exams = {name: _Exam.read(*files, device) for name, files in _find_tasks(folder)}
+        raise InputError("`seeds`", f"is {num_seeds}", "give 1 or more")
+    # All are read first: a damaged file is found before the long work begins.
+    tasks = {name: _TaskData.read(*files, device) for name, files in _find_tasks(folder)}
     found = {}
-    for name, exam in exams.items():
-        main = _MAIN_MEASURES.get(name.lower(), "accuracy") if exam.task.labels else "spearman"
+    for name, data in tasks.items():
+        main = _MAIN_MEASURES.get(name.lower(), "accuracy") if data.task.labels else "spearman"
         methods = {}
         for method in _METHODS if with_finetuning else _METHODS[:4]:
-            measured = [
-                exam.measure(answers) for answers in exam.answers(method, loaded, num_seeds)
-            ]
+            measured = [data.measure(each) for each in data.predict(method, loaded, num_seeds)]
             is_fixed = method == "majority"
             methods[method] = {
                 key: _estimate([values[key] for values in measured], is_fixed)
                 for key in measured[0]
             }
             say(f"{name}, {method}: {main} {methods[method][main].mean:.3f}")
-        found[name] = TaskScores(exam.task.kind, len(exam.train), len(exam.dev), main, methods)
+        found[name] = TaskScores(data.task.kind, len(data.train), len(data.dev), main, methods)
     mean = {
         method: float(np.mean([t.methods[method][t.main_measure].mean for t in found.values()]))
         for method in methods
@@ -146,8 +144,8 @@ def evaluate_tasks(
 
 
 @dataclass(frozen=True)
-class _Exam:
-    """A task's examples, and what is known of their labels."""
+class _TaskData:
+    """A task's examples, with their labels as numbers."""
 
     train: Examples
     dev: Examples
@@ -157,29 +155,29 @@ class _Exam:
     device: torch.device
 
     @classmethod
-    def read(cls, train_file: str, dev_file: str, device: torch.device) -> _Exam:
+    def read(cls, train_file: str, dev_file: str, device: torch.device) -> _TaskData:
         train = read_examples(train_file, Columns(), None)
         if train.kind == "words":
-            raise InputError(train_file, "labels words", "give tasks about texts or pairs of texts")
+            raise InputError(train_file, "labels words", "tasks here label texts or pairs of texts")
         texts = [*train.first, *(train.second or [])]
         if len(train) < 2 or not any(str(text).strip() for text in texts):
-            raise InputError(train_file, "has too few examples with words", "give more of them")
+            raise InputError(train_file, "has fewer than 2 examples, or none with words")
         dev = read_examples(dev_file, Columns(), train.kind)
         if (dev.second is None) != (train.second is None):
             raise InputError(
                 dev_file,
-                "does not have as many texts in a row as the training examples",
-                "give both the same columns",
+                "does not have as many texts per row as the training examples",
+                "use the same columns in both files",
             )
         task = task_of(train, train_file)
         train_targets = np.array(targets_of(train, task, train_file))
         dev_targets = np.array(targets_of(dev, task, dev_file))
         return cls(train, dev, task, train_targets, dev_targets, device)
 
-    def answers(self, method: str, loaded: LoadedModel, num_seeds: int) -> Iterator[Targets]:
-        """Answer the dev examples, once a seed, or once where no seed has a say."""
+    def predict(self, method: str, loaded: LoadedModel, num_seeds: int) -> Iterator[Targets]:
+        """Predict the dev examples once per seed, or once for a method without randomness."""
         if method == "majority":
-            yield answer_alike(self.task, self.train_targets, len(self.dev))
+            yield predict_constant(self.task, self.train_targets, len(self.dev))
             return
         fixed = None
         if method == "tfidf":
@@ -192,29 +190,29 @@ class _Exam:
                 yield self._fine_tuned(chosen, seed)
             else:
                 train, dev = fixed or self._encoder_features(chosen)
-                yield answer_linearly(self.task, train, self.train_targets, dev, seed)
+                yield predict_linearly(self.task, train, self.train_targets, dev, seed)
 
-    def measure(self, answers: Targets) -> dict[str, float]:
-        """Compare answers with the labels."""
+    def measure(self, predicted: Targets) -> dict[str, float]:
+        """Compare predictions with the labels."""
         from scipy import stats
         from sklearn import metrics
 
-        wanted = self.dev_targets
+        true = self.dev_targets
         if self.task.kind == "regression":
-            # Not their deviations, which rounding may leave above 0.
-            varies = np.ptp(answers) > 0 and np.ptp(wanted) > 0
+            # Not by standard deviation, which rounding may leave above 0.
+            varies = np.ptp(predicted) > 0 and np.ptp(true) > 0
             return {
-                "pearson": float(stats.pearsonr(answers, wanted)[0]) if varies else 0.0,
-                "spearman": float(stats.spearmanr(answers, wanted)[0]) if varies else 0.0,
+                "pearson": float(stats.pearsonr(predicted, true)[0]) if varies else 0.0,
+                "spearman": float(stats.spearmanr(predicted, true)[0]) if varies else 0.0,
             }
         average = "binary" if self.task.labels == ("0", "1") else "macro"
         with warnings.catch_warnings():
-            # Dev examples of one class have measures too.
+            # Dev examples of a single class are measured too.
             warnings.filterwarnings("ignore", "A single label was found", UserWarning)
             return {
-                "accuracy": float(metrics.accuracy_score(wanted, answers)),
-                "f1": float(metrics.f1_score(wanted, answers, average=average, zero_division=0.0)),
-                "matthews": float(metrics.matthews_corrcoef(wanted, answers)),
+                "accuracy": float(metrics.accuracy_score(true, predicted)),
+                "f1": float(metrics.f1_score(true, predicted, average=average, zero_division=0.0)),
+                "matthews": float(metrics.matthews_corrcoef(true, predicted)),
             }
 
     def _encoder_features(self, loaded: LoadedModel) -> tuple[object, object]:
@@ -237,21 +235,21 @@ class _Exam:
         outputs = compute_outputs(tuned.model, inputs, self.device)
         if self.task.kind == "regression":
             return outputs[:, 0].astype(np.float64)
-        answers: Targets = outputs.argmax(-1).astype(np.float64)
-        return answers
+        classes: Targets = outputs.argmax(-1).astype(np.float64)
+        return classes
 
 
 def _find_tasks(folder: str) -> Iterator[tuple[str, tuple[str, str]]]:
     """Yield each task's name and files, in the order of their names."""
     if not os.path.isdir(folder):
         raise InputError(
-            f"--tasks {folder}", "is no folder", "give one with a folder for each task"
+            f"`tasks` {folder}", "is not a folder", "give one with a folder for each task"
         )
     folders = sorted(
         path for path in Path(folder).iterdir() if path.is_dir() and not path.name.startswith(".")
     )
     if not folders:
-        raise InputError(f"--tasks {folder}", "holds no tasks", "put a folder for each into it")
+        raise InputError(f"`tasks` {folder}", "has no tasks", "put a folder for each task into it")
     for task in folders:
         yield task.name, (_find_split(task, "train"), _find_split(task, "dev"))
 
@@ -261,13 +259,11 @@ def _find_split(task: Path, split: str) -> str:
         path = task / f"{split}{ending}{compression}"
         if path.is_file():
             return str(path)
-    raise InputError(
-        task, f"holds no {split} examples", f"give {split}.jsonl, .csv, .tsv or .parquet"
-    )
+    raise InputError(task, f"has no {split} examples", f"add {split}.jsonl, .csv, .tsv or .parquet")
 
 
 def _with_random_weights(loaded: LoadedModel, seed: int) -> LoadedModel:
-    """Return the same network and tokenizer with weights as they are drawn before pretraining."""
+    """Return the same network and tokenizer with random weights, as pretraining starts from."""
     section = loaded.model.section
     model = PretrainingModel(section, loaded.model.vocab_size)
     initialize(model, section, torch.Generator().manual_seed(make_key(seed, "weights")))

@@ -1,1 +1,1 @@
-"""The encoder for other programs: folders that they open, each compared with the original."""
+"""The encoder for other programs: folders that they open."""

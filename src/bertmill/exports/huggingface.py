@@ -1,4 +1,4 @@
-"""Model folders for other programs."""
+"""Model folders for ``transformers`` and ``sentence-transformers``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,17 @@ from bertmill.errors import InputError, ModelError
 from bertmill.model.architecture import architecture_of
 from bertmill.model.folder import load_model, save_model
 from bertmill.show.card import refuse_license, write_model_card
-from bertmill.storage import folder_that_appears_whole, refuse_if_there
+from bertmill.storage import folder_that_appears_whole, refuse_if_there, write_json
 from bertmill.train.run_folder import RunFolder
-from bertmill.use.pooling import default_pooling, write_pooling
+from bertmill.use.pooling import (
+    LENGTH_FILE,
+    MODULES_FILE,
+    POOLING_MODES,
+    Pooling,
+    default_pooling,
+)
+
+_MODULE_TYPE = "sentence_transformers.models."
 
 
 def export_huggingface(model: str | Path, out: str | Path, license: str | None = None) -> Path:
@@ -38,7 +46,7 @@ def export_huggingface(model: str | Path, out: str | Path, license: str | None =
     ModelError
         The model cannot be opened, or ``transformers`` has no class for it.
     InputError
-        `out` exists or cannot be written, or the license is no identifier.
+        `out` exists or cannot be written, or the license is not an identifier.
     """
     refuse_license(license)
     out = Path(out)
@@ -66,3 +74,22 @@ def export_huggingface(model: str | Path, out: str | Path, license: str | None =
         is_run = (run.path / "recipe.toml").is_file()
         write_model_card(folder, loaded, pooling, run if is_run else None, license)
     return out
+
+
+def write_pooling(folder: Path, pooling: Pooling, hidden_size: int) -> None:
+    """Write the files of ``sentence-transformers`` into a model folder; see `use.pooling`."""
+    names = ["Transformer", "Pooling", *(["Normalize"] if pooling.normalize else [])]
+    paths = ["", "1_Pooling", "2_Normalize"]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": _MODULE_TYPE + name}
+        for i, (name, path) in enumerate(zip(names, paths, strict=False))
+    ]
+    write_json(folder / MODULES_FILE, modules)
+    write_json(folder / LENGTH_FILE, {"max_seq_length": pooling.max_length, "do_lower_case": False})
+    config = {"word_embedding_dimension": hidden_size}
+    config |= {
+        f"pooling_mode_{mode}_token{'s' * (mode == 'mean')}": mode == pooling.mode
+        for mode in POOLING_MODES
+    }
+    (folder / paths[1]).mkdir()
+    write_json(folder / paths[1] / "config.json", config)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +31,7 @@ from bertmill.model.architecture import architecture_of
 from bertmill.model.folder import LoadedModel, load_model, save_description
 from bertmill.model.packed import Encoder, PackedTokens, Selection
 from bertmill.model.pretraining import PretrainingModel
-from bertmill.storage import folder_that_appears_whole, refuse_if_there
+from bertmill.storage import folder_that_appears_whole, refuse_if_there, write_json
 from bertmill.train.validate import HeldOut, HeldOutScores
 from bertmill.use.pooling import longest_text
 
@@ -51,7 +50,7 @@ def export_onnx(
     settings: Sequence[str],
     say: Callable[[str], None],
 ) -> Path:
-    """Write a folder for onnxruntime: the encoder, the tokenizer, and how exact and good they are.
+    """Write a folder for onnxruntime: encoder, tokenizer, and a report on accuracy.
 
     Parameters
     ----------
@@ -62,13 +61,13 @@ def export_onnx(
     int8 : bool
         Whether to write the encoder with weights of 8 bits too.
     sources, settings, say
-        Text to judge the files on, as in `evaluate_held_out`; without text they are not judged.
+        Text to evaluate the files on, as in `evaluate_held_out`; none leaves that out.
 
     Returns
     -------
     Path
-        `out`. Its ``onnx.json`` holds the largest difference between the vectors of onnxruntime
-        and torch, and `score_files`'s scores.
+        `out`. Its ``onnx.json`` has the largest difference between the vectors of onnxruntime and
+        torch, and the scores of `score_files`.
 
     Raises
     ------
@@ -77,8 +76,8 @@ def export_onnx(
     InputError
         `out` exists or cannot be written.
     BertmillError
-        The model cannot be opened or has no masked-token head to judge, onnxruntime computes other
-        vectors, or the text cannot be read.
+        The model cannot be opened or has no masked-token head to evaluate, onnxruntime computes
+        other vectors, or the text cannot be read.
     """
     out = Path(out)
     refuse_if_there(out)
@@ -87,49 +86,51 @@ def export_onnx(
     held_out = open_held_out(loaded, sources, settings, say) if sources else None
     with folder_that_appears_whole(out, InputError) as folder:
         if loaded.task_model is not None:
-            say("the files are the encoder alone, without what was fine-tuned on top of it")
+            say("the files hold only the encoder, without the head that was fine-tuned")
         report: dict[str, Any] = {"largest_difference": write_onnx(folder, loaded)}
         if int8:
             write_int8(folder)
         if held_out is not None:
             scores = score_files(loaded, folder, held_out)
             report["held_out"] = {n: dataclasses.asdict(each) for n, each in scores.items()}
-        (folder / _REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+        write_json(folder / _REPORT_FILE, report)
     return out
 
 
 def score_files(loaded: LoadedModel, folder: Path, held_out: HeldOut) -> dict[str, HeldOutScores]:
-    """Score a model and the ONNX files that were made of it on the same pairs and masks.
+    """Score a model and its ONNX files on the same pairs and masks.
 
     Parameters
     ----------
     loaded : LoadedModel
-        Its heads are used with every file.
+        Its heads are used with every encoder.
     folder : Path
-        Holds the files.
+        Has the files.
     held_out : HeldOut
-        Of `open_held_out`.
+        From `open_held_out`.
 
     Returns
     -------
     dict
-        The scores of ``torch`` and of each file by its name.
+        The scores of ``torch``, and of each file by its name.
     """
     models = {"torch": loaded.model}
-    models |= {path.name: _with_file(loaded.model, path) for path in sorted(folder.glob("*.onnx"))}
+    models |= {
+        path.name: _with_onnx_encoder(loaded.model, path) for path in sorted(folder.glob("*.onnx"))
+    }
     cpu = torch.device("cpu")
     return {name: score_held_out(loaded, held_out, each, cpu) for name, each in models.items()}
 
 
-def _with_file(model: PretrainingModel, path: Path) -> PretrainingModel:
-    """Copy a model, with an ONNX file in the place of its encoder."""
+def _with_onnx_encoder(model: PretrainingModel, path: Path) -> PretrainingModel:
+    """Copy a model, with an ONNX file as its encoder."""
     twin = copy.deepcopy(model)
     twin.add_module("encoder", OnnxEncoder(path, twin.encoder.word_embeddings))
     return twin
 
 
 class OnnxEncoder(Encoder):
-    """An ONNX file in the place of an `Encoder`, computed by onnxruntime on the CPU.
+    """An ONNX file that replaces an `Encoder`, computed by onnxruntime on the CPU.
 
     Parameters
     ----------
@@ -156,7 +157,7 @@ class OnnxEncoder(Encoder):
         return self._word_embeddings
 
     def forward(self, packed: PackedTokens, selection: Selection | None = None) -> Tensor:
-        """Do what `Encoder` does, in a padded rectangle that is computed whole."""
+        """Compute what `Encoder` does, padding included."""
         lengths = list(packed.lengths)
         has_token = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
         token_ids, segment_ids = (
@@ -170,18 +171,18 @@ class OnnxEncoder(Encoder):
 
 
 def write_onnx(folder: Path, loaded: LoadedModel) -> float:
-    """Write a model's encoder for onnxruntime, and compare the file with the encoder.
+    """Write a model's encoder for onnxruntime, and compare the vectors of both.
 
     Parameters
     ----------
     folder : Path
-        The caller makes it appear whole.
+        Exists; the caller renames it when it is complete.
     loaded : LoadedModel
 
     Returns
     -------
     float
-        Largest difference of a component of a token's vector, over random ids.
+        Largest difference of any component of any token's vector, over random ids.
 
     Raises
     ------
@@ -204,15 +205,15 @@ def write_onnx(folder: Path, loaded: LoadedModel) -> float:
             loaded.folder,
             f"onnxruntime computes vectors that differ by {difference:.2g}, "
             f"more than {LARGEST_DIFFERENCE:.0e}",
-            "install another onnxruntime or onnxscript",
+            "install another version of onnxruntime or onnxscript",
         )
     return difference
 
 
 def write_int8(folder: Path) -> Path:
-    """Write ``model.int8.onnx`` beside ``model.onnx``, about a quarter of its size.
+    """Write ``model.int8.onnx`` next to ``model.onnx``, about a quarter of its size.
 
-    Weights and embeddings are 8 bits wide; hidden vectors become so before each product, by their
+    Weights and embeddings have 8 bits; hidden vectors are quantized before each product, by their
     own range.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -222,9 +223,9 @@ def write_int8(folder: Path) -> Path:
             folder / ONNX_FILE,
             folder / INT8_FILE,
             op_types_to_quantize=["Gather", "MatMul"],
-            # A scale a column: 1 % more bytes, and a third of the error of a trained encoder.
+            # One scale per column: 1 % more bytes, a third of the error in a trained encoder.
             per_channel=True,
-            # Signed is the fastest; with 7 of the 8 bits no CPU's sums of 16 bits overflow.
+            # Signed is fastest; with 7 of the 8 bits, 16-bit sums overflow on no CPU.
             weight_type=QuantType.QInt8,
             reduce_range=True,
         )
@@ -241,7 +242,7 @@ def refuse_without_onnx_packages() -> None:
 
 
 def _write_file(path: Path, padded: nn.Module) -> None:
-    # Three tensors: one given three times would be traced as one input.
+    # Three tensors: the same one three times would be traced as one input.
     examples = tuple(torch.ones(2, 2, dtype=torch.int64) for _ in _INPUTS)
     with _quiet():
         program = torch.onnx.export(
@@ -256,19 +257,19 @@ def _write_file(path: Path, padded: nn.Module) -> None:
         )
         assert program is not None
         for node in program.model.graph.all_nodes():
-            node.metadata_props.clear()  # lines of source, with their place on this machine
-        program.save(path)  # weights of more than 1.5 GB go to a file beside it
+            node.metadata_props.clear()  # source lines, with paths of this machine
+        program.save(path)  # weights above 1.5 GB go to a second file
 
 
 def _largest_difference(path: Path, encoder: Encoder) -> float:
-    """Compare a file with its encoder at every token of batches of mixed lengths."""
+    """Compare a file with its encoder on batches of mixed lengths, token by token."""
     section, vocab_size = encoder.section, encoder.word_embeddings.num_embeddings
     longest = min(section.max_position_embeddings, _LONGEST_COMPARED)
     generator = torch.Generator().manual_seed(0)
     twin = OnnxEncoder(path, encoder.word_embeddings)
     differences = []
-    for wanted in ((longest,), (longest, longest // 2, 1), (2,), (31, 9, 9, 5, 2)):
-        lengths = [min(max(length, 1), longest) for length in wanted]
+    for batch in ((longest,), (longest, longest // 2, 1), (2,), (31, 9, 9, 5, 2)):
+        lengths = [min(max(length, 1), longest) for length in batch]
         token_ids, segment_ids = (
             torch.randint(high, (sum(lengths),), generator=generator)
             for high in (vocab_size, section.type_vocab_size)
@@ -282,9 +283,9 @@ def _largest_difference(path: Path, encoder: Encoder) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what libraries tell their own developers."""
+    """Suppress warnings that are meant for the libraries' developers."""
     root, disabled = logging.getLogger(), logging.root.manager.disable
-    handler = logging.NullHandler()  # without one, root would be given one that prints and stays
+    handler = logging.NullHandler()  # without one, logging would add one that prints
     root.addHandler(handler)
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""The picture of a word in context: how near the words of other texts are to it."""
+"""A figure of a word in context: how near the words of other texts are to it."""
 
 from __future__ import annotations
 
@@ -10,29 +10,27 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from bertmill.errors import InputError
-from bertmill.storage import file_that_appears_whole, refuse_if_there
+from bertmill.storage import file_that_appears_whole, refuse_as_new_file
 from bertmill.use.similar import SimilarWord
 
 _SAME, _OTHER = "#0b3c5d", "#9db4c8"
 _INCHES_A_BAR = 0.3
 _MOST_BARS = 200
 _LONGEST_LABEL = 60
-"""Characters: longer ones would leave the bars no room."""
+"""Characters; longer labels would leave no room for the bars."""
 
 
 def refuse_figure(out: Path, num_words: int) -> None:
     """Raise `InputError` unless so many words can be drawn to a new file of this name."""
-    refuse_if_there(out)
-    if out.suffix not in (".png", ".svg", ".pdf"):
-        raise InputError(out, "is of an unknown kind", "use a name that ends in .png, .svg or .pdf")
+    refuse_as_new_file(out, (".png", ".svg", ".pdf"))
     if num_words > _MOST_BARS:
         raise InputError(
-            out, f"has no room for {num_words:,} words", f"give --top {_MOST_BARS} or less"
+            "`top`", f"is {num_words:,}, but a figure has room for {_MOST_BARS} words at most"
         )
 
 
 def draw_similar_words(text: str, word: str, found: Sequence[SimilarWord], out: Path) -> None:
-    """Draw a bar for each word, the nearest at the top; the word itself in darker ones.
+    """Draw one bar per word, the nearest at the top; darker where it is the same word.
 
     Raises
     ------
@@ -63,6 +61,6 @@ def draw_similar_words(text: str, word: str, found: Sequence[SimilarWord], out: 
 
 
 def _shorten(text: str) -> str:
-    """Make one line that is not too long of a text."""
+    """Shorten a text to one line that fits."""
     line = " ".join(text.split())
     return line if len(line) <= _LONGEST_LABEL else f"{line[: _LONGEST_LABEL - 4]} ..."

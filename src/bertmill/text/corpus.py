@@ -1,6 +1,8 @@
 """Files to documents: where a document ends in each kind of file.
 
-Everything is streamed: a document is in memory, the corpus never is.
+In ``.txt`` a blank line ends a document, in WikiText's ``.tokens`` the heading of the next article;
+each row of a ``.jsonl``, ``.csv``, ``.tsv`` or ``.parquet`` file is one. Everything is streamed: a
+document is in memory, the corpus never is.
 """
 
 from __future__ import annotations
@@ -9,21 +11,9 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-import pyarrow as pa
-
 from bertmill.config import TextSection
-from bertmill.errors import CorpusError
-from bertmill.text.files import (
-    SAMPLE_SOTU,
-    SourceFile,
-    open_parquet,
-    read_lines,
-    refuse_surrogates,
-    told_in_one_line,
-)
-from bertmill.text.rows import read_json_lines
-
-_PARQUET_ROWS_AT_ONCE = 1024
+from bertmill.text.files import SAMPLE_SOTU, SourceFile, read_lines, refuse_damage
+from bertmill.text.rows import rows_of, text_of
 
 
 class Document(NamedTuple):
@@ -54,7 +44,7 @@ def read_documents(files: Iterable[SourceFile], section: TextSection) -> Iterato
         A file that is damaged, not UTF-8, or does not hold what its name says.
     """
     for file in files:
-        texts = told_in_one_line(file, _READERS[file.suffix](file, section))
+        texts = refuse_damage(file, _READERS[file.suffix](file, section))
         for ordinal, text in enumerate(text for text in texts if text.strip()):
             yield Document(file.url, ordinal, text)
 
@@ -107,54 +97,9 @@ def _heading_level(line: str) -> int:
     return min(ahead, behind, (len(words) - 1) // 2)
 
 
-def _read_jsonl(file: SourceFile, section: TextSection) -> Iterator[str]:
-    for where, record in read_json_lines(file):
-        if section.field not in record:
-            raise CorpusError(
-                where,
-                f"has no field {section.field!r} (has {', '.join(list(record)[:8])})",
-                "name the field with --set text.field=NAME",
-            )
-        text = record[section.field]
-        if not isinstance(text, str):
-            raise CorpusError(
-                where,
-                f"field {section.field!r} is {type(text).__name__}, not text",
-                "mend it, or name another field with --set text.field=NAME",
-            )
-        if not text.isascii():
-            refuse_surrogates(text, where)
-        yield text
-
-
-def _read_parquet(file: SourceFile, section: TextSection) -> Iterator[str]:
-    with open_parquet(file) as table:
-        schema = table.schema_arrow
-        if section.field not in schema.names:
-            raise CorpusError(
-                file.url,
-                f"has no column {section.field!r} (has {', '.join(schema.names[:8])})",
-                "name the column with --set text.field=NAME",
-            )
-        kind = schema.field(section.field).type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise CorpusError(
-                file.url,
-                f"column {section.field!r} is {kind}, not text",
-                "name another column with --set text.field=NAME",
-            )
-        row = 0
-        for batch in table.iter_batches(_PARQUET_ROWS_AT_ONCE, columns=[section.field]):
-            for value in batch.column(0):
-                row += 1
-                try:
-                    text = value.as_py()
-                except UnicodeDecodeError:
-                    raise CorpusError(
-                        f"{file.url}, row {row}", "is not UTF-8", "write the file again"
-                    ) from None
-                if text is not None:
-                    yield text
+def _read_rows(file: SourceFile, section: TextSection) -> Iterator[str]:
+    for row in rows_of(file, section.field):
+        yield text_of(row, section.field, "set text.field=NAME")
 
 
 def _read_sotu(file: SourceFile, section: TextSection) -> Iterator[str]:
@@ -167,7 +112,9 @@ def _read_sotu(file: SourceFile, section: TextSection) -> Iterator[str]:
 _READERS: dict[str, Callable[[SourceFile, TextSection], Iterator[str]]] = {
     ".txt": _read_text,
     ".tokens": _read_wikitext,
-    ".jsonl": _read_jsonl,
-    ".parquet": _read_parquet,
+    ".jsonl": _read_rows,
+    ".csv": _read_rows,
+    ".tsv": _read_rows,
+    ".parquet": _read_rows,
     SAMPLE_SOTU: _read_sotu,
 }

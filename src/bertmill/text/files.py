@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from bertmill.errors import BertmillError, CorpusError, MissingExtraError
 
 SAMPLE_SOTU = "sample:sotu"
-CORPUS_ENDINGS = (".txt", ".tokens", ".jsonl", ".parquet")
+CORPUS_ENDINGS = (".txt", ".tokens", ".jsonl", ".csv", ".tsv", ".parquet")
 
 _Item = TypeVar("_Item")
 
@@ -75,7 +75,7 @@ def fingerprint(files: Iterable[SourceFile]) -> str:
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
-def told_in_one_line(file: SourceFile, items: Iterator[_Item]) -> Iterator[_Item]:
+def refuse_damage(file: SourceFile, items: Iterator[_Item]) -> Iterator[_Item]:
     """Pass on what a reader yields; what a damaged file raises becomes a `CorpusError`."""
     try:
         yield from items

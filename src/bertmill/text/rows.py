@@ -1,4 +1,4 @@
-"""Files to rows: a record of named values each, as judges and fine-tuning read them.
+"""Files to rows: a record of named values each.
 
 A line of a ``.txt`` file is a row with the one value ``text``. The values of ``.csv`` (quoted as in
 RFC 4180) and ``.tsv`` (never quoted) are texts, named by the first line; ``.jsonl`` and
@@ -14,14 +14,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, BinaryIO
 
+import pyarrow as pa
+
 from bertmill.errors import CorpusError
 from bertmill.text.files import (
     SourceFile,
     find_files,
     open_parquet,
     read_lines,
+    refuse_damage,
     refuse_surrogates,
-    told_in_one_line,
 )
 
 Row = tuple[str, dict[str, Any]]
@@ -50,7 +52,22 @@ def read_rows(source: str) -> Iterator[Row]:
     else:
         files = find_files([source], ROW_ENDINGS)
     for file in files:
-        yield from told_in_one_line(file, _READERS[file.suffix](file))
+        yield from refuse_damage(file, rows_of(file))
+
+
+def rows_of(file: SourceFile, column: str | None = None) -> Iterator[Row]:
+    """Stream the rows of one file.
+
+    Parameters
+    ----------
+    file : SourceFile
+    column : str, optional
+        The only one that is needed. Of a ``.parquet`` file no other is read, it must be of text,
+        and rows without a value are left out.
+    """
+    if file.suffix == ".parquet":
+        return _read_parquet(file, column)
+    return _READERS[file.suffix](file)
 
 
 def _open_standard_input() -> AbstractContextManager[BinaryIO]:
@@ -60,8 +77,8 @@ def _open_standard_input() -> AbstractContextManager[BinaryIO]:
     return nullcontext(sys.stdin.buffer)
 
 
-def text_of(row: Row, column: str) -> str:
-    """Return a row's text.
+def text_of(row: Row, column: str, fix: str = "name another column") -> str:
+    """Return a row's text; `fix` says how another column is named.
 
     Raises
     ------
@@ -71,19 +88,17 @@ def text_of(row: Row, column: str) -> str:
     where, values = row
     if column not in values:
         names = ", ".join(list(map(str, values))[:8])
-        raise CorpusError(where, f"has no column {column!r} (has {names})", "name another column")
+        raise CorpusError(where, f"has no column {column!r} (has {names})", fix)
     text = values[column]
     if not isinstance(text, str):
         found = "empty" if text is None else type(text).__name__
-        raise CorpusError(
-            where, f"column {column!r} is {found}, not text", "mend it, or name another column"
-        )
+        raise CorpusError(where, f"column {column!r} is {found}, not text", f"fix it, or {fix}")
     if not text.isascii():
         refuse_surrogates(text, where)
     return text
 
 
-def read_json_lines(file: SourceFile) -> Iterator[Row]:
+def _read_json_lines(file: SourceFile) -> Iterator[Row]:
     """Stream the objects of a ``.jsonl`` file; empty lines are skipped."""
     for number, line in enumerate(read_lines(file), 1):
         if not line.strip():
@@ -93,9 +108,9 @@ def read_json_lines(file: SourceFile) -> Iterator[Row]:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             message = " ".join(str(error).split())
-            raise CorpusError(where, f"is not JSON ({message})", "mend or delete it") from None
+            raise CorpusError(where, f"is not JSON ({message})", "fix or delete it") from None
         if not isinstance(record, dict):
-            raise CorpusError(where, "is no JSON object", "mend or delete it")
+            raise CorpusError(where, "is not a JSON object", "fix or delete it")
         yield where, record
 
 
@@ -127,18 +142,26 @@ def _read_table(file: SourceFile, lines: Iterable[list[str]]) -> Iterator[Row]:
             where = f"{file.url}, row {number}"
             if len(values) != len(names):
                 raise CorpusError(
-                    where, f"has {len(values)} values, not {len(names)}", "mend or delete it"
+                    where, f"has {len(values)} values, not {len(names)}", "fix or delete it"
                 )
             yield where, dict(zip(names, values, strict=True))
     except csv.Error as error:
         raise CorpusError(file.url, f"is not CSV ({error})", "write it again") from None
 
 
-def _read_parquet(file: SourceFile) -> Iterator[Row]:
+def _read_parquet(file: SourceFile, column: str | None) -> Iterator[Row]:
     with open_parquet(file) as table:
         number = 0
-        _refuse_twins(table.schema_arrow.names, file)
-        for batch in table.iter_batches(_PARQUET_ROWS_AT_ONCE):
+        schema = table.schema_arrow
+        _refuse_twins(schema.names, file)
+        columns = None
+        if column in schema.names:
+            columns, kind = [column], schema.field(column).type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise CorpusError(
+                    file.url, f"column {column!r} is {kind}, not text", "name another column"
+                )
+        for batch in table.iter_batches(_PARQUET_ROWS_AT_ONCE, columns=columns):
             for i in range(len(batch)):
                 number += 1
                 where = f"{file.url}, row {number}"
@@ -150,7 +173,8 @@ def _read_parquet(file: SourceFile) -> Iterator[Row]:
                     raise CorpusError(
                         where, f"holds a value that cannot be read ({error})", "write it again"
                     ) from None
-                yield where, values
+                if columns is None or values[column] is not None:
+                    yield where, values
 
 
 def _refuse_twins(names: Sequence[str], file: SourceFile) -> None:
@@ -161,8 +185,7 @@ def _refuse_twins(names: Sequence[str], file: SourceFile) -> None:
 
 _READERS = {
     ".txt": _read_text,
-    ".jsonl": read_json_lines,
+    ".jsonl": _read_json_lines,
     ".csv": _read_csv,
     ".tsv": _read_tsv,
-    ".parquet": _read_parquet,
 }

@@ -1,1 +1,1 @@
-"""The loop, and what it leaves behind: checkpoints, metrics, a model folder."""
+"""The pretraining loop and what it writes: checkpoints, metrics, a model folder."""

@@ -32,7 +32,7 @@ from bertmill.train.run_folder import RunFolder
 
 
 class State(Section):
-    """All that a run needs besides weights and moments; a batch needs no more than the step."""
+    """What a run needs besides weights and moments. The data needs the step alone."""
 
     step: Annotated[int, Field(ge=0)]
     seconds: Annotated[float, Field(ge=0.0)]
@@ -40,7 +40,7 @@ class State(Section):
     losses: dict[str, float]
     """The open sums of `LossMeter`."""
     held_out_loss: float | None
-    """Of masked tokens, where this very step was validated."""
+    """Loss of masked tokens, where this step was validated."""
     recipe: dict[str, Any]
     """Resolved, so that a change of the run's recipe is seen."""
     sha256: dict[str, str] = Field(default_factory=dict)
@@ -97,7 +97,7 @@ def save_checkpoint(
         raise RunError(
             final,
             f"cannot be written ({error})",
-            f"make room, then go on with: bertmill pretrain --resume {run.path}",
+            "free some space, then go on with `resume`",
         ) from None
 
 
@@ -131,7 +131,7 @@ def newest_checkpoint(run: RunFolder, say: Callable[[str], None]) -> Checkpoint 
         say(f"{folder} is damaged ({bad[0]}); falling back to the one before it")
         damaged.append(folder)
     if found:
-        raise RunError(run.path, "holds no whole checkpoint", "start again in another folder")
+        raise RunError(run.path, "has no undamaged checkpoint", "start again in another folder")
     return None
 
 
@@ -170,13 +170,15 @@ def _flatten(model: PretrainingModel, optimizer: torch.optim.Optimizer) -> dict[
 
 
 def _read_state(folder: Path) -> State:
-    """Read a checkpoint's state; ValueError where it is none of this folder's."""
+    """Read a checkpoint's state; ValueError where it does not belong to this folder."""
     state = State.model_validate_json((folder / _STATE_FILE).read_bytes())
     files = {str(path.relative_to(folder)) for path in _files(folder)} - {_STATE_FILE}
     if folder.name != f"step-{state.step}" or state.losses.keys() != set(SUM_NAMES):
-        raise ValueError(f"{_STATE_FILE} is not its own")
+        raise ValueError(f"{_STATE_FILE} belongs to another checkpoint")
     if files != state.sha256.keys():
-        raise ValueError(f"{', '.join(sorted(files ^ state.sha256.keys()))} is missing or too much")
+        raise ValueError(
+            f"missing or unexpected files: {', '.join(sorted(files ^ state.sha256.keys()))}"
+        )
     return state
 
 
@@ -214,7 +216,9 @@ def _point_at(run: RunFolder, newest: Path, damaged: Collection[Path] = ()) -> P
 def _point(link: Path, target: Path) -> None:
     """Replace a link in one step, as a folder cannot be."""
     if link.is_dir() and not link.is_symlink():
-        raise RunError(link, "is a folder, where a run has a link", "delete it, then --resume")
+        raise RunError(
+            link, "is a folder, where a run has a link", "delete it, then go on with `resume`"
+        )
     fresh = link.with_name(f".{link.name}.part")
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(os.path.relpath(target, link.parent))

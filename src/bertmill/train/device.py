@@ -28,14 +28,14 @@ def open_device(name: str) -> torch.device:
     Raises
     ------
     RecipeError
-        Another name, or a device that this machine has not.
+        An unknown name, or a device that this machine does not have.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     where, fix = f"train.device={name}", "set auto, cpu, cuda or cuda:N"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise RecipeError(where, "is not a device that bertmill trains on", fix)
-    if name != "cpu":  # before cuBLAS starts: what `repeatable_kernels` asks of it
+    if name != "cpu":  # `repeatable_kernels` needs it, and cuBLAS reads it when it starts
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
         return torch.zeros((), device=name).device

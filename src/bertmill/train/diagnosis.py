@@ -1,4 +1,4 @@
-"""The loss doctor: says in plain words when a run has not learned what it was made for."""
+"""The diagnosis of a run: what it has not learned, in plain words, and the likely causes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def diagnose_masked_tokens(scores: HeldOutScores, recipe: Recipe, num_steps: int
     else:
         found = (
             f"not {_NEAR} below the no-context level ({level:.3f}): word frequencies are learned, "
-            "what the neighbors of a token tell is not"
+            "what the neighbors of a token say about it is not"
         )
     return [f"the held-out MLM loss {loss:.3f} is {found}. {_causes(recipe, num_steps)}"]
 
@@ -45,8 +45,8 @@ def diagnose_pairs(scores: HeldOutScores) -> list[str]:
     return [
         f"the held-out NSP loss {loss:.3f} is no better than that of shared words and lengths "
         f"alone ({level:.3f}, {share:.1%} of pairs right): the segments are not compared yet. "
-        "NSP falls after MLM does: make more steps (train.steps or --budget), give it more weight "
-        "(train.nsp_weight), or leave it out (pairs.kind=none)"
+        "NSP falls after MLM does: make more steps (train.steps or train.budget_seconds), give it "
+        "more weight (train.nsp_weight), or leave it out (pairs.kind=none)"
     ]
 
 
@@ -54,7 +54,7 @@ def _causes(recipe: Recipe, num_steps: int) -> str:
     """List what is most likely wrong, the likeliest first, and the knob that changes each."""
     warmup, model = recipe.schedule.warmup_steps, recipe.model
     causes = [
-        f"too few steps, {num_steps:,} so far (train.steps or --budget)",
+        f"too few steps, {num_steps:,} so far (train.steps or train.budget_seconds)",
         f"a learning rate of {recipe.optimizer.lr:g} that is too low, "
         "or too high if the loss jumps (optimizer.lr)",
     ]

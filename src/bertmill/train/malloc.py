@@ -1,4 +1,4 @@
-"""Memory that a step frees is kept for the next one."""
+"""Keep the memory that a step frees for the next one (glibc)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LARGEST_MMAP_THRESHOLD = 32 * 2**20
 def freed_memory_kept() -> Iterator[None]:
     """Let the C library keep what is freed, and give it back at the end.
 
-    By default it takes each large tensor anew from the system, which hands it out in pages of
+    By default it asks the system for each large tensor again and gets it in pages of
     4 KB filled with zeros: for the hidden vectors of a step on a CPU that is a tenth of its time.
     Where the C library is not glibc, nothing is changed.
     """

@@ -118,7 +118,7 @@ class LossMeter:
         return int(self._sums["skipped_in_a_row"])
 
     def means(self) -> dict[str, Any]:
-        """Divide, once: losses in nats, None where there is no answer to divide by."""
+        """Divide the sums, once: losses in nats, None where nothing was predicted."""
         own = self.state()
         return {
             "mlm_loss": own["mlm"] / own["predictions"] if own["predictions"] else None,
@@ -159,7 +159,7 @@ class SpeedMeter:
     def add(
         self, micro_batches: Sequence[PretrainingInput], seconds: float, waited_seconds: float
     ) -> None:
-        """Count a step; it waited for its batch for a part of its time."""
+        """Count a step, and how much of its time was spent waiting for its batch."""
         for batch in micro_batches:
             lengths = batch.packed.lengths
             self._sequences += len(lengths)

@@ -2,7 +2,7 @@
 
 Parameters, moments, norms, losses and their sums are fp32 always. With bf16 the matrix products
 take both factors in 16 bits, which is faster where the device has units for it and the products are
-large: a factor's copy costs what it costs, however little is multiplied with it.
+large. (Copying a factor to 16 bits costs the same however little is multiplied with it.)
 """
 
 from __future__ import annotations
@@ -33,19 +33,18 @@ def choose_precision(recipe: Recipe, data: RunData, say: Callable[[str], None]) 
     """Choose for ``train.precision``: ``auto`` is bf16 where the device has units for it.
 
     A CPU with units must also be faster with them, by a clear margin, in forward and backward
-    passes of the recipe's own network on some of its own first sequences. They are passes of
-    another network of that shape: the run's weights and moments are not there yet.
+    passes of a network of the recipe's shape on the run's first sequences.
 
     Parameters
     ----------
     recipe : Recipe
     data : RunData
     say : callable
-        Told what was measured, and what of it follows.
+        Takes a line about what was measured and chosen.
     """
     asked, device = recipe.train.precision, data.device
     if asked == "bf16" and not has_bf16_units(device):
-        say("precision: bf16, as the recipe says; this device has no units for it and is slow")
+        say("precision: bf16, as the recipe says; slow, because this device has no units for it")
     if asked != "auto":
         return asked
     if not has_bf16_units(device):
@@ -58,7 +57,7 @@ def choose_precision(recipe: Recipe, data: RunData, say: Callable[[str], None]) 
     say(
         f"precision: {chosen}; on this CPU a pass takes {1e3 * seconds['fp32']:,.0f} ms in fp32 "
         f"and {1e3 * seconds['bf16']:,.0f} ms in bf16, {times:.2f} times as fast "
-        f"({_CLEARLY_FASTER} are wanted for bf16)"
+        f"(bf16 needs {_CLEARLY_FASTER})"
     )
     return chosen
 

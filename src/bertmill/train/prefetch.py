@@ -23,7 +23,7 @@ class Prefetch(Generic[Made]):
     ----------
     make : callable
         Makes what a step needs, from the step's number. Called in the thread, by nobody else as
-        long as the feed is open; what it raises is raised by `take`.
+        long as this is open; what it raises is raised by `take`.
     step : int
         The first step that will be taken.
 

@@ -60,7 +60,7 @@ class RunProgress:
         self._console.print(line, markup=False)
 
     def start(self, yardsticks: Yardsticks | None) -> None:
-        """Begin: from here on losses are shown beside the yardsticks."""
+        """From here on show losses beside the yardsticks."""
         self._yardsticks = yardsticks
         self.show("first step ...", 0.0)
 

@@ -3,7 +3,7 @@
 ::
 
     recipe.toml       resolved: every knob
-    run.json          corpus, store, budget, versions
+    run.json          corpus, store, versions
     metrics.jsonl     one line per log interval, and one per validation
     decisions.jsonl   lengths fixed by a time budget
     diagnosis.json    what the run, once finished, was found not to have learned
@@ -87,15 +87,15 @@ class RunFolder:
             raise RunError(
                 self.path,
                 "already holds a run",
-                f"choose another --out, or go on with: bertmill pretrain --resume {self.path}",
+                "choose another `out`, or go on with `resume`",
             )
         if self.path.exists() and (
             not self.path.is_dir() or any(f.name not in _BEFORE_A_RUN for f in self.path.iterdir())
         ):
-            raise RunError(self.path, "already exists and is not empty", "choose another --out")
+            raise RunError(self.path, "already exists and is not empty", "choose another `out`")
         above = next(folder for folder in self.path.absolute().parents if folder.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
-            raise RunError(self.path, f"cannot be made in {above}", "choose another --out")
+            raise RunError(self.path, f"cannot be made in {above}", "choose another `out`")
 
     def create(self, recipe: Recipe, facts: Facts) -> None:
         """Start a run here; the folder is locked by the caller."""
@@ -134,7 +134,7 @@ class RunFolder:
         """Keep other processes from writing this run; the lock goes with the process."""
 
         def refuse() -> None:
-            raise RunError(self.path, "is in use by another process", "wait until it has ended")
+            raise RunError(self.path, "is in use by another process", "wait until that has ended")
 
         with ExitStack() as held:
             with self.writing(self.path):
@@ -228,5 +228,5 @@ class RunFolder:
             raise RunError(
                 error.filename or path,
                 f"cannot be written ({error.strerror or error})",
-                "make room or choose another --out; a run that has begun goes on with --resume",
+                "free some space or choose another `out`; a begun run goes on with `resume`",
             ) from None

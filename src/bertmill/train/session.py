@@ -40,7 +40,7 @@ _SKIPPED_IN_A_ROW = 5
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a session of a run came to. Losses in nats, speeds over this session's steps."""
+    """How a session of a run went. Losses in nats, speeds over this session's steps."""
 
     steps: int
     finished: bool
@@ -132,7 +132,7 @@ class Session:
             self.run.record_decision(decision)
         return decision
 
-    # --- what the loop asks ----------------------------------------------------------------------
+    # --- what the loop reads ---------------------------------------------------------------------
 
     @property
     def is_finished(self) -> bool:
@@ -159,7 +159,7 @@ class Session:
             validations = [record.step for record in self.run.metrics().held_out]
             self._saved_at, self._validated_at = self.step, max(validations, default=-1)
             if self.is_finished:
-                self._progress.say("the run is finished already; `steps` makes it longer")
+                self._progress.say("the run is finished already; more steps make it longer")
         held_out = self.plan.data.held_out
         self._progress.start(held_out.yardsticks if held_out else None)
 
@@ -169,13 +169,14 @@ class Session:
 
     def _make_input(self, step: int) -> StepInput:
         batches, world = self.plan.data.train, self.world
-        own = batches.batch_at(step)
-        counts = own.counts
-        parts = [own]
+        own = batches.batch_at(step, world.rank, world.size)
+        counts = own.counts if world.size == 1 else batches.counts_at(step)
+        size = self.knobs.micro_batch_tokens
+        parts = own.split(size) if size else [own]
         return StepInput([to_device(part, world.device) for part in parts], counts)
 
     def take_step(self, batches: Prefetch[StepInput]) -> None:
-        """Update the weights once, and count what it took."""
+        """Update the weights once; count losses, tokens and time."""
         started = time.perf_counter()
         rate = self.plan.recipe.optimizer.lr * self.schedule.scale(self.step)
         for group in self.optimizer.param_groups:
@@ -320,7 +321,7 @@ def _say_start(plan: Plan, progress: RunProgress) -> None:
     recipe, device = plan.recipe, plan.world.device
     knobs = recipe.train
     if plan.data.held_out is None:
-        progress.say("no held-out text: give `held_out`, or raise text.held_out_fraction")
+        progress.say("there is no held-out text: give some, or raise text.held_out_fraction")
     if plan.budget_seconds is None and recipe.schedule.warmup_steps > knobs.steps:
         progress.say(
             f"the warm-up of {recipe.schedule.warmup_steps:,} steps is longer than the run; "

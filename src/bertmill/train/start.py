@@ -1,4 +1,4 @@
-"""How a run starts: what was asked for becomes one frozen `Plan`, before anything is written.
+"""How a run starts: the user's wishes become one frozen `Plan`, before anything is written.
 
 `plan_run` is for a new run, `plan_resume` for one that goes on. Whatever can be refused is refused
 here, most of it before an hour of preparing.
@@ -48,7 +48,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Request:
-    """What a new run was asked to be."""
+    """What the user wants of a new run."""
 
     corpus: Sequence[str]
     held_out: Sequence[str] = ()
@@ -222,10 +222,7 @@ def _choose_recipe(
         _merge(values, "tokenizer", {"path": str(Path(request.tokenizer).absolute())})
     elif source is not None and not from_store and not _sets(request.settings, "tokenizer."):
         if brings_tokenizer:
-            say(
-                "the tokenizer is the model's own, not the recipe's; "
-                "`tokenizer` or a tokenizer.KEY=VALUE setting takes another"
-            )
+            say("the tokenizer is the model's own, not the recipe's, unless one is given")
         values["tokenizer"] = TokenizerSection(path=str(source.folder.absolute())).model_dump()
     if source is None:
         return recipe_from_dict(values, name)

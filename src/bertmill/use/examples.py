@@ -1,4 +1,4 @@
-"""Labeled examples for fine-tuning: which columns they stand in, and what is asked of them."""
+"""Labeled examples for fine-tuning: the columns they are in, and the task that they pose."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _TEXT_COLUMNS = ("text", "sentence1", "sentence", "words", "tokens")
 _TEXT_B_COLUMNS = ("text_b", "sentence2")
 _LABEL_COLUMNS = ("label", "labels")
 _LARGEST_NUMBER = 1e18
-"""Its square, the loss, is far from the largest number in 32 bits."""
+"""Its square, the loss, is still far from the largest 32-bit float."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns; None: a usual name that is there."""
+    """Names of the columns; None: the first usual name that the file has."""
 
     text: str | None = None
     """``text``, ``sentence1``, ``sentence``, ``words`` or ``tokens``."""
     text_b: str | None = None
-    """``text_b`` or ``sentence2``, where there is one."""
+    """``text_b`` or ``sentence2``, if the file has one."""
     label: str | None = None
     """``label`` or ``labels``."""
 
@@ -63,31 +63,29 @@ def read_examples(source: str, columns: Columns, kind: str | None) -> Examples:
         As `read_rows` takes it.
     columns : Columns
     kind : str or None
-        A `Kind`. None: a list is labels of words, numbers written with a point (5.0, not 5) are
-        regression, all else are classes.
+        A `Kind`. None: lists label words, numbers with a decimal point (5.0, not 5) are regression,
+        anything else is a class.
 
     Raises
     ------
     CorpusError
-        The file cannot be read, lacks a column, or a row is not as the others.
+        The file cannot be read, lacks a column, or a row differs from the others.
     InputError
-        No examples, or another kind.
+        No examples, or an unknown kind.
     """
     if kind is not None and kind not in get_args(Kind):
-        raise InputError("--task", f"{kind!r} is not known", f"give {', '.join(get_args(Kind))}")
+        raise InputError("`task`", f"{kind!r} is not known", f"give {', '.join(get_args(Kind))}")
     rows = _read_all(source)
     label = _column(rows[0], columns.label, _LABEL_COLUMNS, "label")
-    asked = cast(Kind, kind) if kind else _kind_of([values.get(label) for _, values in rows])
-    first, second = _texts(rows, columns, asked)
-    if asked == "words":
+    found = cast(Kind, kind) if kind else _kind_of([values.get(label) for _, values in rows])
+    first, second = _texts(rows, columns, found)
+    if found == "words":
         names = [[_class_name(row, name, label) for name in _list_of(row, label)] for row in rows]
         for (where, _), words, labels in zip(rows, first, names, strict=True):
             if len(words) != len(labels):
-                raise CorpusError(
-                    where, f"has {len(words)} words and {len(labels)} labels", "mend it"
-                )
-        return Examples(asked, first, None, list(names))
-    return Examples(asked, first, second, [_label_of(row, label, asked) for row in rows])
+                raise CorpusError(where, f"has {len(words)} words but {len(labels)} labels")
+        return Examples(found, first, None, list(names))
+    return Examples(found, first, second, [_label_of(row, label, found) for row in rows])
 
 
 def read_texts(
@@ -95,7 +93,7 @@ def read_texts(
 ) -> tuple[list[str] | list[list[str]], list[str] | None]:
     """Read texts, pairs of texts or lists of words, as `read_examples` does, without labels.
 
-    Where `is_pair` is false, a usual name of second texts is a column like any other.
+    Where `is_pair` is false, a column with a usual name of second texts is ignored.
     """
     first, second = _texts(_read_all(source), columns, kind)
     return first, second if is_pair is not False or columns.text_b else None
@@ -104,7 +102,7 @@ def read_texts(
 def _read_all(source: str) -> list[Row]:
     rows = list(read_rows(source))
     if not rows:
-        raise InputError(source, "holds no examples", "give a file with a row for each")
+        raise InputError(source, "has no examples", "give a file with one row per example")
     return rows
 
 
@@ -120,19 +118,21 @@ def _texts(
 
 
 def task_of(examples: Examples, source: str) -> Task:
-    """Tell what is asked: classes in the order of whole numbers, else of their text.
+    """Derive the task from the labels: classes sorted as whole numbers, else as text.
 
     Raises
     ------
     InputError
-        One class only.
+        Only one class.
     """
     if examples.kind == "regression":
         return Task("regression", ())
     names = {name for labels in examples.labels for name in _listed(labels)}
     if len(names) < 2:
         raise InputError(
-            source, f"has one class only, {min(names, default='')!r}", "give examples of others"
+            source,
+            f"has only one class, {min(names, default='')!r}",
+            "give examples of two or more classes",
         )
     by_text = sorted(names)
     if all(_is_whole(name) for name in names):
@@ -141,7 +141,7 @@ def task_of(examples: Examples, source: str) -> Task:
 
 
 def targets_of(examples: Examples, task: Task, source: str) -> list[float]:
-    """Turn labels into what is learned: a class's number, or the number itself, end to end.
+    """Turn labels into numbers, end to end: that of the class, or the label itself.
 
     Raises
     ------
@@ -157,7 +157,7 @@ def targets_of(examples: Examples, task: Task, source: str) -> list[float]:
             source,
             f"has the label {unknown!r}, which is not among the classes "
             f"{', '.join(task.labels[:8])}",
-            "mend it, or add such examples to the training file",
+            "fix it, or add such examples to the training file",
         )
     return [numbers[name] for name in names]
 
@@ -176,7 +176,7 @@ def _column(row: Row, name: str | None, usual: Sequence[str], what: str) -> str:
         raise CorpusError(
             where,
             f"has no column named {' or '.join(usual)} (has {', '.join(map(str, values))})",
-            f"give it one of these names, or finetune and predict --{what}-column",
+            f"rename one, or name it with `{what}_column`",
         )
     return found
 
@@ -196,7 +196,9 @@ def _label_of(row: Row, column: str, kind: Kind) -> Label:
     if kind == "regression":
         number = _number(label)
         if number is None or not math.isfinite(number):
-            raise CorpusError(where, f"label {label!r} is no number", "mend it, or give --task")
+            raise CorpusError(
+                where, f"label {label!r} is not a number", "fix it, or give another `task`"
+            )
         if abs(number) > _LARGEST_NUMBER:
             raise CorpusError(where, f"label {label!r} is too large", "scale the labels down")
         return number
@@ -207,7 +209,9 @@ def _class_name(row: Row, label: object, column: str) -> str:
     where, _ = row
     if not isinstance(label, str | int | float) or label == "":
         raise CorpusError(
-            where, f"has no label in the column {column!r}", "mend it, or name another column"
+            where,
+            f"has no label in the column {column!r}",
+            "name another with `label_column`",
         )
     name = str(label)
     refuse_surrogates(name, where)
@@ -219,13 +223,13 @@ def _list_of(row: Row, column: str) -> list[Any]:
     found = values.get(column)
     if not isinstance(found, list):
         raise CorpusError(
-            where, f"holds no list in the column {column!r}", "mend it, or name another column"
+            where, f"has no list in the column {column!r}", "lists are needed to label words"
         )
     return found
 
 
 def _number(label: object) -> float | None:
-    """Read a number, finite or not, or a text that spells one."""
+    """Read a number, finite or not, or text that spells one."""
     if isinstance(label, bool) or not isinstance(label, str | int | float):
         return None
     try:

@@ -10,10 +10,11 @@ import torch
 from bertmill.errors import InputError
 from bertmill.model.pretraining import PretrainingModel
 from bertmill.text.tokenizer import Tokenizer
-from bertmill.use.sequences import pack_lists, refuse_no_text, refuse_too_long
+from bertmill.use.sequences import pack_lists, refuse_non_text, refuse_too_long
 
 _BEAMS = 16
-"""Beginnings of a word that are followed up, or as many as are asked for."""
+"""Beginnings of a word that are kept at each piece; more where more proposals are wanted."""
+_MOST_PIECES = 10
 
 
 class Filler(NamedTuple):
@@ -25,30 +26,52 @@ class Filler(NamedTuple):
 
 
 class MaskFiller:
-    """Proposals for the masks of one text, each mask alone, the others left as they are.
+    """Proposals for the masks of one text, one mask at a time, the others left as they are.
 
     Parameters
     ----------
     model : PretrainingModel
     tokenizer : Tokenizer
-    token_ids : sequence of int
-        The text, special tokens included.
+    text : str
     device : torch.device
+
+    Raises
+    ------
+    InputError
+        Not text, or no mask in it.
     """
 
     def __init__(
-        self,
-        model: PretrainingModel,
-        tokenizer: Tokenizer,
-        token_ids: Sequence[int],
-        device: torch.device,
+        self, model: PretrainingModel, tokenizer: Tokenizer, text: str, device: torch.device
     ) -> None:
         self._model, self._tokenizer, self._device = model, tokenizer, device
-        self._ids = list(token_ids)
-        self.masks = [at for at, i in enumerate(token_ids) if i == tokenizer.mask_id]
+        refuse_non_text(text)
+        mask = tokenizer.mask_token
+        if mask not in text:
+            raise InputError("`text`", f"has no {mask}", f"write {mask} where a word is missing")
+        self._ids = [tokenizer.cls_id]
+        for number, part in enumerate(text.split(mask)):
+            self._ids += [tokenizer.mask_id] if number else []
+            self._ids += tokenizer.encode_words(part)[0]
+        self._ids.append(tokenizer.sep_id)
+        self.masks = [at for at, i in enumerate(self._ids) if i == tokenizer.mask_id]
+
+    def fill(
+        self, top: int, targets: Sequence[str] | None, max_pieces: int | None
+    ) -> list[list[Filler]]:
+        """Propose tokens or words for each mask; see `Pretrained.fill_mask`."""
+        if not 1 <= top <= self._tokenizer.size:
+            raise InputError("`top`", f"is {top}", f"give 1 to {self._tokenizer.size}")
+        if max_pieces is not None and not 1 <= max_pieces <= _MOST_PIECES:
+            raise InputError("`max_pieces`", f"is {max_pieces}", f"give 1 to {_MOST_PIECES}")
+        if targets is not None:
+            return [self.among(at, targets)[:top] for at in self.masks]
+        if max_pieces is not None:
+            return [self.words(at, top, max_pieces) for at in self.masks]
+        return [self.tokens(at, top) for at in self.masks]
 
     def tokens(self, at: int, top: int) -> list[Filler]:
-        """Propose tokens, whichever they are."""
+        """Propose any tokens, the most probable first."""
         probabilities, ids = self._next_piece(at, [[]], 1)[0].topk(top)
         names = self._tokenizer.tokens(ids.tolist())
         return [Filler(*pair) for pair in zip(names, probabilities.tolist(), strict=True)]
@@ -78,16 +101,16 @@ class MaskFiller:
         return [Filler(self._tokenizer.decode(pieces), p) for pieces, p in found[:top]]
 
     def among(self, at: int, targets: Sequence[str]) -> list[Filler]:
-        """Tell how probable each of these words is, the most probable first."""
+        """Return the probability of each of these words, the most probable first."""
         fillers = []
         for target in targets:
-            refuse_no_text(target)
+            refuse_non_text(target)
             pieces = self._tokenizer.encode_words(target)[0]
             if not pieces or self._tokenizer.unk_id in pieces:
                 raise InputError(
-                    f"the target {target!r}",
-                    "cannot be written with this vocabulary",
-                    "leave it out, or give another word",
+                    "`targets`",
+                    f"{target!r} cannot be written with this vocabulary",
+                    "leave it out",
                 )
             probability = 1.0
             for done, piece in enumerate(pieces):
@@ -97,19 +120,19 @@ class MaskFiller:
         return sorted(fillers, key=lambda filler: -filler.probability)
 
     def _is_spelled(self, pieces: list[int]) -> bool:
-        """Whether the tokenizer would make these pieces of their word."""
+        """Whether the tokenizer would split the word that they spell into these pieces."""
         return self._tokenizer.encode_words(self._tokenizer.decode(pieces))[0] == pieces
 
     @torch.inference_mode()
     def _next_piece(
         self, at: int, beginnings: Sequence[list[int]], num_pieces: int
     ) -> torch.Tensor:
-        """Probability of every token behind each beginning of a word, [beginnings, V]."""
+        """Probability of every token after each beginning of a word, [beginnings, V]."""
         done = len(beginnings[0])
         rest = [self._tokenizer.mask_id] * (num_pieces - done)
-        before, behind = self._ids[:at], self._ids[at + 1 :]
-        texts = [[*before, *pieces, *rest, *behind] for pieces in beginnings]
-        refuse_too_long(texts[0], self._model.section)
+        before, after = self._ids[:at], self._ids[at + 1 :]
+        texts = [[*before, *pieces, *rest, *after] for pieces in beginnings]
+        refuse_too_long(len(texts[0]), self._model.section)
         hidden = self._model.encode(pack_lists(texts, self._device))
         places = torch.arange(len(texts), device=self._device) * len(texts[0]) + at + done
         logits = self._model.masked_token_logits(hidden.index_select(0, places))

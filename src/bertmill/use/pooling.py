@@ -3,10 +3,10 @@
 ::
 
     modules.json                 the modules in order, each with its folder
-    sentence_bert_config.json    tokens of a sentence at most
+    sentence_bert_config.json    most tokens of a sentence
     1_Pooling/config.json        mean or cls
 
-A third module, ``Normalize``, brings vectors to length 1; it has no file.
+A third module, ``Normalize``, scales vectors to length 1; it has no file.
 """
 
 from __future__ import annotations
@@ -25,12 +25,10 @@ from bertmill.model.folder import LoadedModel
 from bertmill.model.packed import PackedTokens
 
 POOLING_MODES = ("mean", "cls")
-_MODULES_FILE, _LENGTH_FILE = "modules.json", "sentence_bert_config.json"
+MODULES_FILE, LENGTH_FILE = "modules.json", "sentence_bert_config.json"
 _TOKENIZER_FILE = "tokenizer_config.json"
 _SHORTEST = 3
 """The special tokens of two texts, with nothing between them."""
-_POOLING, _NORMALIZE = "1_Pooling", "2_Normalize"
-_MODULE_TYPE = "sentence_transformers.models."
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,12 @@ class Pooling:
     mode: str
     """``mean`` of all token vectors, special tokens included, or that of ``cls``."""
     normalize: bool
-    """Whether the vector is brought to length 1."""
+    """Whether the vector is scaled to length 1."""
     max_length: int
-    """Tokens of a sentence at most; the rest is cut off."""
+    """Most tokens of a sentence; the rest is cut off."""
 
     def pool(self, hidden: Tensor, packed: PackedTokens) -> Tensor:
-        """Make a vector of each sequence: [N, D] to [B, D]."""
+        """Make one vector per sequence: [N, D] to [B, D]."""
         if self.mode == "cls":
             pooled = hidden.index_select(0, packed.starts[:-1])
         else:
@@ -60,14 +58,14 @@ def default_pooling(loaded: LoadedModel) -> Pooling:
     Raises
     ------
     ModelError
-        What the folder says is damaged, or nothing that bertmill computes.
+        What the folder says is damaged, or not computed by bertmill.
     """
-    told = read_pooling(loaded.folder, loaded.model.section.max_position_embeddings)
-    return told or Pooling("mean", False, longest_text(loaded))
+    own = read_pooling(loaded.folder, loaded.model.section.max_position_embeddings)
+    return own or Pooling("mean", False, longest_text(loaded))
 
 
 def longest_text(loaded: LoadedModel) -> int:
-    """Tell how many tokens a text should have at most: as the folder says, or was trained on.
+    """Return the most tokens of a text: as the folder says, or as the model was trained on.
 
     Raises
     ------
@@ -75,10 +73,10 @@ def longest_text(loaded: LoadedModel) -> int:
         What the folder says is damaged.
     """
     longest = loaded.model.section.max_position_embeddings
-    told = read_max_length(loaded.folder)
-    if told is None and loaded.about is not None:
-        told = loaded.about.pairs.max_length
-    return min(told or longest, longest)
+    length = read_max_length(loaded.folder)
+    if length is None and loaded.about is not None:
+        length = loaded.about.pairs.max_length
+    return min(length or longest, longest)
 
 
 def read_pooling(folder: Path, longest: int) -> Pooling | None:
@@ -95,17 +93,17 @@ def read_pooling(folder: Path, longest: int) -> Pooling | None:
     ModelError
         Damaged, or made of modules that bertmill does not compute.
     """
-    if not (folder / _MODULES_FILE).is_file():
+    if not (folder / MODULES_FILE).is_file():
         return None
     try:
-        modules = _read_json(folder / _MODULES_FILE)
+        modules = _read_json(folder / MODULES_FILE)
         kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
         if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
-            raise ValueError(f"modules {', '.join(kinds)}")
+            raise ValueError(f"unsupported modules {', '.join(kinds)}")
         own, pooling = (str(module["path"]) for module in modules[:2])
-        # The folder's own files only: a path out of it is not followed.
+        # A path that leads out of the folder is not followed.
         if own or Path(pooling).name != pooling or pooling in ("", "..") or len(pooling) > 255:
-            raise ValueError(f"a module in {(own or pooling)[:80]!r}")
+            raise ValueError(f"unsupported path {(own or pooling)[:80]!r}")
         config = _read_json(folder / pooling / "config.json")
         mode = config.get("pooling_mode") or ", ".join(
             key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
@@ -113,64 +111,39 @@ def read_pooling(folder: Path, longest: int) -> Pooling | None:
             if key.startswith("pooling_mode_") and value is True
         )
         if mode not in POOLING_MODES:
-            raise ValueError(f"pooling {mode!r}")
+            raise ValueError(f"unsupported pooling {mode!r}")
         length = read_max_length(folder)
     except (LookupError, ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise ModelError(
-            folder / _MODULES_FILE,
-            f"cannot be followed ({error})",
-            "give a folder with mean or cls pooling, or delete this file",
+            folder / MODULES_FILE,
+            f"cannot be used ({error})",
+            "bertmill computes mean or cls; delete this file to use the mean",
         ) from None
     return Pooling(mode, len(kinds) == 3, min(length or longest, longest))
 
 
 def read_max_length(folder: Path) -> int | None:
-    """Read how many tokens a text has at most, where a model folder says it.
+    """Read the most tokens of a text, where a model folder says it.
 
     Raises
     ------
     ModelError
-        It says something else.
+        Damaged, or not a whole number of 3 or more.
     """
-    for name, key in ((_LENGTH_FILE, "max_seq_length"), (_TOKENIZER_FILE, "model_max_length")):
+    for name, key in ((LENGTH_FILE, "max_seq_length"), (_TOKENIZER_FILE, "model_max_length")):
         try:
             length = _read_json(folder / name).get(key) if (folder / name).is_file() else None
             if length is None:
                 continue
             if type(length) is not int or length < _SHORTEST:
-                raise ValueError(f"{key} {length!r}")
+                raise ValueError(f"{key} is {length!r}")
             return length
         except (ValueError, AttributeError, OSError, RecursionError) as error:
             raise ModelError(
-                folder / name, f"cannot be followed ({error})", "mend or delete it"
+                folder / name, f"cannot be used ({error})", "fix or delete this file"
             ) from None
     return None
 
 
-def write_pooling(folder: Path, pooling: Pooling, hidden_size: int) -> None:
-    """Write the files of ``sentence-transformers`` into a model folder."""
-    names = ["Transformer", "Pooling", *(["Normalize"] if pooling.normalize else [])]
-    paths = ["", _POOLING, _NORMALIZE]
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": _MODULE_TYPE + name}
-        for i, (name, path) in enumerate(zip(names, paths, strict=False))
-    ]
-    _write_json(folder / _MODULES_FILE, modules)
-    _write_json(
-        folder / _LENGTH_FILE, {"max_seq_length": pooling.max_length, "do_lower_case": False}
-    )
-    config = {"word_embedding_dimension": hidden_size}
-    config |= {
-        f"pooling_mode_{mode}_token{'s' * (mode == 'mean')}": mode == pooling.mode
-        for mode in POOLING_MODES
-    }
-    (folder / _POOLING).mkdir()
-    _write_json(folder / _POOLING / "config.json", config)
-
-
 def _read_json(path: Path) -> Any:
     return json.loads(path.read_text("utf-8"))
-
-
-def _write_json(path: Path, values: object) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")

@@ -1,6 +1,6 @@
 """What a fine-tuned model reads and answers: texts, pairs of texts, or lists of words.
 
-Letters in shapes: B sequences, N tokens, A answers (one a text, or one a word), C classes.
+Letters in shapes: B sequences, N tokens, A answers (one per text, or one per word), C classes.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +17,16 @@ from torch import Tensor
 
 from bertmill.arrays import Ints
 from bertmill.data.layout import spans
+from bertmill.errors import InputError
 from bertmill.model.task import Task, TaskModel
 from bertmill.text.tokenizer import Tokenizer
+from bertmill.use.parallel import map_batches
 from bertmill.use.sequences import (
     Sequences,
     assemble,
-    by_length,
+    group_by_length,
     make_sequences,
-    map_batches,
-    refuse_no_text,
+    refuse_non_text,
 )
 
 
@@ -42,15 +43,15 @@ Predictions = list[Prediction] | list[float] | list[list[Prediction | None]]
 
 @dataclass(frozen=True)
 class TaskInputs:
-    """Texts as sequences, and where their answers stand."""
+    """Texts as sequences, and the positions of their answers."""
 
     sequences: Sequences
     answer_starts: Ints
     """Where each sequence's answers begin among all, and A, shape (B + 1,)."""
     answer_at: Ints | None
-    """Place of each answer among all N tokens, shape (A,); None: at the pooled first token."""
+    """Position of each answer among all N tokens, shape (A,); None: at the pooled first token."""
     words: Ints | None
-    """Number of each answer's word among all words, shape (A,): some may not have fitted."""
+    """Number of each answer's word among all words, shape (A,); some words may not have fitted."""
     word_starts: Ints | None
     """Where each text's words begin among all words, and their number, shape (B + 1,)."""
 
@@ -70,6 +71,39 @@ class TaskInputs:
         return outputs.index_select(0, torch.from_numpy(places).to(device))
 
 
+def predict_texts(
+    model: TaskModel,
+    tokenizer: Tokenizer,
+    texts: Sequence[str] | Sequence[Sequence[str]],
+    second: Sequence[str] | None,
+    max_length: int,
+    device: torch.device,
+) -> tuple[Predictions, int]:
+    """Answer for each text, and count the texts that were cut; see `Pretrained.predict`."""
+    is_words = model.task.kind == "words"
+    if isinstance(texts, str) or (is_words and any(isinstance(text, str) for text in texts)):
+        wanted = "labels words: give a list of word lists" if is_words else "takes a list of texts"
+        raise InputError("texts", f"are {str(texts)[:80]!r}, but this model {wanted}")
+    if is_words and second is not None:
+        raise InputError("texts", "come in pairs, but this model labels words of single texts")
+    if second is not None and len(second) != len(texts):
+        raise InputError("texts", f"{len(second)} second texts for {len(texts)} first ones")
+    if model.is_pair and second is None:
+        raise InputError(
+            "texts",
+            "are single texts, but the model was fine-tuned on pairs",
+            "name the column of the second texts with `text_b_column`",
+        )
+    if model.is_pair is False and second is not None:
+        raise InputError("texts", "are pairs, but the model was fine-tuned on single texts")
+    if is_words:
+        inputs = word_inputs(tokenizer, texts, max_length)
+    else:
+        inputs = text_inputs(tokenizer, cast(Sequence[str], texts), second, max_length)
+    outputs = compute_outputs(model, inputs, device)
+    return to_predictions(model.task, outputs, inputs), inputs.sequences.num_cut
+
+
 def text_inputs(
     tokenizer: Tokenizer, first: Sequence[str], second: Sequence[str] | None, max_length: int
 ) -> TaskInputs:
@@ -81,13 +115,13 @@ def text_inputs(
 def word_inputs(
     tokenizer: Tokenizer, texts: Sequence[Sequence[str]], max_length: int
 ) -> TaskInputs:
-    """Read lists of words; a word's answer stands at its first piece (Devlin et al. 2019, 5.3).
+    """Read lists of words; a word's answer is at its first piece (Devlin et al. 2019, 5.3).
 
-    A word that the tokenizer makes nothing of is an unknown token.
+    A word that the tokenizer turns into no token at all is read as the unknown token.
     """
     words = [word for text in texts for word in text]
     for word in words:
-        refuse_no_text(word)
+        refuse_non_text(word)
     ids, counts = tokenizer.encode_batch(words)
     starts = np.cumsum(counts) - counts
     ids = np.insert(ids, starts[counts == 0], tokenizer.unk_id)
@@ -107,7 +141,7 @@ def word_inputs(
 def compute_outputs(
     model: TaskModel, inputs: TaskInputs, device: torch.device
 ) -> npt.NDArray[np.float32]:
-    """Compute all answers with dropout off, [A, C]: logits, or numbers; the mode is put back."""
+    """Compute all answers with dropout off, [A, C]: logits, or numbers; the mode is restored."""
     was_training = model.training
     model.eval()
 
@@ -116,7 +150,7 @@ def compute_outputs(
         return inputs.outputs(model, rows, device).cpu().numpy()
 
     outputs = np.zeros((int(inputs.answer_starts[-1]), model.task.num_outputs), np.float32)
-    batches = by_length(inputs.sequences.lengths)
+    batches = group_by_length(inputs.sequences.lengths)
     try:
         for rows, found in zip(batches, map_batches(compute, batches, device), strict=True):
             outputs[inputs.answers_of(rows)] = found

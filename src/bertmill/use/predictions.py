@@ -1,4 +1,4 @@
-"""Answers of a fine-tuned model to a file: ``.jsonl``, ``.csv`` or ``.parquet``, a row a text."""
+"""Predictions of a fine-tuned model to ``.jsonl``, ``.csv`` or ``.parquet``, one row per text."""
 
 from __future__ import annotations
 
@@ -11,21 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bertmill.errors import InputError
-from bertmill.storage import file_that_appears_whole, refuse_if_there
+from bertmill.storage import file_that_appears_whole, refuse_as_new_file
 from bertmill.use.predict import Prediction, Predictions
 
 
 def refuse_predictions_file(out: Path) -> None:
     """Raise `InputError` unless predictions can go to a new file of this name."""
-    if out.suffix not in _WRITERS:
-        raise InputError(
-            f"--out {out}", "is of an unknown kind", f"use a name that ends in {_ENDINGS}"
-        )
-    refuse_if_there(out)
+    refuse_as_new_file(out, _WRITERS)
 
 
 def write_predictions(out: Path, predictions: Predictions) -> None:
-    """Write a row for each text, in their order.
+    """Write one row per text, in their order.
 
     A class has ``label`` and ``probability``, a number ``value``, and words have the lists
     ``labels`` and ``probabilities``, with nothing for words that did not fit.
@@ -60,7 +56,7 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         for row in rows:
-            # A list is one value of its row, as JSON.
+            # A list is one cell, as JSON.
             writer.writerow(
                 {k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()}
             )
@@ -71,4 +67,3 @@ def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 _WRITERS = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": _write_parquet}
-_ENDINGS = ", ".join(_WRITERS)

@@ -3,79 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from bertmill.arrays import Ints
 from bertmill.errors import InputError, ModelError
 from bertmill.model.folder import LoadedModel, load_model
-from bertmill.model.task import Task
+from bertmill.model.task import Task, TaskModel
 from bertmill.train.device import open_device
+from bertmill.use.encode import Encoding as Encoding
+from bertmill.use.encode import embed_texts, encode_segments
 from bertmill.use.fill_mask import Filler, MaskFiller
 from bertmill.use.pooling import POOLING_MODES, Pooling, default_pooling, longest_text
-from bertmill.use.predict import (
-    Predictions,
-    compute_outputs,
-    text_inputs,
-    to_predictions,
-    word_inputs,
-)
+from bertmill.use.predict import Predictions, predict_texts
 from bertmill.use.score import pseudo_log_likelihoods
-from bertmill.use.sequences import (
-    by_length,
-    make_sequences,
-    map_batches,
-    pack_lists,
-    refuse_no_text,
-    refuse_too_long,
-)
-from bertmill.use.similar import SimilarWord, cosine, find_word
-
-_MOST_PIECES = 10
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """The hidden vectors of one or two segments, special tokens included."""
-
-    vectors: npt.NDArray[np.float32]
-    """Shape (1, tokens, hidden_size), float32."""
-    tokens: list[str]
-    """Name of each row."""
-    words: list[int | None]
-    """Which word each row is a piece of, counted from 0 over both segments; None for special
-    tokens. A word is an item of a given list, or what the tokenizer splits a text into."""
-
-    @property
-    def word_names(self) -> dict[int, str]:
-        """Each word by its number, as the model reads it, joined from its pieces."""
-        names: dict[int, str] = {}
-        for token, owner in zip(self.tokens, self.words, strict=True):
-            if owner is not None:
-                names[owner] = names[owner] + token.removeprefix("##") if owner in names else token
-        return names
-
-    def word_vector(self, word: int) -> npt.NDArray[np.float32]:
-        """Mean of a word's rows, shape (hidden_size,).
-
-        Raises
-        ------
-        InputError
-            No row belongs to this word.
-        """
-        rows = [i for i, owner in enumerate(self.words) if owner == word]
-        if not rows:
-            known = sorted({w for w in self.words if w is not None})
-            fix = f"words go from 0 to {known[-1]}" if known else "the text has no words"
-            raise InputError(f"word {word}", "has no vector", fix)
-        mean: npt.NDArray[np.float32] = self.vectors[0, rows].mean(0)
-        return mean
+from bertmill.use.similar import SimilarWord, rank_words
 
 
 class Pretrained:
@@ -96,6 +41,12 @@ class Pretrained:
         What `predict` answers, in a fine-tuned model.
     is_pair : bool or None
         Whether it was fine-tuned on pairs of texts, where its folder says so.
+
+    Notes
+    -----
+    `embed`, `score` and `predict` compute one batch per core on the CPU. Meanwhile
+    ``torch.get_num_threads()``, a setting of the whole process, is 1; it is restored afterwards.
+    Calls from several threads take turns.
     """
 
     def __init__(self, loaded: LoadedModel, device: torch.device) -> None:
@@ -137,18 +88,8 @@ class Pretrained:
         ``load("runs/d2l").encode(["a", "crane", "is", "flying"]).vectors.shape`` is (1, 6, 128)
         with a word-level vocabulary that knows these words.
         """
-        token_ids = [self.tokenizer.cls_id]
-        words: list[int | None] = [None]
-        segment_ids = [0]
-        next_word = 0
-        for number, segment in enumerate((first,) if second is None else (first, second)):
-            ids, owners, num_words = self._segment(segment)
-            token_ids += [*ids, self.tokenizer.sep_id]
-            words += [*(next_word + owner for owner in owners), None]
-            segment_ids += [number] * (len(ids) + 1)
-            next_word += num_words
-        vectors = self._hidden(token_ids, segment_ids)[None].numpy()
-        return Encoding(vectors, self.tokenizer.tokens(token_ids), words)
+        segments = [first] if second is None else [first, second]
+        return encode_segments(self.model, self.tokenizer, segments, self._device)
 
     def embed(
         self,
@@ -156,16 +97,16 @@ class Pretrained:
         pool: str | None = None,
         normalize: bool | None = None,
     ) -> npt.NDArray[np.float32]:
-        """Compute a vector for each text; what is longer than `pooling.max_length` loses its end.
+        """Compute a vector for each text; one longer than `pooling.max_length` loses its end.
 
         Parameters
         ----------
         texts : str or sequence of str
         pool : str, optional
-            ``mean`` of the token vectors, special tokens included, or that of ``cls``; else as the
-            model's folder says, else ``mean``.
+            ``mean`` of the token vectors, special tokens included, or that of ``cls``. By default
+            as the model's folder says, else ``mean``.
         normalize : bool, optional
-            Whether vectors are brought to length 1; else as the model's folder says, else not.
+            Whether to scale vectors to length 1. By default as the model's folder says, else not.
 
         Returns
         -------
@@ -174,7 +115,7 @@ class Pretrained:
         Raises
         ------
         InputError
-            Something is not text, or another `pool`.
+            Something is not text, or an unknown `pool`.
         ModelError
             The folder says how to pool in a way that bertmill does not compute.
 
@@ -182,28 +123,24 @@ class Pretrained:
         --------
         ``load("runs/tiny").embed(["a crane", "a bird"]).shape`` is (2, 128).
         """
-        if isinstance(texts, str):
-            texts = [texts]
-            return self.embed_counted(texts, pool, normalize)[0].squeeze(0)
-        return self.embed_counted(texts, pool, normalize)[0]
+        listed = [texts] if isinstance(texts, str) else texts
+        vectors, _ = self.embed_counted(listed, pool, normalize)
+        return vectors[0] if isinstance(texts, str) else vectors
 
     def embed_counted(
         self, texts: Sequence[str], pool: str | None, normalize: bool | None
     ) -> tuple[npt.NDArray[np.float32], int]:
         """Compute as `embed`, and count the texts that lost their end."""
-        pooling = self._choose_pooling(pool, normalize)
-        sequences = make_sequences(self.tokenizer, texts, None, pooling.max_length)
-
-        @torch.inference_mode()
-        def pooled(rows: Ints) -> torch.Tensor:
-            packed = sequences.pack(rows, self._device)
-            return pooling.pool(self.model.encode(packed), packed).cpu()
-
-        vectors = np.empty((len(texts), self.model.section.hidden_size), np.float32)
-        batches = by_length(sequences.lengths)
-        for rows, found in zip(batches, map_batches(pooled, batches, self._device), strict=True):
-            vectors[rows] = found.numpy()
-        return vectors, sequences.num_cut
+        if pool is not None and pool not in POOLING_MODES:
+            raise InputError(
+                "`pool`", f"{pool!r} is not known", f"give {' or '.join(POOLING_MODES)}"
+            )
+        pooling = Pooling(
+            pool or self.pooling.mode,
+            self.pooling.normalize if normalize is None else normalize,
+            self.pooling.max_length,
+        )
+        return embed_texts(self.model, self.tokenizer, texts, pooling, self._device)
 
     def fill_mask(
         self,
@@ -220,18 +157,18 @@ class Pretrained:
         text : str
             With the tokenizer's mask token in it, once or more.
         top : int
-            Proposals a mask.
+            Proposals per mask.
         targets : sequence of str, optional
-            Words to choose from. Of a word of several pieces, the probability is the product of its
-            pieces', each given those before it and masks behind it.
+            Words to choose from. The probability of a word of several pieces is the product of its
+            pieces' probabilities, each given the pieces before it and masks after it.
         max_pieces : int, optional
-            Propose whole words of up to so many pieces, instead of tokens. A mask stands for a
-            word then; how many pieces it has is not part of the probability.
+            Propose whole words of up to so many pieces instead of tokens. Each mask then stands for
+            a word; the number of its pieces is not part of the probability.
 
         Returns
         -------
         list of list of Filler
-            A list a mask, in the order of the text, most probable first.
+            One list per mask, in the order of the text, most probable first.
 
         Raises
         ------
@@ -241,28 +178,9 @@ class Pretrained:
         ModelError
             The folder lacked the masked-token head.
         """
-        self._refuse_without_masked_token_head("fill-mask")
-        mask = self.tokenizer.mask_token
-        refuse_no_text(text)
-        if mask not in text:
-            raise InputError(
-                "fill-mask", f"the text has no {mask}", f"write {mask} where a word is missing"
-            )
-        if not 1 <= top <= self.tokenizer.size:
-            raise InputError("--top", f"is {top}", f"give 1 to {self.tokenizer.size}")
-        if max_pieces is not None and not 1 <= max_pieces <= _MOST_PIECES:
-            raise InputError("--max-pieces", f"is {max_pieces}", f"give 1 to {_MOST_PIECES}")
-        token_ids = [self.tokenizer.cls_id]
-        for number, part in enumerate(text.split(mask)):
-            token_ids += [self.tokenizer.mask_id] if number else []
-            token_ids += self._segment(part)[0]
-        token_ids.append(self.tokenizer.sep_id)
-        filler = MaskFiller(self.model, self.tokenizer, token_ids, self._device)
-        if targets is not None:
-            return [filler.among(at, targets)[:top] for at in filler.masks]
-        if max_pieces is not None:
-            return [filler.words(at, top, max_pieces) for at in filler.masks]
-        return [filler.tokens(at, top) for at in filler.masks]
+        self._refuse_without_masked_token_head()
+        filler = MaskFiller(self.model, self.tokenizer, text, self._device)
+        return filler.fill(top, targets, max_pieces)
 
     def score(
         self, texts: str | Sequence[str], *, mask_rest_of_word: bool = False
@@ -286,7 +204,7 @@ class Pretrained:
         ModelError
             The folder lacked the masked-token head.
         """
-        self._refuse_without_masked_token_head("score")
+        self._refuse_without_masked_token_head()
         listed = [texts] if isinstance(texts, str) else texts
         found = pseudo_log_likelihoods(
             self.model, self.tokenizer, listed, mask_rest_of_word, self._device
@@ -302,10 +220,11 @@ class Pretrained:
         ----------
         text : str
         word : str
-            As it stands in `text`; its first occurrence counts.
+            As written in `text`; its first occurrence counts.
         among : sequence of str
             Texts.
         top : int
+            Words to return.
 
         Returns
         -------
@@ -316,27 +235,13 @@ class Pretrained:
         ------
         InputError
             The word is not in the text or not in the vocabulary, a text is longer than the model's
-        positions, or `top` is out of range.
+            positions, or `top` is out of range.
 
         Examples
         --------
         ``model.similar_words("a crane is flying", "crane", ["a crane driver came"])``
         """
-        if top < 1:
-            raise InputError("--top", f"is {top}", "give 1 or more")
-        encoding = self.encode(text)
-        tokens = find_word(self.tokenizer, text, word)
-        if tokens is None:
-            raise InputError("--word", f"{word!r} is not in the text {text!r}", "give one that is")
-        first_row = 1  # behind [CLS]
-        vector = encoding.vectors[0, [first_row + token for token in tokens]].mean(0)
-        found = []
-        for other in [among] if isinstance(among, str) else among:
-            encoding = self.encode(other)
-            for number, name in encoding.word_names.items():
-                found.append(SimilarWord(name, other, cosine(vector, encoding.word_vector(number))))
-        found.sort(key=lambda similar: -similar.cosine)
-        return found[:top]
+        return rank_words(self.encode, self.tokenizer, text, word, among, top)
 
     def predict(
         self,
@@ -355,8 +260,8 @@ class Pretrained:
         Returns
         -------
         list
-            A `Prediction` a text; a number a text (regression); or a list a text with a
-            `Prediction` a word, None for words that did not fit into the model.
+            Per text: a `Prediction`; a number (regression); or a list with one `Prediction` per
+            word, None for words that did not fit into the model.
 
         Raises
         ------
@@ -373,33 +278,8 @@ class Pretrained:
         second: Sequence[str] | None,
     ) -> tuple[Predictions, int]:
         """Predict as `predict`, and count the texts that lost their end."""
-        task = self.require_task()
-        assert self._task_model is not None
-        is_words = task.kind == "words"
-        if isinstance(texts, str) or (is_words and any(isinstance(text, str) for text in texts)):
-            raise InputError(
-                "texts",
-                f"{str(texts)[:80]!r} is not what the model answers about",
-                f"give a list of {'lists of words' if is_words else 'texts'}",
-            )
-        if second is not None and (is_words or len(second) != len(texts)):
-            raise InputError(
-                "texts", f"{len(texts)} and {len(second)} are no pairs", "give as many of both"
-            )
-        if self.is_pair is not None and not is_words and self.is_pair != (second is not None):
-            learned = "pairs of texts" if self.is_pair else "single texts"
-            raise InputError(
-                "texts",
-                f"are not what the model was fine-tuned on, {learned}",
-                "give those (--text-b-column names the second texts)",
-            )
-        max_length = longest_text(self._loaded)
-        if is_words:
-            inputs = word_inputs(self.tokenizer, texts, max_length)
-        else:
-            inputs = text_inputs(self.tokenizer, cast(Sequence[str], texts), second, max_length)
-        outputs = compute_outputs(self._task_model, inputs, self._device)
-        return to_predictions(task, outputs, inputs), inputs.sequences.num_cut
+        model, longest = self._require_task_model(), longest_text(self._loaded)
+        return predict_texts(model, self.tokenizer, texts, second, longest, self._device)
 
     def require_task(self) -> Task:
         """Return what the model was fine-tuned for.
@@ -409,54 +289,24 @@ class Pretrained:
         ModelError
             It was not fine-tuned.
         """
-        if self.task is None:
+        return self._require_task_model().task
+
+    def _require_task_model(self) -> TaskModel:
+        if self._task_model is None:
             raise ModelError(
                 self._loaded.folder,
                 "was not fine-tuned for a task",
                 "give a folder that finetune wrote",
             )
-        return self.task
+        return self._task_model
 
-    def _refuse_without_masked_token_head(self, where: str) -> None:
+    def _refuse_without_masked_token_head(self) -> None:
         if untrained := [n for n in self.new_weights if n.startswith("masked_token_head")]:
             raise ModelError(
-                where,
-                f"the model has no masked-token head ({untrained[0]} is missing)",
+                self._loaded.folder,
+                f"has no masked-token head ({untrained[0]} is missing)",
                 "give a model that was saved with its pretraining heads",
             )
-
-    def _choose_pooling(self, pool: str | None, normalize: bool | None) -> Pooling:
-        if pool is not None and pool not in POOLING_MODES:
-            raise InputError(
-                "--pool", f"{pool!r} is not known", f"give {' or '.join(POOLING_MODES)}"
-            )
-        return Pooling(
-            pool or self.pooling.mode,
-            self.pooling.normalize if normalize is None else normalize,
-            self.pooling.max_length,
-        )
-
-    def _segment(self, segment: str | Sequence[str]) -> tuple[list[int], list[int], int]:
-        """Ids, the word each belongs to, and the number of words."""
-        if isinstance(segment, list | tuple):
-            for text in segment:
-                refuse_no_text(text)
-            flat, lengths = self.tokenizer.encode_batch(segment)
-            owners = np.repeat(np.arange(len(segment)), lengths)
-            return flat.tolist(), owners.tolist(), len(segment)
-        refuse_no_text(segment)
-        assert isinstance(segment, str)
-        ids, words = self.tokenizer.encode_words(segment)
-        return ids, words, max(words, default=-1) + 1
-
-    def _hidden(self, token_ids: list[int], segment_ids: list[int]) -> torch.Tensor:
-        """Encode one sequence, [tokens, D]."""
-        refuse_too_long(token_ids, self.model.section)
-        packed = pack_lists([token_ids], self._device)
-        packed.segment_ids.copy_(torch.tensor(segment_ids))
-        with torch.inference_mode():
-            hidden: torch.Tensor = self.model.encode(packed)
-        return hidden.cpu()
 
 
 def load(path: str | Path, device: str = "auto") -> Pretrained:

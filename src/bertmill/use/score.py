@@ -1,7 +1,7 @@
 """Pseudo-log-likelihood: how probable a masked language model finds a sentence.
 
 Salazar et al. 2020, section 2: the sum over tokens of the log-probability of each, masked, given
-all others. Kauf and Ivanova 2023 (PLL-word-l2r): of a word of several pieces, the pieces behind the
+all others. Kauf and Ivanova 2023 (PLL-word-l2r): where a word has several pieces, those after the
 one that is scored are masked too, so that a rare word is not given away by its own pieces.
 """
 
@@ -20,7 +20,8 @@ from bertmill.errors import InputError
 from bertmill.model.packed import PackedTokens
 from bertmill.model.pretraining import PretrainingModel
 from bertmill.text.tokenizer import Tokenizer
-from bertmill.use.sequences import Sequences, by_length, make_sequences, map_batches
+from bertmill.use.parallel import map_batches
+from bertmill.use.sequences import Sequences, group_by_length, make_sequences
 
 
 def pseudo_log_likelihoods(
@@ -42,15 +43,14 @@ def pseudo_log_likelihoods(
     InputError
         Something is not text, or longer than the model's positions.
     """
-    sequences = make_sequences(tokenizer, texts, None, model.section.max_position_embeddings)
+    longest = model.section.max_position_embeddings
+    sequences = make_sequences(tokenizer, texts, None, longest)
     if sequences.num_cut:
         raise InputError(
-            "text",
-            f"{sequences.num_cut} of {len(texts)} are longer than the "
-            f"{model.section.max_position_embeddings} tokens that the model takes",
-            "give shorter texts",
+            "texts",
+            f"{sequences.num_cut} of {len(texts)} have more tokens than the model takes, {longest}",
         )
-    # Each distinct sequence is computed once: in another batch the last bits would differ.
+    # Each distinct sequence is computed once: in another batch its last bits would differ.
     first_row: dict[bytes, int] = {}
     starts = sequences.starts.tolist()
     same_as = np.array(
@@ -67,11 +67,11 @@ def pseudo_log_likelihoods(
     def surprisals(rows: Ints) -> npt.NDArray[np.float32]:
         packed, targets, labels = copies.pack(rows, device)
         logits = model.masked_token_logits(model.encode(packed).index_select(0, targets))
-        logits = logits[:, : tokenizer.size]  # a vocabulary may be filled up to a round number
+        logits = logits[:, : tokenizer.size]  # the rest pads the vocabulary to a round number
         return F.cross_entropy(logits, labels, reduction="none").cpu().numpy()
 
     totals = np.zeros(len(sequences))
-    batches = by_length(copies.lengths)
+    batches = group_by_length(copies.lengths)
     for rows, nats in zip(batches, map_batches(surprisals, batches, device), strict=True):
         np.add.at(totals, copies.owners[rows], -nats.astype(np.float64))
     return totals[same_as]
@@ -100,7 +100,7 @@ class _MaskedCopies:
     def pack(
         self, copies: Ints, device: torch.device
     ) -> tuple[PackedTokens, torch.Tensor, torch.Tensor]:
-        """Pack these copies; tell where each one's target stands and its id, both [copies]."""
+        """Pack these copies; return the position and the id of each one's target too, [copies]."""
         packed = self._sequences.pack(self.owners[copies], torch.device("cpu"))
         lengths = self.lengths[copies]
         starts = np.cumsum(lengths) - lengths

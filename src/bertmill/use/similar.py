@@ -1,7 +1,8 @@
-"""Words in context: the same word has another vector beside other neighbors."""
+"""Words in context: the same word has another vector next to other neighbors."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,34 +10,59 @@ import numpy.typing as npt
 
 from bertmill.errors import InputError
 from bertmill.text.tokenizer import Tokenizer
-from bertmill.use.sequences import refuse_no_text
+from bertmill.use.encode import Encoding
+from bertmill.use.sequences import refuse_non_text
 
 
 class SimilarWord(NamedTuple):
-    """A word in a text, and how near its vector is to that of the word asked for."""
+    """A word in a text, and how near its vector is to that of the given word."""
 
     word: str
     text: str
     cosine: float
 
 
+def rank_words(
+    encode: Callable[[str], Encoding],
+    tokenizer: Tokenizer,
+    text: str,
+    word: str,
+    among: Sequence[str],
+    top: int,
+) -> list[SimilarWord]:
+    """Rank the words of other texts by their similarity to one; see `Pretrained.similar_words`."""
+    if top < 1:
+        raise InputError("`top`", f"is {top}", "give 1 or more")
+    encoding = encode(text)
+    tokens = find_word(tokenizer, text, word)
+    if tokens is None:
+        raise InputError("`word`", f"{word!r} is not in the text {text!r}")
+    first_row = 1  # after [CLS]
+    vector = encoding.vectors[0, [first_row + token for token in tokens]].mean(0)
+    found = []
+    for other in [among] if isinstance(among, str) else among:
+        encoding = encode(other)
+        for number, name in encoding.word_names.items():
+            found.append(SimilarWord(name, other, cosine(vector, encoding.word_vector(number))))
+    found.sort(key=lambda similar: -similar.cosine)
+    return found[:top]
+
+
 def find_word(tokenizer: Tokenizer, text: str, word: str) -> range | None:
-    """Tell which tokens of a text, counted without special tokens, are a word's first occurrence.
+    """Find the tokens of a word's first occurrence in a text, counted without special tokens.
 
     The tokenizer's own splitting and lower-casing decide what a word is; `word` may be several.
 
     Raises
     ------
     InputError
-        The word is no text, or unknown to the vocabulary, where it is like any other such word.
+        The word is not text, or unknown to the vocabulary, where it would match any unknown word.
     """
-    refuse_no_text(word)
+    refuse_non_text(word)
     ids, owners = tokenizer.encode_words(text)
     wanted = tokenizer.encode_words(word)[0]
     if tokenizer.unk_id in wanted:
-        raise InputError(
-            "--word", f"{word!r} is unknown to the vocabulary", "give a word that it can write"
-        )
+        raise InputError("`word`", f"{word!r} cannot be written with the model's vocabulary")
     bounds = [-1, *owners, -1]
     for start in range(len(ids) - len(wanted) + 1):
         stop = start + len(wanted)

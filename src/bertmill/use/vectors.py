@@ -1,4 +1,4 @@
-"""Sentence vectors to a file, as they come: ``.npy`` or ``.parquet``, whole or absent."""
+"""Sentence vectors streamed to a file, ``.npy`` or ``.parquet``, that is whole or absent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bertmill.errors import InputError
-from bertmill.storage import file_that_appears_whole, refuse_if_there
+from bertmill.storage import file_that_appears_whole, refuse_as_new_file
 
 Write = Callable[[list[str], npt.NDArray[np.float32]], None]
 """Takes some texts and their vectors, [texts, D]."""
@@ -20,18 +20,14 @@ Write = Callable[[list[str], npt.NDArray[np.float32]], None]
 
 @contextmanager
 def open_vectors(out: Path, width: int) -> Iterator[Write]:
-    """Give a function that appends vectors of so many numbers to a new file.
+    """Give a function that appends vectors of `width` numbers to a new file.
 
     Raises
     ------
     InputError
-        Another ending, the file exists, or cannot be written.
+        Another ending, or the file exists or cannot be written.
     """
-    if out.suffix not in _WRITERS:
-        raise InputError(
-            f"--out {out}", "is of an unknown kind", f"use a name that ends in {_ENDINGS}"
-        )
-    refuse_if_there(out)
+    refuse_as_new_file(out, _WRITERS)
     with (
         file_that_appears_whole(out, InputError) as path,
         _WRITERS[out.suffix](path, width) as write,
@@ -75,4 +71,3 @@ def _open_parquet(path: Path, width: int) -> Iterator[Write]:
 
 
 _WRITERS = {".npy": _open_npy, ".parquet": _open_parquet}
-_ENDINGS = " or ".join(_WRITERS)
