@@ -143,7 +143,7 @@ def test_a_command_runs_in_a_process_of_its_own(folder):
 def anchors(page):
     """The anchors of a page's headings, as GitHub makes them."""
     text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
-    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"\]\(.*?\)", "", text), re.M)
     return {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
 
 
@@ -154,6 +154,13 @@ def test_links_lead_somewhere(page):
         assert found.exists(), target
         assert found.is_relative_to(ROOT), target
         assert not anchor or anchor in anchors(found), (target, anchor)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_that_are_named_exist(page):
+    for path in re.findall(r"`([\w/]+/\w+\.py)`", page.read_text("utf-8")):
+        homes = (ROOT, ROOT / "src" / "bertmill", page.parent)
+        assert any((home / path).is_file() for home in homes), path
 
 
 def test_every_page_is_listed():
@@ -203,3 +210,13 @@ def test_metrics_of_the_page_are_those_that_are_written(small_run):
     assert written - named == set()
     files = {one.name.replace("checkpoints", "checkpoints/") for one in small_run.folder.iterdir()}
     assert files - {"lock"} <= named
+
+
+def test_public_names_are_those_of_the_page():
+    import bertmill
+
+    text = (ROOT / "docs" / "reference" / "python.md").read_text("utf-8")
+    rows = "".join(re.findall(r"^\| `.*", text, re.M))
+    named = set(re.findall(r"`(\w+)", rows))
+    assert set(bertmill.__all__) - {"__version__"} - named == {"BertmillError", "Prediction"}
+    assert {name for name in re.findall(r"`(\w+)\(", rows) if not hasattr(bertmill, name)} == set()
