@@ -8,6 +8,7 @@ from bertmill.errors import InputError, ModelError
 from bertmill.model.architecture import architecture_of
 from bertmill.model.folder import load_model, save_model
 from bertmill.show.card import refuse_license, write_model_card
+from bertmill.show.summary import summarize
 from bertmill.storage import folder_that_appears_whole, refuse_if_there, write_json
 from bertmill.train.run_folder import RunFolder
 from bertmill.use.pooling import (
@@ -71,8 +72,8 @@ def export_huggingface(model: str | Path, out: str | Path, license: str | None =
         )
         write_pooling(folder, pooling, section.hidden_size)
         run = RunFolder(model)
-        is_run = (run.path / "recipe.toml").is_file()
-        write_model_card(folder, loaded, pooling, run if is_run else None, license)
+        summary = summarize(run) if run.holds_run else None
+        write_model_card(folder, loaded, pooling, summary, license)
     return out
 
 

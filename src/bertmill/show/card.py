@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
 from pathlib import Path, PurePath
-from typing import Any
 
 from bertmill.config import Recipe, recipe_to_toml
 from bertmill.errors import InputError
 from bertmill.model.folder import LoadedModel
-from bertmill.train.run_folder import RunFolder
+from bertmill.show.summary import RunSummary
+from bertmill.train.validate import LOSS_NAMES, HeldOutScores
 from bertmill.use.pooling import Pooling
 
 # Hugging Face's word for what a model is for, the class that opens it, and what that gives.
@@ -39,17 +38,21 @@ vectors = SentenceTransformer(".").encode(["a text", "another"])
 
 
 def refuse_license(license: str | None) -> None:
-    """Raise `InputError` where this is no identifier such as ``apache-2.0``."""
+    """Raise `InputError` unless this is an identifier such as ``apache-2.0``."""
     if license is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}", license):
         raise InputError(
-            "--license", f"{license!r} is no identifier", "write one such as apache-2.0"
+            "`license`", f"{license!r} is not an identifier", "write one such as apache-2.0"
         )
 
 
 def write_model_card(
-    folder: Path, loaded: LoadedModel, pooling: Pooling, run: RunFolder | None, license: str | None
+    folder: Path,
+    loaded: LoadedModel,
+    pooling: Pooling,
+    summary: RunSummary | None,
+    license: str | None,
 ) -> None:
-    """Write ``README.md``, and the run's picture beside it.
+    """Write ``README.md``, and a copy of the run's picture.
 
     Parameters
     ----------
@@ -57,8 +60,8 @@ def write_model_card(
         Of the export.
     loaded : LoadedModel
     pooling : Pooling
-    run : RunFolder or None
-        That trained it; None leaves data, recipe and losses out.
+    summary : RunSummary or None
+        Of the run that trained it; None leaves data, recipe and losses out.
     license : str or None
     """
     section, about = loaded.model.section, loaded.about
@@ -75,7 +78,7 @@ def write_model_card(
     counts = loaded.model.count_parameters()
     text = [
         "---\n" + "\n".join(header) + "\n---\n",
-        f"# {_title(loaded, run)}\n",
+        f"# {_title(loaded, summary)}\n",
         f"A BERT encoder made with bertmill: {section.num_hidden_layers} layers, "
         f"{section.hidden_size} wide, {section.num_attention_heads} heads, "
         f"{loaded.tokenizer.size:,} vocabulary entries, {counts['encoder_with_pooler']:,} "
@@ -85,9 +88,9 @@ def write_model_card(
         text.append(f"Fine-tuned to tell apart: {', '.join(task.labels)}.\n")
     text += ["## Use\n", _USE_TRANSFORMERS.format(kind=kind, output=output)]
     text.append(_USE_SENTENCE_TRANSFORMERS)
-    if run is not None:
-        text += _training(run, None if about is None else sum(about.token_counts))
-        picture = run.path / "loss.png"
+    if summary is not None:
+        text += _training(summary, None if about is None else sum(about.token_counts))
+        picture = summary.folder / "loss.png"
         if picture.is_file():
             (folder / picture.name).write_bytes(picture.read_bytes())
             text.append(f"![Both losses over the steps, beside their yardsticks]({picture.name})\n")
@@ -98,49 +101,42 @@ def write_model_card(
     (folder / "README.md").write_text("\n".join(text), "utf-8")
 
 
-def _title(loaded: LoadedModel, run: RunFolder | None) -> str:
+def _title(loaded: LoadedModel, summary: RunSummary | None) -> str:
     """Name a model after its run, or its folder."""
-    return (loaded.folder if run is None else run.path).resolve().name
+    return (loaded.folder if summary is None else summary.folder).resolve().name
 
 
-def _training(run: RunFolder, num_tokens: int | None) -> list[str]:
-    recipe, facts = run.read()
-    metrics = run.metrics()
-    steps = max((record.step for records in metrics for record in records), default=0)
+def _training(summary: RunSummary, num_tokens: int | None) -> list[str]:
+    recipe, facts = summary.recipe, summary.facts
     lines = [
         "## Training\n",
         f"- Text: {', '.join(map(_public_name, facts.corpus))}"
         + (f", {num_tokens:,} tokens" if num_tokens else ""),
-        f"- Recipe: {recipe.name}, {steps:,} steps of {recipe.train.batch_size:,} sequences of up "
-        f"to {recipe.pairs.max_length} tokens",
+        f"- Recipe: {recipe.name}, {summary.steps:,} steps of {recipe.train.batch_size:,} "
+        f"sequences of up to {recipe.pairs.max_length} tokens",
         f"- Begun with: {_public_name(facts.init_from.folder)}"
         if facts.init_from
         else "- Begun with: random weights",
         f"- Versions: {', '.join(f'{name} {v}' for name, v in facts.versions.items())}\n",
     ]
-    if metrics.held_out:
-        lines.append(_table(asdict(metrics.held_out[-1].scores)))
+    if summary.scores is not None:
+        lines.append(_table(summary.scores))
     lines += ["<details><summary>The whole recipe</summary>\n", "```toml"]
     lines += [recipe_to_toml(_without_paths(recipe)).rstrip(), "```\n", "</details>\n"]
     return lines
 
 
-def _table(scores: dict[str, Any]) -> str:
-    rows = [
-        ("masked language modeling, nats", "mlm_loss", "no_context_nats", "no context"),
-        ("next sentence prediction, nats", "nsp_loss", "nsp_chance_nats", "label frequencies"),
-    ]
+def _table(scores: HeldOutScores) -> str:
     lines = ["| held-out | loss | right | yardstick |", "|---|---|---|---|"]
-    for name, key, level, level_name in rows:
-        if scores[key] is not None:
-            right = scores[key.replace("loss", "accuracy")]
-            told = "" if scores[level] is None else f"{level_name} {scores[level]:.3f}"
-            lines.append(f"| {name} | {scores[key]:.3f} | {right:.1%} | {told} |")
+    for each in scores.losses:
+        level = "".join(f"{level.name} {level.nats:.3f}" for level in each.levels[:1])
+        name = f"{LOSS_NAMES[each.kind]}, nats"
+        lines.append(f"| {name} | {each.loss:.3f} | {each.accuracy:.1%} | {level} |")
     return "\n".join(lines) + "\n"
 
 
 def _public_name(source: str) -> str:
-    """Shorten a path on this machine to its last part; of addresses, leave out who asks and how."""
+    """Shorten a path to its last part; leave user and query out of an address."""
     if source.startswith("sample:"):
         return source
     scheme, is_address, rest = source.rpartition("::")[2].partition("://")

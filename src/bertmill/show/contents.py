@@ -6,16 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from bertmill.config import MaskingSection, ModelSection, PairsSection, load_recipe, recipe_names
-from bertmill.data.batch import Batch, Batches
 from bertmill.data.store import Store, is_store
-from bertmill.errors import CorpusError, InputError
+from bertmill.errors import InputError
 from bertmill.model.folder import load_model, model_folder
 from bertmill.model.pretraining import PretrainingModel
-from bertmill.text.tokenizer import Tokenizer
+from bertmill.show.samples import masked_samples
 from bertmill.train.run_folder import RunFolder
 
 
@@ -26,15 +24,14 @@ def describe(target: str | Path, num_pairs: int = 3, check: bool = False) -> dic
     ----------
     target : str or Path
     num_pairs : int
-        Training sequences of a store or run to show, masks visible: ``[MASK](senate)`` hides
-        "senate", ``dog(senate)`` shows a random token, ``senate(=)`` is shown but predicted.
+        Training sequences of a store or run to show; see `Sample`.
     check : bool
         Read all of a store, or of a run's store, and compare it with its hashes.
 
     Returns
     -------
     dict
-        ``kind`` says which; the other keys are documented in the README.
+        ``kind`` says which of the four; the other keys are documented.
 
     Raises
     ------
@@ -53,10 +50,10 @@ def describe(target: str | Path, num_pairs: int = 3, check: bool = False) -> dic
     if os.path.isdir(path):
         if os.path.isfile(path / "config.json") or os.path.isdir(path / "model"):
             return _describe_model(path)
-        raise InputError(path, "is no store, run or model folder (no config.json)", "give another")
+        raise InputError(path, "is not a store, run or model folder (no config.json)")
     raise InputError(
         target,
-        "is not there",
+        "does not exist",
         f"give a recipe ({', '.join(recipe_names())}), a store, a run or a model folder",
     )
 
@@ -69,7 +66,7 @@ def count_parameters(section: ModelSection, vocab_size: int) -> dict[str, int]:
 
 def _describe_recipe(target: str) -> dict[str, Any]:
     recipe = load_recipe(target)
-    # How many words a text has is only known when it is read.
+    # The number of distinct words is only known once the text is read.
     is_known = recipe.tokenizer.kind == "wordpiece"
     return {
         "kind": "recipe",
@@ -88,7 +85,9 @@ def _describe_store(path: Path, num_pairs: int, check: bool) -> dict[str, Any]:
         "kind": "store",
         **_counts(store),
         "text": store.manifest["text"],
-        "pairs": _show_pairs(store, pairs, MaskingSection(), 1, num_pairs),
+        "pairs": [
+            s._asdict() for s in masked_samples(store, pairs, MaskingSection(), 1, num_pairs)
+        ],
     }
 
 
@@ -101,9 +100,8 @@ def _describe_run(run: RunFolder, num_pairs: int, check: bool) -> dict[str, Any]
     if is_store(facts.store):
         store = _open_store(facts.store, check)
         found |= _counts(store)
-        found["pairs"] = _show_pairs(
-            store, recipe.pairs, recipe.masking, recipe.train.seed, num_pairs
-        )
+        samples = masked_samples(store, recipe.pairs, recipe.masking, recipe.train.seed, num_pairs)
+        found["pairs"] = [sample._asdict() for sample in samples]
     return {**found, "recipe": recipe.model_dump()}
 
 
@@ -142,34 +140,3 @@ def _counts(store: Store) -> dict[str, Any]:
             for name, split in splits.items()
         },
     }
-
-
-def _show_pairs(
-    store: Store, pairs: PairsSection, masking: MaskingSection, seed: int, num_pairs: int
-) -> list[dict[str, Any]]:
-    if num_pairs < 1:
-        return []
-    tokenizer = store.tokenizer
-    try:
-        batches = Batches(store.train, tokenizer, pairs, masking, 1, seed, "the corpus")
-    except CorpusError:  # a store is good even where these pairs cannot be made of it
-        return []
-    shown = []
-    for i in range(min(num_pairs, batches.num_examples)):
-        batch = batches.batch_of(np.array([i]))
-        labels = batch.next_sentence_labels
-        shown.append(
-            {
-                "is_next": bool(labels[0]) if len(labels) else None,
-                "text": _with_masks_visible(batch, tokenizer),
-            }
-        )
-    return shown
-
-
-def _with_masks_visible(batch: Batch, tokenizer: Tokenizer) -> str:
-    names = tokenizer.tokens(batch.token_ids)
-    for at, label in zip(batch.masked_at.tolist(), batch.masked_labels.tolist(), strict=True):
-        true = "=" if batch.token_ids[at] == label else tokenizer.tokens([label])[0]
-        names[at] += f"({true})"
-    return " ".join(names)

@@ -1,4 +1,4 @@
-"""The picture of a run: both losses over the steps, and the levels that they mean something by."""
+"""The picture of a run: both losses over the steps, and the levels to compare them with."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from bertmill.train.metrics import HeldOutRecord, TrainRecord
+from bertmill.show.summary import RunSummary, summarize
 from bertmill.train.run_folder import RunFolder
+from bertmill.train.validate import LOSS_NAMES
 
 _TRAIN, _HELD_OUT, _LEVEL = "#9db4c8", "#0b3c5d", "#c0392b"
 
@@ -23,82 +24,59 @@ class CurvesFile:
     Parameters
     ----------
     say : callable
-        Takes a line where the picture cannot be written, which is not worth a run.
+        Takes a line where the picture cannot be written; the run goes on.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say, self._next_at = say, 0.0
 
     def update(self, run: RunFolder) -> None:
-        """Draw the picture anew, unless that was done a moment ago."""
+        """Draw the picture again, unless that was done a moment ago."""
         if time.monotonic() >= self._next_at:
             self.draw(run)
 
     def draw(self, run: RunFolder) -> None:
-        """Draw the picture anew, where there is something to draw."""
+        """Draw the picture again, where there is something to draw."""
         started = time.monotonic()
-        if not any(run.metrics()):
+        summary = summarize(run)
+        if not summary.loss_kinds:
             return
         try:
-            draw_curves(run)
+            draw_curves(summary)
         except OSError as error:
             self._say(f"loss.png cannot be written ({error.strerror})")
         self._next_at = time.monotonic() + 100 * (time.monotonic() - started)
 
 
-def draw_curves(run: RunFolder) -> Path:
-    """Draw ``loss.png`` from the run's metrics and return its path."""
-    train, held_out = run.metrics()
+def draw_curves(summary: RunSummary) -> Path:
+    """Draw ``loss.png`` into the run's folder and return its path."""
     figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    has_pairs = any(record.nsp_loss is not None for record in train)
-    has_pairs |= any(record.scores.nsp_loss is not None for record in held_out)
-    axes = figure.subplots(1, 2 if has_pairs else 1, squeeze=False)[0]
-    mlm_levels: dict[str, float | None] = {}
-    if held_out:
-        mlm_levels = {
-            "no context": held_out[-1].scores.no_context_nats,
-            "word frequencies": held_out[-1].scores.unigram_nats,
-        }
-    _panel(axes[0], "masked language modeling", "mlm_loss", train, held_out, mlm_levels)
-    if has_pairs:
-        nsp_levels: dict[str, float | None] = {}
-        if held_out:
-            nsp_levels = {
-                "shared words": held_out[-1].scores.nsp_overlap_nats,
-                "label frequencies": held_out[-1].scores.nsp_chance_nats,
-            }
-        _panel(axes[1], "next sentence prediction", "nsp_loss", train, held_out, nsp_levels)
-    whole = run.path / ".loss.part.png"
+    kinds = summary.loss_kinds
+    for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+        _panel(axes, kind, summary)
+    whole = summary.folder / ".loss.part.png"
     figure.savefig(whole)
-    whole.replace(run.path / "loss.png")
-    return run.path / "loss.png"
+    whole.replace(summary.folder / "loss.png")
+    return summary.folder / "loss.png"
 
 
-def _panel(
-    axes: Axes,
-    title: str,
-    key: str,
-    train: list[TrainRecord],
-    held_out: list[HeldOutRecord],
-    levels: dict[str, float | None],
-) -> None:
+def _panel(axes: Axes, kind: str, summary: RunSummary) -> None:
     curves = (
-        ("train", _TRAIN, "", [(record.step, getattr(record, key)) for record in train]),
-        ("held-out", _HELD_OUT, "o", [(r.step, getattr(r.scores, key)) for r in held_out]),
+        ("train", _TRAIN, "", summary.train_curve(kind)),
+        ("held-out", _HELD_OUT, "o", summary.held_out_curve(kind)),
     )
     for label, color, marker, points in curves:
-        if points:
-            # A loss is None where every update of the interval was skipped.
+        if any(loss is not None for _, loss in points):
             steps, losses = np.array(points, float).T
             axes.plot(steps, losses, label=label, color=color, marker=marker, markersize=3.5)
-    for (label, level), style in zip(levels.items(), ("--", ":"), strict=False):
-        if level is None:
-            continue
-        axes.axhline(
-            level, label=f"{label} {level:.2f}", color=_LEVEL, linestyle=style, linewidth=1
-        )
-    axes.set_title(title, fontsize=10)
+    scores = summary.scores.losses if summary.scores else ()
+    levels = [level for each in scores if each.kind == kind for level in each.levels]
+    levels.sort(key=lambda level: level.nats)
+    for level, style in zip(levels, ("--", ":"), strict=False):
+        label = f"{level.name} {level.nats:.2f}"
+        axes.axhline(level.nats, label=label, color=_LEVEL, linestyle=style, linewidth=1)
+    axes.set_title(LOSS_NAMES[kind], fontsize=10)
     axes.set_xlabel("step")
     axes.set_ylabel("nats")
     axes.spines[["top", "right"]].set_visible(False)

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bertmill.data.store import Store
-    from bertmill.evaluation.frozen_pairs import FrozenScores
     from bertmill.evaluation.minimal_pairs import MinimalPairScores
     from bertmill.evaluation.tasks import AllTaskScores
+    from bertmill.train.loop import Run
     from bertmill.train.validate import HeldOutScores
     from bertmill.use.files import Embedded, FineTuned, Predicted
     from bertmill.use.fill_mask import Filler
@@ -45,19 +45,11 @@ def to_lines(function: str, result: Any, arguments: Arguments) -> Iterator[str]:
     return _LINES[function](result, arguments)
 
 
-def _run_lines(run: Any, _: Arguments) -> Iterator[str]:
-    outcome = run.outcome
-    if outcome.mlm_loss is not None:
-        nsp = "" if outcome.nsp_loss is None else f", NSP loss {outcome.nsp_loss:.3f}"
-        yield f"MLM loss {outcome.mlm_loss:.3f}{nsp}"
-    if outcome.pairs_per_second is not None:
-        yield f"{outcome.pairs_per_second:.1f} sentence pairs/s on {outcome.device}"
-    if outcome.held_out is not None:
-        yield from _score_lines(outcome.held_out, _)
-    state = "finished" if outcome.finished else "saved, not finished"
-    yield f"{state} at step {outcome.steps:,}: {run.folder}"
-    if not outcome.finished:
-        yield f"go on with: bertmill pretrain --resume {run.folder}"
+def _run_lines(run: Run, _: Arguments) -> Iterator[str]:
+    from bertmill.show.summary import closing_lines, summarize
+    from bertmill.train.run_folder import RunFolder
+
+    return closing_lines(summarize(RunFolder(run.folder)), run.outcome)
 
 
 def _store_values(store: Store, _: Arguments) -> dict[str, Any]:
@@ -66,18 +58,10 @@ def _store_values(store: Store, _: Arguments) -> dict[str, Any]:
     return describe(store.folder, 0)
 
 
-def _tree_lines(values: dict[str, Any], _: Arguments, indent: int = 0) -> Iterator[str]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield f"{' ' * indent}{key}"
-            yield from _tree_lines(value, _, indent + 2)
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            yield f"{' ' * indent}{key}"
-            for item in value:
-                yield from _tree_lines(item, _, indent + 2)
-        else:
-            shown = f"{value:,}" if isinstance(value, int) and abs(value) > 9999 else value
-            yield f"{' ' * indent}{key}: {shown}"
+def _contents_lines(found: dict[str, Any], arguments: Arguments) -> Iterator[str]:
+    from bertmill.show.tables import contents_lines
+
+    return contents_lines(found, str(arguments["target"]))
 
 
 def _encoding_values(encoding: Encoding, _: Arguments) -> dict[str, Any]:
@@ -135,26 +119,10 @@ def _mask_lines(masks: list[list[Filler]], _: Arguments) -> Iterator[str]:
             yield f"{filler.probability:8.2%}  {filler.token}"
 
 
-def _score_lines(scores: HeldOutScores | FrozenScores, _: Arguments) -> Iterator[str]:
-    level = "" if scores.no_context_nats is None else f" (no context {scores.no_context_nats:.3f})"
-    yield (
-        f"held-out: MLM loss {scores.mlm_loss:.3f}{level}, {scores.mlm_accuracy:.1%} of "
-        f"{scores.num_predictions:,} masks right"
-    )
-    if (at_mask := getattr(scores, "mlm_loss_at_mask", None)) is not None:
-        known = getattr(scores, "mlm_loss_at_mask_known", None)
-        without = "" if known is None else f", {known:.3f} without unknown words"
-        yield f"held-out: MLM loss {at_mask:.3f} at the mask token{without}"
-    if scores.nsp_loss is not None:
-        levels = [f"label frequencies {scores.nsp_chance_nats:.3f}"]
-        if scores.nsp_overlap_nats is not None:
-            levels.append(
-                f"shared words {scores.nsp_overlap_nats:.3f}, {scores.nsp_overlap_accuracy:.1%}"
-            )
-        yield (
-            f"held-out: NSP loss {scores.nsp_loss:.3f} ({'; '.join(levels)}), "
-            f"{scores.nsp_accuracy:.1%} of {scores.num_pairs:,} pairs right"
-        )
+def _score_lines(scores: HeldOutScores, _: Arguments) -> Iterator[str]:
+    from bertmill.show.summary import score_lines
+
+    return score_lines(scores)
 
 
 def _minimal_pair_lines(scores: MinimalPairScores, _: Arguments) -> Iterator[str]:
@@ -208,7 +176,7 @@ _LINES: dict[str, Callable[[Any, Arguments], Iterator[str]]] = {
     "pretrain": _run_lines,
     "resume": _run_lines,
     "prepare": lambda store, _: iter([]),
-    "inspect": _tree_lines,
+    "inspect": _contents_lines,
     "encode": _encoding_lines,
     "embed": _embedded_lines,
     "similar_words": _similar_lines,

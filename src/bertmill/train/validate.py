@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,30 @@ from bertmill.train.device import to_device
 # Held-out draws are keyed by this, never by the run's seed.
 _SEED = 0
 _SEQUENCES_AT_ONCE = 64
+
+
+LOSS_NAMES = {"mlm": "masked language modeling", "nsp": "next sentence prediction"}
+
+
+class Level(NamedTuple):
+    """What is reached without reading the text, on the same answers."""
+
+    name: str
+    nats: float
+    accuracy: float | None = None
+
+
+class LossScore(NamedTuple):
+    """One of the two losses on held-out text, and what it is compared with."""
+
+    kind: str
+    """A key of `LOSS_NAMES`."""
+    loss: float
+    accuracy: float
+    num_answers: int
+    unit: str
+    """What an answer is about: ``masks`` or ``pairs``."""
+    levels: tuple[Level, ...]
 
 
 @dataclass(frozen=True)
@@ -37,6 +62,21 @@ class HeldOutScores:
     nsp_chance_nats: float | None
     nsp_overlap_nats: float | None
     nsp_overlap_accuracy: float | None
+
+    @property
+    def losses(self) -> tuple[LossScore, ...]:
+        """The losses that there are, in the form in which every page shows them."""
+        mlm = [("no context", self.no_context_nats), ("word frequencies", self.unigram_nats)]
+        levels = tuple(Level(name, nats) for name, nats in mlm if nats is not None)
+        masks = self.num_predictions, "masks"
+        found = (LossScore("mlm", self.mlm_loss, self.mlm_accuracy, *masks, levels),)
+        if self.nsp_loss is None or self.nsp_accuracy is None or self.nsp_chance_nats is None:
+            return found
+        levels = (Level("label frequencies", self.nsp_chance_nats),)
+        if self.nsp_overlap_nats is not None:
+            levels += (Level("shared words", self.nsp_overlap_nats, self.nsp_overlap_accuracy),)
+        nsp = LossScore("nsp", self.nsp_loss, self.nsp_accuracy, self.num_pairs, "pairs", levels)
+        return (*found, nsp)
 
 
 class HeldOut:

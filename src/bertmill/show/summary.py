@@ -1,0 +1,126 @@
+"""A run's summary: one record, which the command line, the model card and ``loss.png`` show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bertmill.config import Recipe
+from bertmill.data.store import Store, is_store
+from bertmill.evaluation.frozen_pairs import FrozenScores
+from bertmill.show.samples import Sample, masked_samples
+from bertmill.train.metrics import HeldOutRecord, TrainRecord
+from bertmill.train.run_folder import Facts, RunFolder
+from bertmill.train.session import Outcome
+from bertmill.train.validate import LOSS_NAMES, HeldOutScores
+
+Curve = list[tuple[int, float | None]]
+"""Steps, and the losses there."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What there is to know of a run, read from its folder."""
+
+    folder: Path
+    recipe: Recipe
+    facts: Facts
+    train: tuple[TrainRecord, ...]
+    """The training curve: one record per log interval."""
+    held_out: tuple[HeldOutRecord, ...]
+    """The held-out curve: one record per validation, yardsticks included."""
+    diagnosis: tuple[str, ...]
+    """What the finished run was found not to have learned."""
+    samples: tuple[Sample, ...]
+    """Training sequences with their masks visible; none where the run's store is gone."""
+
+    @property
+    def steps(self) -> int:
+        """Updates that were recorded."""
+        last: list[TrainRecord | HeldOutRecord] = [*self.train[-1:], *self.held_out[-1:]]
+        return max((record.step for record in last), default=0)
+
+    @property
+    def scores(self) -> HeldOutScores | None:
+        """Of the last validation; with the yardsticks."""
+        return self.held_out[-1].scores if self.held_out else None
+
+    @property
+    def loss_kinds(self) -> list[str]:
+        """The losses that were recorded: ``mlm``, and ``nsp`` with pairs."""
+        curves = {kind: self.train_curve(kind) + self.held_out_curve(kind) for kind in LOSS_NAMES}
+        return [k for k, curve in curves.items() if any(loss is not None for _, loss in curve)]
+
+    def train_curve(self, kind: str) -> Curve:
+        """Return steps and training losses of one kind; None where no update was made."""
+        return [(record.step, getattr(record, f"{kind}_loss")) for record in self.train]
+
+    def held_out_curve(self, kind: str) -> Curve:
+        """Return steps and held-out losses of one kind."""
+        return [(record.step, getattr(record.scores, f"{kind}_loss")) for record in self.held_out]
+
+
+def summarize(run: RunFolder, num_samples: int = 0) -> RunSummary:
+    """Read a run's folder.
+
+    Parameters
+    ----------
+    run : RunFolder
+    num_samples : int
+        Training sequences to draw from the run's store.
+
+    Raises
+    ------
+    RunError
+        Not a run, or a damaged one.
+    """
+    recipe, facts = run.read()
+    samples: list[Sample] = []
+    if num_samples and is_store(facts.store):
+        store, seed = Store(facts.store), recipe.train.seed
+        samples = masked_samples(store, recipe.pairs, recipe.masking, seed, num_samples)
+    train, held_out = run.metrics()
+    return RunSummary(
+        run.path, recipe, facts, tuple(train), tuple(held_out), run.diagnosis(), tuple(samples)
+    )
+
+
+def score_lines(scores: HeldOutScores) -> Iterator[str]:
+    """Say how good the losses on held-out text are, one line per loss."""
+    for each in scores.losses:
+        levels = [
+            f"{name} {nats:.3f}" + ("" if accuracy is None else f", {accuracy:.1%}")
+            for name, nats, accuracy in each.levels
+        ]
+        shown = f" ({'; '.join(levels)})" if levels else ""
+        yield (
+            f"held-out: {each.kind.upper()} loss {each.loss:.3f}{shown}, {each.accuracy:.1%} of "
+            f"{each.num_answers:,} {each.unit} right"
+        )
+        if each.kind == "mlm" and isinstance(scores, FrozenScores):
+            yield from _lines_at_mask(scores)
+
+
+def _lines_at_mask(scores: FrozenScores) -> Iterator[str]:
+    if scores.mlm_loss_at_mask is not None:
+        known = scores.mlm_loss_at_mask_known
+        without = "" if known is None else f", {known:.3f} without unknown words"
+        yield f"held-out: MLM loss {scores.mlm_loss_at_mask:.3f} at the mask token{without}"
+
+
+def closing_lines(summary: RunSummary, outcome: Outcome) -> Iterator[str]:
+    """Say how a session of a run ended."""
+    if summary.train:
+        last = [(kind, getattr(summary.train[-1], f"{kind}_loss")) for kind in LOSS_NAMES]
+        losses = [f"{kind.upper()} loss {loss:.3f}" for kind, loss in last if loss is not None]
+        if losses:
+            yield ", ".join(losses)
+    if outcome.pairs_per_second is not None:
+        yield f"{outcome.pairs_per_second:.1f} sentence pairs/s on {outcome.device}"
+    if summary.scores is not None:
+        yield from score_lines(summary.scores)
+    state = "finished" if outcome.finished else "saved, not finished"
+    yield f"{state} at step {outcome.steps:,}: {summary.folder}"
+    if not outcome.finished:
+        yield f"go on with: bertmill pretrain --resume {summary.folder}"
