@@ -58,7 +58,9 @@ def export(model, out, sources=(), int8=True):
 # --- the scores ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["run", "quick", "untied"])
+@pytest.mark.parametrize(
+    "kind", ["run", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("quick", "untied"))]
+)
 def test_the_files_score_as_the_model(kind, small_run, save, held_out, tmp_path):
     model = small_run.folder
     if kind != "run":
