@@ -18,16 +18,11 @@ import pytest
 from hypothesis import settings
 from matplotlib.figure import Figure
 
-from small import FAST_EXAMPLES, IS_FAST, SMALL, make_documents
+from small import FAST_EXAMPLES, FULL_EXAMPLES, SMALL, make_documents
 
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 LEFT_TO_TEST_ALL = ("slow", "alone")
-
-# The same examples in every session; a busy machine fails no test.
-settings.register_profile("full", deadline=None, derandomize=True)
-settings.register_profile("fast", settings.get_profile("full"), max_examples=FAST_EXAMPLES)
-settings.load_profile("fast" if IS_FAST else "full")
 
 # --- the size of a session, and every error ------------------------------------------------------
 
@@ -36,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fast",
         action="store_true",
-        help="leave out the tests marked slow or alone, and say how many these are",
+        help="leave out tests marked slow or alone, say how many, and take a fifth of the examples",
     )
     parser.addoption(
         "--every-error",
@@ -52,7 +47,12 @@ LEFT_OUT: dict[str, int] = {}
 """The number of tests that ``--fast`` left out, by their mark."""
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    # The same examples in every session; a busy machine fails no test.
+    count = FAST_EXAMPLES if config.getoption("--fast") else FULL_EXAMPLES
+    settings.register_profile("bertmill", deadline=None, derandomize=True, max_examples=count)
+    settings.load_profile("bertmill")
+
     from bertmill.errors import BertmillError
 
     make = BertmillError.__init__
@@ -66,12 +66,17 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--fast"):
-        return
-    left_out = {mark: [i for i in items if i.get_closest_marker(mark)] for mark in LEFT_TO_TEST_ALL}
-    LEFT_OUT.update({mark: len(some) for mark, some in left_out.items()})
-    items[:] = [item for item in items if not any(item in some for some in left_out.values())]
-    config.hook.pytest_deselected(items=[item for some in left_out.values() for item in some])
+    by_mark = {mark: [] for mark in (None, *LEFT_TO_TEST_ALL)}
+    for item in items:
+        marks = (mark for mark in LEFT_TO_TEST_ALL if item.get_closest_marker(mark))
+        by_mark[next(marks, None)].append(item)
+    items[:] = by_mark.pop(None)
+    left_out = [item for some in by_mark.values() for item in some]
+    if config.getoption("--fast"):
+        LEFT_OUT.update({mark: len(some) for mark, some in by_mark.items()})
+        config.hook.pytest_deselected(items=left_out)
+    else:  # the long ones first, so that no worker waits for the other's last
+        items[:0] = left_out
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

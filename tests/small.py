@@ -1,7 +1,5 @@
 """The small text, the small network and the short run that most tests train."""
 
-import os
-
 from hypothesis import settings
 
 SUBJECTS = ["the river", "a farmer", "the old bridge", "my sister", "the market", "a grey crane"]
@@ -42,11 +40,16 @@ SMALL = [*SMALL_TEXT, *SMALL_OVER_A_STORE]
 CLOCKS = ("seconds", "pairs_per_second", "tokens_per_second", "mfu", "waiting_fraction")
 """The keys of a run's metrics that depend on the machine."""
 
-# `make test` tries fewer inputs than `make test-all`.
-IS_FAST = os.environ.get("BERTMILL_TESTS") == "fast"
-FAST_EXAMPLES = 20
+# Hypothesis takes a hundred examples of a property in `make test-all`, and so does all else that
+# comes in two sizes; `make test` (pytest --fast) takes a fifth of each.
+FULL_EXAMPLES, FAST_EXAMPLES = 100, 20
 
 
 def examples(count: int) -> settings:
     """Settings of a property that takes `count` examples in ``make test-all``."""
-    return settings(max_examples=min(count, FAST_EXAMPLES) if IS_FAST else count)
+    return settings(max_examples=count * settings.default.max_examples // FULL_EXAMPLES)
+
+
+def some(values: list) -> list:
+    """All of them in ``make test-all``, evenly chosen ones in ``make test``."""
+    return values[:: FULL_EXAMPLES // settings.default.max_examples]

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+import processes
+
 OUTCOME_KEYS = {
     "steps",
     "finished",
@@ -88,8 +90,7 @@ def copied_run(small_run, tmp_path):
 
 
 def in_a_process(*args, **options):
-    command = [sys.executable, "-m", "bertmill", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+    return processes.run(args, **options)
 
 
 # --- processes -----------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def test_without_the_sample_the_line_says_what_to_install(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("recipe", ["quick", "d2l"])
 def test_real_widths_on_every_core_are_exact_too(corpus_file, tmp_path, recipe):
     """Small tensors are computed by one thread; these are not, and d2l has dropout."""

@@ -11,15 +11,15 @@ import pytest
 PROGRAM = Path(__file__).with_name("torture.py")
 
 
-@pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits():
+@pytest.mark.parametrize("kills", [1, pytest.param(6, marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(kills):
     done = subprocess.run(
-        [sys.executable, PROGRAM, "--kills", "6", "--json"],
+        [sys.executable, PROGRAM, "--kills", str(kills), "--json"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["kills"] == 6 and report["differences"] == []
+    assert report["kills"] == kills and report["differences"] == []
 
 
 def test_a_difference_is_seen(small_run, tmp_path):

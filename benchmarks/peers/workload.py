@@ -73,11 +73,9 @@ def draw_weights(recipe: Recipe, vocab_size: int) -> dict[str, np.ndarray]:
 
     At a recipe's own small draw each loss is nearly that of a uniform guess, whatever the network.
     """
-    import torch
+    from bertmill.model.pretraining import PretrainingModel, shapes_alone
 
-    from bertmill.model.pretraining import PretrainingModel
-
-    with torch.device("meta"):
+    with shapes_alone():
         model = PretrainingModel(recipe.model, vocab_size)
     rng = np.random.default_rng(1)
     weights = {}

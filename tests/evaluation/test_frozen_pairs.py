@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
 from transformers.utils import logging
@@ -19,6 +19,7 @@ from bertmill.errors import CorpusError, InputError
 from bertmill.model.folder import load_model, save_model
 from bertmill.model.pretraining import PretrainingModel, initialize
 from bertmill.text.vocabulary import train_tokenizer
+from small import examples
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -439,7 +440,7 @@ places = [(key, None) for key in GOOD]
 places += [(key, i) for key in GOOD if isinstance(GOOD[key], list) for i in range(len(GOOD[key]))]
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(place=st.sampled_from(places), value=json_values)
 def test_any_change_is_scored_or_refused_by_its_line(run, tmp_path_factory, place, value):
     """Change a whole field, or one item of it: no traceback, no number that is none."""

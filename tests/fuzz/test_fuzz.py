@@ -42,14 +42,15 @@ finally:
 """
 
 
-@pytest.mark.slow
-def test_ten_thousand_inputs(tmp_path):
-    """The same inputs in every run: without atheris, they depend on the seed alone."""
-    command = [sys.executable, FUZZER, "--plain", "--inputs", "10000", "--out", tmp_path / "out"]
+@pytest.mark.parametrize("inputs", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_hostile_inputs(inputs, tmp_path):
+    """The same ones in every session: without atheris, they depend on the seed alone."""
+    options = ["--plain", "--inputs", str(inputs), "--out", tmp_path / "out"]
+    command = [sys.executable, FUZZER, *options]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
-    assert report["inputs"] >= 10_000
+    assert report["inputs"] >= inputs
     assert all(target["accepted"] and target["refused"] for target in report["targets"])
 
 

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from bertmill.config import (
 )
 from bertmill.errors import ModelError
 from bertmill.model.folder import About, load_model, save_model
-from bertmill.model.pretraining import PretrainingModel, initialize
+from bertmill.model.pretraining import PretrainingModel, initialize, shapes_alone
 from bertmill.text.vocabulary import train_tokenizer
 
 logging.set_verbosity_error()
@@ -191,6 +193,42 @@ def test_a_network_larger_than_its_file_is_refused_before_it_is_made(tmp_path):
     rewrite_config(tmp_path, hidden_size=65536, intermediate_size=262144, num_hidden_layers=1024)
     with pytest.raises(ModelError, match="too small for the network"):
         load_model(tmp_path)
+    for changes in (
+        {"num_hidden_layers": 2, "max_position_embeddings": 2**20},
+        {"hidden_size": 16, "max_position_embeddings": 512},
+        {"intermediate_size": 24, "vocab_size": 2**24},
+    ):
+        rewrite_config(tmp_path, **changes)
+        with pytest.raises(ModelError, match=r"has shape .* as in config\.json"):
+            load_model(tmp_path)
+
+
+def test_a_network_of_any_size_is_counted_in_no_time():
+    section = ModelSection(
+        hidden_size=65536, num_attention_heads=1024, intermediate_size=2**18, num_hidden_layers=48
+    )
+    with shapes_alone():
+        model = PretrainingModel(section, 2**24)
+    assert model.count_parameters()["total"] > 3e12
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_the_compiler_of_torch_is_not_loaded_with_a_model(tmp_path):
+    make_folder(tmp_path)
+    code = f"""
+import sys
+from bertmill.model.folder import load_model
+load_model({str(tmp_path)!r})
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_a_loaded_model_can_be_trained(tmp_path):
+    make_folder(tmp_path)
+    parameters = list(load_model(tmp_path).model.parameters())
+    assert all(p.requires_grad and p.is_leaf and not p.is_meta for p in parameters)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
@@ -13,6 +13,7 @@ import bertmill.text.stretches as stretches
 from bertmill.config import TokenizerSection
 from bertmill.text.tokenizer import Tokenizer
 from bertmill.text.vocabulary import train_tokenizer
+from small import examples, some
 
 TEXTS = [
     "The farmer crosses the valley, and the farmer's horses follow the winter rain (slowly).",
@@ -63,13 +64,13 @@ def made(request) -> Tokenizer:
 
 
 # The same tokenizer for all examples: a cache that one text fills must not change another.
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(texts=st.lists(st.lists(st.sampled_from(PIECES), max_size=12).map("".join), max_size=6))
 def test_hostile_pieces(made, texts):
     assert_equal(made, texts)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(texts=st.lists(st.text(max_size=20), max_size=6))
 def test_any_characters(made, texts):
     assert_equal(made, texts)
@@ -78,7 +79,7 @@ def test_any_characters(made, texts):
 def test_every_assigned_character(made):
     """Each between letters, alone, and with a combining mark after a blank."""
     codes = (chr(code) for code in range(sys.maxunicode + 1))
-    assigned = [c for c in codes if unicodedata.category(c) not in ("Cn", "Co", "Cs")]
+    assigned = some([c for c in codes if unicodedata.category(c) not in ("Cn", "Co", "Cs")])
     shown = [f"a{c}b {c} \u0301{c}\u0327" for c in assigned]
     assert len(shown) > 100_000
     assert_equal(made, [" ".join(shown[i : i + 50]) for i in range(0, len(shown), 50)])

@@ -212,7 +212,7 @@ def step_of_base(device: torch.device) -> None:
     step(model, optimizer, LossMeter(device), batch, device, BASE)
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_base_at_32_times_128_fits_in_8_gb(device):
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -493,7 +493,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits(
     assert numbers(resumed.folder) == numbers(whole.folder)
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_a_budget_is_kept(corpus_file, tmp_path):
     rarely = ("log", "validate", "checkpoint")
     settings = [*SETTINGS, *(f"train.{name}_every_steps=500" for name in rarely)]

@@ -273,7 +273,7 @@ class Store:
             with path.open("rb") as stream:
                 counts: Ints = np.lib.format.read_array(stream, allow_pickle=False)
             if counts.dtype != np.int64 or counts.shape != (self.manifest["vocab_size"],):
-                raise ValueError("it is no count for each id")
+                raise ValueError("it does not hold one count for each id")
             if counts.min() < 0 or counts.max() > num_tokens or counts.sum() != num_tokens:
                 raise ValueError(f"its counts do not add up to {num_tokens:,}")
         except Exception as error:  # numpy reads the file's header as Python

@@ -40,7 +40,7 @@ from bertmill.model.conversion import (
     to_config,
     to_huggingface,
 )
-from bertmill.model.pretraining import PretrainingModel, initialize
+from bertmill.model.pretraining import PretrainingModel, initialize, shapes_alone
 from bertmill.model.task import Task, TaskModel
 from bertmill.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -167,23 +167,23 @@ def load_model(path: str | Path) -> LoadedModel:
         raise ModelError(
             weights, "is too small for the network of config.json", "fetch the folder again"
         )
-    with torch.device("meta"):
-        shapes, task_shapes = _make(section, vocab_size, task, is_pair)
-    wanted, required = shapes.state_dict(), {"encoder"}
-    if task_shapes is not None:
-        wanted |= task_shapes.state_dict()
-        required |= {name.partition(".")[0] for name in task_shapes.state_dict()}
+    with shapes_alone():
+        model, task_model = _make(section, vocab_size, task, is_pair)
+    wanted, required = model.state_dict(), {"encoder"}
+    if task_model is not None:
+        wanted |= task_model.state_dict()
+        required |= {name.partition(".")[0] for name in task_model.state_dict()}
     try:
         found = from_huggingface(architecture_of(section), tensors, wanted, required)
     except ModelError as error:
         raise ModelError(weights, error.what, error.fix) from None
-    model, task_model = _make(section, vocab_size, task, is_pair)
     new_weights = tuple(name for name in wanted if name not in found)
     if new_weights:
+        model, task_model = _make(section, vocab_size, task, is_pair)
         initialize(model, section, torch.Generator().manual_seed(0))
     for part in (model, task_model):
         if part is not None:
-            part.load_state_dict(found, strict=False)
+            part.load_state_dict(found, strict=False, assign=not new_weights)
     tokenizer = load_tokenizer(folder)
     if tokenizer.size > vocab_size:
         raise ModelError(

@@ -7,12 +7,14 @@ Letters in shapes: B sequences, N tokens, S tokens selected, P predictions, D hi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from bertmill.config import NetworkSection
 from bertmill.model.architecture import architecture_of
@@ -195,6 +197,25 @@ def initialize(
 ) -> None:
     """Draw all weights anew, as the section says; the draws depend on `generator` alone."""
     architecture_of(section).initialize(model, section, generator)
+
+
+@contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Have networks made of any size at once: their tensors have a shape and no memory."""
+    with torch.device("meta"), _WithoutDraws():
+        yield
+
+
+class _WithoutDraws(TorchFunctionMode):
+    """Leave out ``torch.nn.init``, which on the meta device loads torch's compiler: two seconds."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 def count_step_flops(

@@ -6,13 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bertmill.config import MaskingSection, ModelSection, PairsSection, load_recipe, recipe_names
 from bertmill.data.store import Store, is_store
 from bertmill.errors import InputError
 from bertmill.model.folder import load_model, model_folder
-from bertmill.model.pretraining import PretrainingModel
+from bertmill.model.pretraining import PretrainingModel, shapes_alone
 from bertmill.show.samples import masked_samples
 from bertmill.train.run_folder import RunFolder
 
@@ -60,7 +58,7 @@ def describe(target: str | Path, num_pairs: int = 3, check: bool = False) -> dic
 
 def count_parameters(section: ModelSection, vocab_size: int) -> dict[str, int]:
     """Count a network's parameters without making it."""
-    with torch.device("meta"):
+    with shapes_alone():
         return PretrainingModel(section, vocab_size).count_parameters()
 
 
