@@ -464,7 +464,10 @@ def test_resume_of_a_run_that_another_process_writes(refused, copied_run):
         (["prepare", "--out", "store"], ["Missing option", "--corpus"]),
         (["prepare", "--corpus", "x"], ["Missing option", "--out"]),
         (["inspect"], ["Missing argument"]),
-        (["inspect", "not-there"], ["not-there: is not there; give a recipe (base, continue, d2l"]),
+        (
+            ["inspect", "not-there"],
+            ["not-there: does not exist; give a recipe (base, continue, d2l"],
+        ),
         (["encode"], ["Missing argument"]),
         (["encode", "not-there"], ["Missing argument"]),
         (["encode", "a", "b", "c", "d"], ["unexpected extra argument"]),
