@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
-from measure import Spread, markdown_table, write_results
+from measure import Spread, markdown_table, round_ratios, write_results
 
 from bertmill.train.run_folder import RunFolder
 
@@ -35,12 +35,12 @@ SETTINGS = [
 
 
 @contextmanager
-def neighbor() -> Iterator[None]:
+def neighbor() -> Iterator[subprocess.Popen]:
     """Another program that computes as long as this one lives, with one thread."""
     busy = f"import os\nwhile os.getppid() == {os.getpid()}: pass"
     process = subprocess.Popen([sys.executable, "-c", busy])
     try:
-        yield
+        yield process
     finally:
         process.kill()
         process.wait()
@@ -56,6 +56,13 @@ def pretrain(out: Path, spins: int, options: argparse.Namespace) -> float:
     )  # fmt: skip
     records = [record for record in RunFolder(out).metrics() if record["split"] == "train"]
     return Spread.of(record["pairs_per_second"] for record in records[1:]).median
+
+
+def shares_of(
+    speeds: dict[tuple[int, str], list[float]], first: int
+) -> dict[tuple[int, str], Spread]:
+    """Each speed as a share of what the first number reached alone in the same round."""
+    return {turn: round_ratios(each, speeds[first, "alone"]) for turn, each in speeds.items()}
 
 
 def main() -> None:
@@ -84,11 +91,7 @@ def main() -> None:
                     with neighbor():
                         speeds[spins, where].append(pretrain(out, spins, options))
 
-    quiet = speeds[options.spins[0], "alone"]
-    shares = {
-        turn: Spread.of(one / of for one, of in zip(each, quiet, strict=True))
-        for turn, each in speeds.items()
-    }
+    shares = shares_of(speeds, options.spins[0])
     header = ["spins", "pairs per second alone", "share", "beside a neighbor", "share"]
     rows = []
     for spins in options.spins:

@@ -119,7 +119,7 @@ def test_bad_file(name, content, parts, refused, tmp_path):
         ("no*match.txt", ["no*match.txt: matches no file", "check the name"]),
         ("", ["--corpus", "; "]),  # an unset variable, not the folder one is in
         ("sample:other", ["sample:other: is not a known sample", "sample:sotu"]),
-        ("nosuch://x/y.txt", ["nosuch://x/y.txt: is not an address", "check it"]),
+        ("nosuch://x/y.txt", ["nosuch://x/y.txt: is not an address", "give a path"]),
         ("folder", ["folder: is a folder without text", "put files into it that end in .txt"]),
     ],
 )
@@ -464,7 +464,10 @@ def test_resume_of_a_run_that_another_process_writes(refused, copied_run):
         (["prepare", "--out", "store"], ["Missing option", "--corpus"]),
         (["prepare", "--corpus", "x"], ["Missing option", "--out"]),
         (["inspect"], ["Missing argument"]),
-        (["inspect", "not-there"], ["not-there: is not there; give a recipe (base, continue, d2l"]),
+        (
+            ["inspect", "not-there"],
+            ["not-there: does not exist; give a recipe (base, continue, d2l"],
+        ),
         (["encode"], ["Missing argument"]),
         (["encode", "not-there"], ["Missing argument"]),
         (["encode", "a", "b", "c", "d"], ["unexpected extra argument"]),
@@ -531,7 +534,7 @@ def test_config_that_we_cannot_compute(changes, parts, refused, copied_model):
         ("config.json", b"{", ["config.json: cannot be read", "fetch the folder again"]),
         ("config.json", b"[]", ["config.json: is not a JSON object", "fetch the folder again"]),
         ("model.safetensors", b"", ["model.safetensors: is too small for the network", "fetch"]),
-        ("tokenizer.json", b"{", ["is not a tokenizer", "give another one"]),
+        ("tokenizer.json", b"{", ["is not a tokenizer", "give a folder with tokenizer.json"]),
         ("tokenizer_config.json", b"{", ["tokenizer_config.json: is not JSON", "fetch the folder"]),
     ],
 )

@@ -184,6 +184,24 @@ def test_results_say_where_they_are_from(monkeypatch, tmp_path):
     assert set(written) == {"ratio", "machine", "versions", "commit"}
 
 
+def test_shares_are_of_what_the_first_number_reached_alone_in_the_round():
+    module = import_module("neighbor")
+    speeds = {(9, "alone"): [10.0, 20.0], (9, "beside"): [2.0, 5.0], (1, "alone"): [11.0, 18.0]}
+    shares = module.shares_of(speeds, 9)
+    assert shares[9, "alone"].max == 1.0
+    assert (shares[9, "beside"].min, shares[9, "beside"].max) == (0.2, 0.25)
+    assert (shares[1, "alone"].min, shares[1, "alone"].max) == (0.9, 1.1)
+
+
+def test_a_neighbor_computes_while_it_is_wanted():
+    with import_module("neighbor").neighbor() as process:
+        states = set()
+        while "R" not in states:
+            states.add(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0])
+        assert process.poll() is None
+    assert process.returncode is not None
+
+
 def test_tables_are_markdown():
     from measure import markdown_table
 

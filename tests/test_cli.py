@@ -302,9 +302,8 @@ def test_inspect_model_json(bertmill_json, small_run):
 def test_inspect_without_json_is_for_people(bertmill, small_run):
     status, out, err = bertmill("inspect", small_run.folder, "--pairs", 1)
     assert (status, err) == (0, "")
-    assert out.startswith("kind: run\n")
-    assert "    hidden_size: 16\n" in out
-    assert "[CLS]" in out
+    assert out.startswith(f"run {small_run.folder}\n")
+    assert "hidden_size=16, " in out and "[CLS]" in out
 
 
 # --- encode and fill-mask ------------------------------------------------------------------------

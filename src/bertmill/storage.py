@@ -16,20 +16,20 @@ from bertmill.errors import BertmillError, InputError
 
 
 def refuse_bad_name(out: Path, error: type[BertmillError]) -> None:
-    """Raise `error` for a name that holds NUL or is no UTF-8: not every library can open it."""
+    """Raise `error` for a name with NUL or not in UTF-8: not every library can open it."""
     try:
         is_bad = b"\0" in str(out).encode("utf-8")
     except UnicodeEncodeError:
         is_bad = True
     if is_bad:
-        raise error(out, "is no name that can be written as UTF-8", "choose another --out")
+        raise error(out, "is not a valid file name (it has NUL, or is not valid UTF-8)")
 
 
 def refuse_if_there(out: Path) -> None:
     """Raise `InputError` where there is something that a result would be written over."""
     refuse_bad_name(out, InputError)
     if os.path.exists(out):
-        raise InputError(out, "already exists", "choose another --out")
+        raise InputError(out, "already exists", "choose another `out`")
 
 
 def refuse_as_new_file(out: Path, endings: Iterable[str]) -> None:
@@ -46,10 +46,10 @@ def folder_that_appears_whole(
 ) -> Iterator[Path]:
     """Give a hidden folder that takes the name `out` when the block ends well, else vanishes.
 
-    What the disk says in the block is told as `error`. Where another process has made `out`
+    An `OSError` in the block becomes an `error`. Where another process has made `out`
     meanwhile, that one stays, which is an `error` too unless it is as good (`or_another`).
     """
-    with _hidden_folder_beside(out, error) as folder:
+    with _hidden_folder_next_to(out, error) as folder:
         yield folder
         folder.chmod(0o755)
         try:
@@ -64,7 +64,7 @@ def folder_that_appears_whole(
 @contextmanager
 def file_that_appears_whole(out: Path, error: type[BertmillError]) -> Iterator[Path]:
     """Give the name of a file that is renamed to `out` when the block ends well, else vanishes."""
-    with _hidden_folder_beside(out, error) as folder:
+    with _hidden_folder_next_to(out, error) as folder:
         yield folder / out.name
         if out.exists():
             raise _made_meanwhile(out, error)
@@ -72,12 +72,12 @@ def file_that_appears_whole(out: Path, error: type[BertmillError]) -> Iterator[P
 
 
 def _made_meanwhile(out: Path, error: type[BertmillError]) -> BertmillError:
-    return error(out, "was made by another process meanwhile", "choose another --out")
+    return error(out, "was made by another process meanwhile", "choose another `out`")
 
 
 @contextmanager
-def _hidden_folder_beside(out: Path, error: type[BertmillError]) -> Iterator[Path]:
-    """Give a folder on the same disk that is gone afterwards; what the disk says is our line."""
+def _hidden_folder_next_to(out: Path, error: type[BertmillError]) -> Iterator[Path]:
+    """Give a folder on the same disk that is gone afterwards; an `OSError` becomes an `error`."""
     refuse_bad_name(out, error)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -451,7 +451,7 @@ def test_damaged_cached_store_is_prepared_again(cache, corpus, damage):
     again = open_or_prepare([corpus], TextSection(), WORDS, say=lines.append)
     assert (again.folder, again.identity) == (first.folder, identity)
     assert again.tokenizer.identity == again.manifest["tokenizer_identity"]
-    assert "prepared again" in lines[0]
+    assert "preparing it again" in lines[0]
 
 
 def test_failure_leaves_the_cache_empty(cache, tmp_path, word_tokenizer):

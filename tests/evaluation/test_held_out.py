@@ -114,7 +114,7 @@ def test_the_figures_do_not_depend_on_where_the_text_lies(run, scores, held_out_
 def test_what_is_printed(run, scores, held_out_file, bertmill):
     status, out, err = bertmill("evaluate", run.folder, "--held-out", held_out_file)
     assert (status, err) == (0, "")
-    assert f"MLM loss {scores.mlm_loss:.3f} (no context {scores.no_context_nats:.3f})" in out
+    assert f"MLM loss {scores.mlm_loss:.3f} (no context {scores.no_context_nats:.3f}; " in out
     assert f"of {scores.num_predictions:,} masks right" in out
     assert f"NSP loss {scores.nsp_loss:.3f}" in out and f"of {scores.num_pairs:,} pairs" in out
 

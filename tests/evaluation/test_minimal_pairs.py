@@ -253,7 +253,7 @@ def test_sentences_that_are_none(key, refuse):
     for value in (None, 3, ["a"]):
         refuse([GOOD, GOOD | {key: value}], f"p.jsonl, line 2: column '{key}' is ", "not text")
     refuse([GOOD, GOOD | {key: "\ud800"}], "p.jsonl, line 2", "surrogate")
-    refuse([GOOD, GOOD | {key: "river " * 39}], "longer than the 40 tokens")
+    refuse([GOOD, GOOD | {key: "river " * 39}], "1 of 4 have more tokens than the model takes, 40")
 
 
 @pytest.mark.parametrize("value", [None, 3, ["a"]])

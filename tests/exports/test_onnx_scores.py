@@ -130,7 +130,7 @@ def test_an_encoder_alone_is_exported_without_text(save, held_out, tmp_path):
 def test_an_out_that_exists(kind, small_run, tmp_path):
     out = tmp_path / "out"
     out.write_text("mine", "utf-8") if kind == "file" else out.mkdir()
-    with pytest.raises(InputError, match="out: already exists; choose another --out"):
+    with pytest.raises(InputError, match="out: already exists; choose another `out`"):
         export(small_run.folder, out)
     assert list(tmp_path.rglob("*")) == [out]
 

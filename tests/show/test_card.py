@@ -70,7 +70,7 @@ def test_licenses(license, small_run, tmp_path):
 )
 def test_licenses_that_are_none(license, small_run, refused, tmp_path):
     args = ["export", small_run.folder, "--out", "out", f"--license={license}"]
-    refused(args, "--license: ", "is no identifier", "apache-2.0")
+    refused(args, "--license: ", "is not an identifier", "apache-2.0")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -288,5 +288,5 @@ def test_no_card_is_left_where_the_run_is_damaged(small_run, tmp_path):
     with pytest.raises(package.BertmillError, match=r"run\.json"):
         export_huggingface(copy, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
-    with pytest.raises(InputError, match="--license: 'a b' is no identifier; "):
+    with pytest.raises(InputError, match="`license`: 'a b' is not an identifier; "):
         export_huggingface(copy, tmp_path / "out", "a b")

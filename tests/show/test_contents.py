@@ -155,7 +155,7 @@ def test_a_store_of_a_single_document_can_be_inspected(tmp_path):
 
 @pytest.mark.parametrize("name", ["not-there", "tinny"])
 def test_nothing_there(name):
-    with pytest.raises(InputError, match=r"is not there; give a recipe .*tiny"):
+    with pytest.raises(InputError, match=r"does not exist; give a recipe .*tiny"):
         describe(name)
 
 

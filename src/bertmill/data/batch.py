@@ -35,7 +35,7 @@ class Batch:
     token_ids: Ints
     """As shown to the encoder, masks in place, shape (N,)."""
     segment_ids: Ints
-    """0 up to the first separator, 1 behind it, shape (N,)."""
+    """0 up to the first separator, 1 after it, shape (N,)."""
     position_ids: Ints
     """Place inside the sequence, shape (N,)."""
     sequence_starts: Ints

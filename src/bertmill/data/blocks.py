@@ -57,9 +57,9 @@ class BlockSource(Protocol):
 class MappedBlocks:
     """Blocks of local shards, read through a memory map.
 
-    When a shard is first used its file is hashed, and the hashes of its blocks are kept beside it
-    (``train-00000.hashes``); from then on a process hashes each block when it first uses that. At
-    most 32 blocks are held open; the arrays of a forgotten one stay valid.
+    When a shard is first used its file is hashed, and the hashes of its blocks are kept
+    next to it (``train-00000.hashes``); from then on a process hashes only the blocks that it
+    uses, each of them once. At most 32 blocks are held open; arrays of a forgotten one stay valid.
 
     Parameters
     ----------

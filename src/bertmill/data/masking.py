@@ -14,7 +14,7 @@ from bertmill.config import MaskingSection
 from bertmill.data.randomness import below, random_bits, uniform
 from bertmill.text.tokenizer import Tokenizer
 
-# What a draw is for: the first counter behind a sequence's key, apart from those of pairs.
+# What a draw is for: the first counter after a sequence's key, apart from those of pairs.
 _CHOICE, _KIND, _REPLACEMENT = 64, 65, 66
 
 _RANDOM_BITS = np.uint64(40)

@@ -14,7 +14,7 @@ from bertmill.text.tokenizer import Tokenizer
 NUM_WEIGHTS = 8
 """Of an `OverlapRule`: the constant and the seven features."""
 _NEWTON_STEPS = 25
-# Keeps the weights finite where a feature tells the answer always, or there is one answer only.
+# Keeps the weights finite where a feature always gives the answer, or there is only one answer.
 _RIDGE = 1.0
 
 
@@ -34,7 +34,7 @@ class OverlapRule:
         """Fit the rule to pairs by Newton's method."""
         features, labels = _stack(batches, token_counts, tokenizer)
         mean, spread = features.mean(0), features.std(0)
-        # A feature that never varied tells nothing, on other pairs neither.
+        # A feature that never varied gives no information, nor does it on other pairs.
         spread[spread < 1e-9 * (1.0 + np.abs(mean))] = np.inf
         design = np.column_stack([np.ones(len(features)), (features - mean) / spread])
         penalty = _RIDGE * np.eye(design.shape[1])
@@ -62,7 +62,7 @@ def overlap_features(batch: Batch, token_counts: Ints, tokenizer: Tokenizer) -> 
 
     Of the distinct words that both segments hold: how many, their information in nats together,
     that of the rarest, and the whole as a share of what both segments hold; then the logarithms of
-    both lengths and how far these are apart. The mask token is no word here.
+    both lengths and how far these are apart. The mask token is not counted as a word.
     """
     num_pairs, size = len(batch.sequence_starts) - 1, len(token_counts)
     owner = np.repeat(np.arange(num_pairs), np.diff(batch.sequence_starts))

@@ -25,7 +25,7 @@ from bertmill.data.randomness import below, heads_of, random_bits, uniform
 from bertmill.data.store import TokenStore
 from bertmill.errors import CorpusError
 
-# What a draw is for: the first counter behind an example's key.
+# What a draw is for: the first counter after an example's key.
 _IS_NEXT, _IS_SHORT, _TARGET, _SPLIT, _DOCUMENT, _SENTENCE, _FRONT_A, _FRONT_B = range(8)
 
 _REDRAWS = 32

@@ -46,7 +46,7 @@ def prepare(
     workers : int, optional
         Processes that encode, at most; None: as many as there are cores, up to 8. They are started
         once the text is long enough for them to pay. 1: this process alone, whatever the text,
-        because a script that asks for more needs ``if __name__ == "__main__":`` around its work.
+        because a script with more needs ``if __name__ == "__main__":`` around its work.
     say : callable
         Takes a line about each stage.
 
@@ -60,7 +60,7 @@ def prepare(
     """
     out = Path(out)
     if os.path.exists(out):
-        raise StoreError(out, "already exists", "choose another --out, or delete it first")
+        raise StoreError(out, "already exists", "choose another `out`, or delete it first")
     text = resolve_text(text, held_out)
     files = _find_both(corpus, held_out)
     with folder_that_appears_whole(out, StoreError, or_another=True) as folder:
@@ -111,7 +111,7 @@ def open_or_prepare(
     folder = cache_folder() / "stores" / name
     lock = cache_folder() / "locks" / name
     if folder.exists():
-        with suppress(BertmillError):  # damaged: told once the lock is held
+        with suppress(BertmillError):  # damaged: said once the lock is held
             return _open_cached(folder, say)
 
     def wait() -> None:
@@ -125,13 +125,13 @@ def open_or_prepare(
             raise StoreError(
                 lock,
                 f"cannot be written ({error.strerror})",
-                "set BERTMILL_CACHE to a folder that can",
+                "set BERTMILL_CACHE to a folder that can be written to",
             ) from None
         if folder.exists():
             try:
                 return _open_cached(folder, say)
             except BertmillError as error:
-                say(f"{error}; it is prepared again")
+                say(f"{error}; preparing it again")
                 shutil.rmtree(folder)
         for unfinished in folder.parent.glob(f".{name}.*"):  # of a process that was killed
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -150,7 +150,7 @@ def _find_both(corpus: Sequence[str], held_out: Sequence[str]) -> dict[str, list
     for source in (*corpus, *held_out):
         if is_store(source):
             raise StoreError(
-                source, "is a prepared store, not text", "give it alone with --corpus of pretrain"
+                source, "is a prepared store, not text", "pass it alone as `corpus` of pretrain"
             )
     withheld = find_files(held_out)
     return {
@@ -216,5 +216,5 @@ def _nothing_to_train_on(files: Sequence[SourceFile], text: TextSection) -> Corp
         fix += " whose sentences end with ' . ' (or set text.sentences=sentencex)"
     if text.held_out_fraction:
         fix += ", or lower text.held_out_fraction"
-    where = ", ".join(file.url for file in files[:3]) or "--corpus"
+    where = ", ".join(file.url for file in files[:3]) or "`corpus`"
     return CorpusError(where, "is empty or all held out: no document to train on", fix)

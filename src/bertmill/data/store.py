@@ -7,6 +7,8 @@ A store is a folder::
     token-counts.npy              how often each id occurs in the training split
     train-00000.arrow ...         shards: a row a document, a list of sentences, each a list of ids
     held_out-00000.arrow ...
+    train-00000.hashes ...        made when first used, and again where they are missing: the hashes
+    examples-<digits>.bin ...     of a shard's blocks, and the examples that each block gives
 
 A record batch of a shard is a *block*: the unit of local reading and shuffling.
 """
@@ -273,7 +275,7 @@ class Store:
             with path.open("rb") as stream:
                 counts: Ints = np.lib.format.read_array(stream, allow_pickle=False)
             if counts.dtype != np.int64 or counts.shape != (self.manifest["vocab_size"],):
-                raise ValueError("it is no count for each id")
+                raise ValueError("it does not hold one count for each id")
             if counts.min() < 0 or counts.max() > num_tokens or counts.sum() != num_tokens:
                 raise ValueError(f"its counts do not add up to {num_tokens:,}")
         except Exception as error:  # numpy reads the file's header as Python

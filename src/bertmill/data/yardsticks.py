@@ -42,7 +42,7 @@ class Yardsticks(NamedTuple):
     nsp_overlap_nats: float | None
     """Shared words and lengths alone, `OverlapRule`."""
     nsp_overlap_accuracy: float | None
-    """Share of pairs that shared words and lengths tell right."""
+    """Share of pairs that shared words and lengths get right."""
 
 
 def measure_yardsticks(
@@ -105,7 +105,8 @@ def measure_no_context(
     kept = max(kept, 0.0)
     numerator = kept * p[shown] * (shown == labels) + random * p[labels]
     denominator = kept * p[shown] + random
-    # Pairs that were masked elsewhere may show what our masking never does: it tells nothing.
+    # Pairs masked by another program may show tokens that our masking cannot produce: those are
+    # treated as uninformative.
     visible = (shown != tokenizer.mask_id) & (numerator > 0.0)
     no_context = unigram.copy()
     no_context[visible] = -np.log(numerator[visible] / denominator[visible])

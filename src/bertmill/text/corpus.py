@@ -90,11 +90,11 @@ def _read_wikitext(file: SourceFile, section: TextSection) -> Iterator[str]:
 
 
 def _heading_level(line: str) -> int:
-    """Tell how deep a heading of WikiText is, 0 if it is none: ``= = Title = =`` is 2."""
+    """Return how deep a heading of WikiText is, 0 if it is not one: ``= = Title = =`` is 2."""
     words = line.strip().split(" ")
-    ahead = next((i for i, word in enumerate(words) if word != "="), len(words))
-    behind = next((i for i, word in enumerate(reversed(words)) if word != "="), len(words))
-    return min(ahead, behind, (len(words) - 1) // 2)
+    before = next((i for i, word in enumerate(words) if word != "="), len(words))
+    after = next((i for i, word in enumerate(reversed(words)) if word != "="), len(words))
+    return min(before, after, (len(words) - 1) // 2)
 
 
 def _read_rows(file: SourceFile, section: TextSection) -> Iterator[str]:

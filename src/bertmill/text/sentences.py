@@ -7,7 +7,7 @@ import sentencex
 from bertmill.config import TextSection
 
 _LONGEST_SENTENCE = 2**20
-"""Characters. What is longer is no sentence, and is cut: a tokenizer holds it many times over."""
+"""Characters. Longer text is cut, because a tokenizer holds it in memory many times over."""
 
 
 def split_sentences(text: str, section: TextSection) -> list[str]:

@@ -64,6 +64,13 @@ class StretchCache:
         return end_to_end(map(self._encode_group, groups(texts, len(_BETWEEN_TEXTS))))
 
     def _encode_group(self, texts: Sequence[str]) -> Encoded:
+        # Two texts, "A lake, a lake" and "a": joined, with blanks around the comma,
+        #     \n A lake , a lake \n a \n
+        # cut at blanks and numbered by what is distinct (besides empty stretches, of no ids),
+        #     0  1 2    3 4 2    0  4 0        \n A lake , a
+        # each distinct stretch is encoded, unless it is remembered, and \n is the id -1:
+        #     -1 a lake , a lake -1 a -1
+        # Between two ends lie the ids of a text: lengths 5 and 1.
         joined = _BETWEEN_TEXTS.join(["", *(text.replace("\n", " ") for text in texts), ""])
         data = joined.encode()  # a byte a mark, where the string may have four
         for mark in self._marks:

@@ -26,7 +26,7 @@ _FREQUENT_MARKS = ",.()\"'-:;!?/"
 LONGEST_WORD = 100
 """Characters; a longer word is unknown to WordPiece as published, whatever its pieces."""
 _CHARACTERS_A_RESULT = 100
-"""What the library's result for a text takes besides its characters, counted in characters."""
+"""Memory of the library's result for a text besides its characters, counted in characters."""
 _SPECIAL_KEYS = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 
 
@@ -117,7 +117,7 @@ class Tokenizer:
         return self.special_tokens[4]
 
     def encode_words(self, text: str) -> tuple[list[int], list[int]]:
-        """Turn a text into ids, and tell for each id which word of the text it belongs to."""
+        """Turn a text into ids, and say for each id which word of the text it belongs to."""
         with _library_errors():
             encoding = self.backend.encode(text, add_special_tokens=False)
         words = [0 if word is None else word for word in encoding.word_ids]
@@ -214,7 +214,7 @@ def load_tokenizer(path: str | Path, section: TokenizerSection | None = None) ->
     ----------
     path : str or Path
     section : TokenizerSection, optional
-        Lower-casing, accents and special tokens where the files do not tell.
+        Lower-casing, accents and special tokens where the files do not say.
 
     Raises
     ------
@@ -236,7 +236,9 @@ def load_tokenizer(path: str | Path, section: TokenizerSection | None = None) ->
         vocab_file = path / "vocab.txt" if path.is_dir() else path
         if not vocab_file.is_file():
             raise TokenizerError(
-                path, "holds neither tokenizer.json nor vocab.txt", "give another folder"
+                path,
+                "holds neither tokenizer.json nor vocab.txt",
+                "give a folder that has one of them",
             )
         tokens = vocab_file.read_text("utf-8").removesuffix("\n").split("\n")
         lowercase = bool(config.get("do_lower_case", section.lowercase))
@@ -248,7 +250,11 @@ def load_tokenizer(path: str | Path, section: TokenizerSection | None = None) ->
         raise TokenizerError(path, error.what, error.fix) from None
     except Exception as error:  # the library raises bare Exception for a broken file
         message = " ".join(str(error).split())
-        raise TokenizerError(path, f"is not a tokenizer ({message})", "give another one") from None
+        raise TokenizerError(
+            path,
+            f"is not a tokenizer ({message})",
+            "give a folder with tokenizer.json or vocab.txt",
+        ) from None
 
 
 def split_at_blanks() -> pre_tokenizers.Split:
@@ -301,7 +307,7 @@ def _library_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # it raises bare Exception
-        raise TokenizerError("tokenizer", f"cannot encode ({error})", "give another one") from None
+        raise TokenizerError("tokenizer", f"cannot encode ({error})") from None
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

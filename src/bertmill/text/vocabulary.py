@@ -22,7 +22,7 @@ _WORDS_AT_ONCE = 1000
 
 
 def train_tokenizer(texts: Iterable[str], section: TokenizerSection) -> Tokenizer:
-    """Train the vocabulary that the recipe asks for.
+    """Train the vocabulary of the recipe.
 
     Ids are in canonical order: special tokens, then falling count, ties by text. The same texts
     give the same bytes in every process.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _BASE_WIDTH, _BASE_LR = 768, 5e-5
 _SHORTEST = 8
-"""Tokens of an example at least, special tokens included."""
+"""Fewest tokens that an example may be cut to, special tokens included."""
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class FinetuneKnobs:
     """How a task is learned."""
 
     epochs: int = 10
-    """Passes over the examples at most; the rate falls linearly to zero over them."""
+    """Most passes over the examples; the learning rate falls linearly to zero over them."""
     patience: int = 2
-    """Epochs without a better score on the dev examples before it ends."""
+    """Epochs without a better score on the dev examples before training ends."""
     batch_size: int = 32
     lr: float | None = None
-    """Peak learning rate. None: BERT Base's 5e-5, and higher the narrower the encoder is."""
+    """Peak learning rate. None: 5e-5 for BERT Base, in proportion higher for narrower encoders."""
     max_length: int | None = None
-    """Tokens of an example at most. None: as many as the encoder was trained on."""
+    """Most tokens of an example. None: as many as the encoder was trained on."""
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -42,12 +42,12 @@ class FinetuneKnobs:
         return self.lr or _BASE_LR * _BASE_WIDTH / loaded.model.section.hidden_size
 
     def length_for(self, loaded: LoadedModel) -> int:
-        """Return how many tokens an example of this model has at most.
+        """Return the most tokens of an example for this model.
 
         Raises
         ------
         InputError
-            The model does not take as many.
+            The model does not take so many.
         """
         from bertmill.use.pooling import longest_text
 
@@ -55,8 +55,8 @@ class FinetuneKnobs:
         longest = loaded.model.section.max_position_embeddings
         if not _SHORTEST <= length <= longest:
             raise InputError(
-                f"`max_length` {length}",
-                f"does not fit a model of {longest} positions",
+                "`max_length`",
+                f"is {length}, which does not fit a model of {longest} positions",
                 f"give {_SHORTEST} to {longest}",
             )
         return length

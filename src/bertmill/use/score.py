@@ -49,6 +49,7 @@ def pseudo_log_likelihoods(
         raise InputError(
             "texts",
             f"{sequences.num_cut} of {len(texts)} have more tokens than the model takes, {longest}",
+            "shorten them",
         )
     # Each distinct sequence is computed once: in another batch its last bits would differ.
     first_row: dict[bytes, int] = {}
