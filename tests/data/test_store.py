@@ -308,6 +308,23 @@ def test_only_the_damaged_block_is_refused(folder, spread_store):
         Store(folder).train.block(0)
 
 
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda manifest: manifest.update(vocab_size=10), "is not in the vocabulary"),
+        (lambda manifest: manifest["splits"]["train"]["shards"][0]["blocks"][0].__setitem__(0, 1),
+         "its sizes are not the manifest's"),
+    ],
+)  # fmt: skip
+def test_numbers_that_do_not_fit_whose_hashes_do(folder, change, what):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(StoreError, match=rf"train-00000\.arrow: block 0 cannot be read .*{what}"):
+        Store(folder).train.block(0)
+
+
 @pytest.mark.parametrize("damage", [flip, cut])
 def test_damaged_hashes_are_made_again(folder, damage, spread_store):
     wanted = (folder / "train-00000.hashes").read_bytes()

@@ -7,6 +7,8 @@ A store is a folder::
     token-counts.npy              how often each id occurs in the training split
     train-00000.arrow ...         shards: a row a document, a list of sentences, each a list of ids
     held_out-00000.arrow ...
+    train-00000.hashes ...        made when first used, and again where they are missing: the hashes
+    examples-<digits>.bin ...     of a shard's blocks, and the examples that each block gives
 
 A record batch of a shard is a *block*: the unit of local reading and shuffling.
 """

@@ -49,7 +49,7 @@ class Architecture(Generic[S]):
     not_in_transformers: Callable[[S], str]
     """Why transformers has no class for such a network; empty where it has one."""
 
-    add_copies: Callable[[dict[str, Tensor]], None] = lambda tensors: None
+    with_copies: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
     """Add tensors that transformers looks for under a second name."""
     with_todays_names: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
     """Rename the tensors of older folders."""
@@ -70,7 +70,7 @@ ARCHITECTURES: dict[str, Architecture[Any]] = {
         to_config=bert.to_config,
         from_config=bert.from_config,
         not_in_transformers=bert.not_in_transformers,
-        add_copies=bert.add_copies,
+        with_copies=bert.with_copies,
         with_todays_names=bert.with_todays_names,
         pad=bert.PaddedBert,
     )

@@ -361,10 +361,10 @@ def not_in_transformers(section: ModelSection) -> str:
     )
 
 
-def add_copies(tensors: dict[str, Tensor]) -> None:
+def with_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Add what transformers looks for under a second name."""
-    if _DECODER in tensors:
-        tensors[_DECODER_BIAS] = tensors[_BIAS].clone()
+    copies = {_DECODER_BIAS: tensors[_BIAS].clone()} if _DECODER in tensors else {}
+    return {**tensors, **copies}
 
 
 def with_todays_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

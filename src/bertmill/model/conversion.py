@@ -30,8 +30,7 @@ def to_huggingface(
     for name, tensor in state.items():
         theirs = _their_names(architecture, name)
         out |= zip(theirs, (part.contiguous() for part in tensor.chunk(len(theirs))), strict=True)
-    architecture.add_copies(out)
-    return out
+    return architecture.with_copies(out)
 
 
 def from_huggingface(
