@@ -597,7 +597,11 @@ def test_more_proposals_than_there_are_words(refused, small_run):
 
 def test_argument_that_is_not_utf8(refused, small_run):
     # Python stands a byte that is not UTF-8 in an argument for half a character.
-    refused(["encode", small_run.folder, "the \udcff"], "text: has a lone surrogate (half a character)", "delete it")
+    refused(
+        ["encode", small_run.folder, "the \udcff"],
+        "text: has a lone surrogate (half a character)",
+        "delete it",
+    )
 
 
 # --- in processes --------------------------------------------------------------------------------
