@@ -97,7 +97,7 @@ def save_checkpoint(
         raise RunError(
             final,
             f"cannot be written ({error})",
-            "free some space, then go on with `resume`",
+            f"free some space, then go on with: bertmill pretrain --resume {run.path}",
         ) from None
 
 
@@ -217,7 +217,7 @@ def _point(link: Path, target: Path) -> None:
     """Replace a link in one step, as a folder cannot be."""
     if link.is_dir() and not link.is_symlink():
         raise RunError(
-            link, "is a folder, where a run has a link", "delete it, then go on with `resume`"
+            link, "is a folder, where a run has a link", "delete it, then resume the run"
         )
     fresh = link.with_name(f".{link.name}.part")
     fresh.unlink(missing_ok=True)

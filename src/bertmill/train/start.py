@@ -210,7 +210,7 @@ def _choose_recipe(
     name = request.recipe or (DEFAULT_RECIPE if source is None else _CONTINUE_RECIPE)
     if source is None and name == _CONTINUE_RECIPE:
         raise InputError(
-            "`recipe`", f"{name} has no network of its own", "give `init_from` a model"
+            f"`recipe` {name}", "has no network of its own", "give `init_from` a model"
         )
     values = read_recipe(name, request.settings)
     brings_tokenizer = "tokenizer" in values
@@ -218,22 +218,29 @@ def _choose_recipe(
         "steps": request.steps, "budget_seconds": request.budget_seconds, "seed": request.seed
     }  # fmt: skip
     _merge(values, "train", {key: value for key, value in knobs.items() if value is not None})
+    takes_own = (
+        source is not None
+        and request.tokenizer is None
+        and not from_store
+        and not _sets(request.settings, "tokenizer.")
+    )
     if request.tokenizer is not None:
         _merge(values, "tokenizer", {"path": str(Path(request.tokenizer).absolute())})
-    elif source is not None and not from_store and not _sets(request.settings, "tokenizer."):
-        if brings_tokenizer:
-            say("the tokenizer is the model's own, not the recipe's, unless one is given")
-        values["tokenizer"] = TokenizerSection(path=str(source.folder.absolute())).model_dump()
     if source is None:
         return recipe_from_dict(values, name)
+    if takes_own:
+        values["tokenizer"] = TokenizerSection(path=str(source.folder.absolute())).model_dump()
     about = source.about
-    return adopt_model(
+    recipe = adopt_model(
         values,
         name,
         source.model.section,
         about.pairs if about else PairsSection(),
         about.masking if about else MaskingSection(),
     )
+    if takes_own and brings_tokenizer:
+        say("the tokenizer is the model's own, not the recipe's, unless one is given")
+    return recipe
 
 
 def _merge(values: dict[str, Any], section: str, changes: dict[str, Any]) -> None:
@@ -284,7 +291,7 @@ def _refuse_steps(steps: int, made: int, recipe: Recipe, facts: Facts) -> None:
         raise InputError("`steps`", "the run has a time budget", "leave `steps` out")
     if steps < made:
         raise InputError(
-            "`steps`", f"{steps} is less than the {made} steps already made", "give more"
+            f"`steps` {steps}", f"is less than the {made} steps already made", "give more"
         )
 
 
@@ -302,7 +309,7 @@ def _open_prepared(request: Request, recipe: Recipe) -> Store:
     folder = request.corpus[0]
     if late := _sets(request.settings, "text.", "tokenizer."):
         raise InputError(
-            f"setting {late[0]}",
+            f"`settings` {late[0]}",
             f"comes too late for the store {folder}, which is prepared already",
             "prepare the text with this setting",
         )
