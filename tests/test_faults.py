@@ -382,7 +382,7 @@ def test_a_full_disk_while_a_model_is_exported(corpus_file, tmp_path):
 def test_what_a_killed_preparation_left_is_swept_away(corpus_file, tmp_path, monkeypatch):
     monkeypatch.setenv("BERTMILL_CACHE", str(tmp_path / "cache"))
     run = begin(corpus_file, tmp_path / "one", 1).folder
-    store = Path(RunFolder(run).read()[1]["store"])
+    store = Path(RunFolder(run).read()[1].store)
     shutil.rmtree(store)
     left = store.parent / f".{store.name}.abcdef"
     left.mkdir()

@@ -96,7 +96,7 @@ def make_seeds(folder: Path) -> None:
         steps=1,
         settings=[*SETTINGS, "tokenizer.kind=word"],
     )
-    shutil.copytree(RunFolder(wordpiece.folder).read()[1]["store"], folder / "store")
+    shutil.copytree(RunFolder(wordpiece.folder).read()[1].store, folder / "store")
     bertmill.export_huggingface(wordpiece.folder, folder / "model")
     shutil.copytree(words.folder / "model", folder / "word-model")
     shutil.rmtree(words.folder)
