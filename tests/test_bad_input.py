@@ -579,7 +579,7 @@ def test_a_name_that_is_too_long_for_a_file(args, bertmill):
 def test_text_longer_than_the_positions(verb, refused, small_run):
     refused(
         [verb, small_run.folder, "[MASK] " + "river " * 600],
-        "tokens, the model takes 512",
+        "tokens, but the model takes 512",
         "give a shorter text",
     )
 
@@ -587,7 +587,7 @@ def test_text_longer_than_the_positions(verb, refused, small_run):
 def test_text_without_a_mask(refused, small_run):
     refused(
         ["fill-mask", small_run.folder, "the river"],
-        "fill-mask: the text has no [MASK]; write [MASK] where a word is missing",
+        "TEXT: has no [MASK]; write [MASK] where a word is missing",
     )
 
 
@@ -597,7 +597,11 @@ def test_more_proposals_than_there_are_words(refused, small_run):
 
 def test_argument_that_is_not_utf8(refused, small_run):
     # Python stands a byte that is not UTF-8 in an argument for half a character.
-    refused(["encode", small_run.folder, "the \udcff"], "text: holds half a character", "delete it")
+    refused(
+        ["encode", small_run.folder, "the \udcff"],
+        "text: has a lone surrogate (half a character)",
+        "delete it",
+    )
 
 
 # --- in processes --------------------------------------------------------------------------------

@@ -239,7 +239,7 @@ def test_what_fill_mask_refuses(refused, small_run):
     refused([*args, "--max-pieces", 99], "--max-pieces: is 99", "give 1 to ")
     refused([*args, "--target", "東京"], "東京", "; ")
     refused([*args, "--target", ""], "; ")
-    refused(["fill-mask", small_run.folder, "the river"], "the text has no [MASK]", "; ")
+    refused(["fill-mask", small_run.folder, "the river"], "TEXT: has no [MASK]", "; ")
 
 
 # --- finetune and predict ------------------------------------------------------------------------
@@ -372,13 +372,13 @@ def test_onnx_for_people(bertmill, tuned):
     status, out, err = bertmill("export", tuned, "--to", "onnx", "--out", "out")
     assert (status, err) == (0, "")
     assert out == (
-        "the files are the encoder alone, without what was fine-tuned on top of it\nonnx: out\n"
+        "the files hold only the encoder, without the head that was fine-tuned\nonnx: out\n"
     )
 
 
 def test_a_picture_of_too_many_words(refused, small_run):
     args = ["similar-words", small_run.folder, "the river", "--word", "river", *AMONG]
-    refused([*args, "--top", "201", "--figure", "out.png"], "no room for 201 words", "--top 200")
+    refused([*args, "--top", "201", "--figure", "out.png"], "--top: is 201", "room for 200 words")
 
 
 @pytest.mark.parametrize(
@@ -402,7 +402,7 @@ def test_what_export_refuses(refused, small_run, tmp_path):
         wrong = f"{option}: cannot be combined with --to huggingface; give it with --to onnx"
         refuse(option, *value, part=wrong)
     refuse("--to", "tflite", part="'--to': 'tflite' is not one of 'huggingface', 'onnx'; see: ")
-    refuse("--license", "", part="--license: '' is no identifier")
+    refuse("--license", "", part="--license: '' is not an identifier")
     refused(["export", small_run.folder, "--out", ""], "--out: has no name", "; ")
     assert list(tmp_path.iterdir()) == []
 

@@ -495,7 +495,7 @@ def test_a_split_that_is_missing(split, refused, model, tmp_path):
 
 @pytest.mark.parametrize("seeds", [0, -1])
 def test_seeds_that_are_none(seeds, model, folder, refused):
-    with pytest.raises(InputError, match=f"--seeds: is {seeds}; give 1 or more"):
+    with pytest.raises(InputError, match=f"`seeds`: is {seeds}; give 1 or more"):
         package.evaluate_tasks(model, folder, seeds=seeds)
     refused(["evaluate", model, "--tasks", folder, "--seeds", seeds], "--seeds")
 

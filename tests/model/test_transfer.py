@@ -470,7 +470,7 @@ def test_a_run_of_another_architecture(corpus_file, other_text, refused, tmp_pat
 def test_resume_takes_no_source(source, refused):
     refused(
         ["pretrain", "--resume", source, "--init-from", source],
-        f"--resume {source}",
+        "--init-from: cannot be combined with --resume",
         "give only",
     )
 

@@ -42,6 +42,7 @@ from bertmill.model.conversion import (
 )
 from bertmill.model.pretraining import PretrainingModel, initialize, shapes_alone
 from bertmill.model.task import Task, TaskModel
+from bertmill.storage import write_json
 from bertmill.text.tokenizer import Tokenizer, load_tokenizer
 
 WEIGHTS_FILE = "model.safetensors"
@@ -126,7 +127,7 @@ def save_description(
         None if tuned is None else tuned.task,
         None if tuned is None else tuned.is_pair,
     )
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    write_json(folder / "config.json", config)
     if about is not None:
         (folder / _ABOUT_FILE).write_text(about.model_dump_json() + "\n", "utf-8")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from bertmill.errors import InputError
 from bertmill.model.folder import load_model, save_model
-from bertmill.storage import folder_that_appears_whole, refuse_if_there
+from bertmill.storage import folder_that_appears_whole, refuse_if_there, write_json
 from bertmill.text.rows import read_rows, text_of
 from bertmill.train.device import open_device
 from bertmill.train.progress import RunProgress
@@ -180,7 +179,7 @@ def finetune_on_files(
         save_model(folder, tuned.model, loaded.tokenizer, loaded.about, max_length=max_length)
         resolved = {**asdict(knobs), "lr": knobs.lr_for(loaded), "max_length": max_length}
         report = {**asdict(result), "folder": str(out), "knobs": resolved}
-        (folder / _FINETUNE_FILE).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+        write_json(folder / _FINETUNE_FILE, report)
     return result
 
 

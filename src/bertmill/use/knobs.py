@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from bertmill.model.folder import LoadedModel
 
 _BASE_WIDTH, _BASE_LR = 768, 5e-5
-_SHORTEST = 8
+_SHORTEST_EXAMPLE = 8
 """Fewest tokens that an example may be cut to, special tokens included."""
 
 
@@ -53,10 +53,10 @@ class FinetuneKnobs:
 
         length = self.max_length or longest_text(loaded)
         longest = loaded.model.section.max_position_embeddings
-        if not _SHORTEST <= length <= longest:
+        if not _SHORTEST_EXAMPLE <= length <= longest:
             raise InputError(
                 "`max_length`",
                 f"is {length}, which does not fit a model of {longest} positions",
-                f"give {_SHORTEST} to {longest}",
+                f"give {_SHORTEST_EXAMPLE} to {longest}",
             )
         return length
