@@ -271,6 +271,10 @@ def test_a_label_that_is_no_number(label, refuse):
     refuse(labeled(0.5, label), f"line 2: label {label!r} is not a number", more=more)
 
 
+def test_a_number_whose_square_is_beyond_32_bits(refuse):
+    refuse(labeled(0.5, 1e19), "line 2: label 1e+19 is too large; scale the labels down")
+
+
 @pytest.mark.parametrize("words", [None, "a b", 3, {"a": 1}])
 def test_words_that_are_no_list(words, refuse):
     rows = [{"words": ["a", "b"], "labels": ["X", "O"]}, {"words": words, "labels": ["X"]}]
