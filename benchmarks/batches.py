@@ -261,7 +261,7 @@ def main() -> None:
             store = Path(folder) / "store"
             write_store(store, size)
             for shape in SHAPES:
-                for kept in (*store.glob("*.hashes"), *store.glob("examples-*")):
+                for kept in store.glob("examples-*"):
                     kept.unlink()
                 program = [sys.executable, __file__, "--measure", str(store), shape]
                 done = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True)

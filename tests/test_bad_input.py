@@ -119,7 +119,7 @@ def test_bad_file(name, content, parts, refused, tmp_path):
         ("no*match.txt", ["no*match.txt: matches no file", "check the name"]),
         ("", ["--corpus", "; "]),  # an unset variable, not the folder one is in
         ("sample:other", ["sample:other: is not a known sample", "sample:sotu"]),
-        ("nosuch://x/y.txt", ["nosuch://x/y.txt: is not an address", "give a path"]),
+        ("nosuch://x/y.txt", ["nosuch://x/y.txt: cannot be opened", "a URL looks like"]),
         ("folder", ["folder: is a folder without text", "put files into it that end in .txt"]),
     ],
 )

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from bertmill.errors import BertmillError, InputError
@@ -120,28 +120,6 @@ def file_sha256(path: Path) -> str:
     """Hash a file's bytes, read in pieces; 64 hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def read_derived(path: Path, key: str) -> bytes | None:
-    """Read what `write_derived` kept under the same key; None where that is not to be had whole."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    digest, data = content[:32], content[32:]
-    return data if digest == hashlib.sha256(key.encode() + data).digest() else None
-
-
-def write_derived(path: Path, key: str, data: bytes) -> None:
-    """Keep what can be computed again; where the folder cannot be written to, nothing is kept.
-
-    `key` names what it was computed from. It goes into the file's hash, so that neither a damaged
-    file nor that of another source is ever taken.
-    """
-    with suppress(BertmillError, OSError):
-        path.unlink(missing_ok=True)
-        with file_that_appears_whole(path, BertmillError) as file:
-            file.write_bytes(hashlib.sha256(key.encode() + data).digest() + data)
 
 
 def flush_to_disk(path: Path) -> None:

@@ -6,6 +6,12 @@ from hypothesis import strategies as st
 from bertmill.data.order import EpochOrder
 
 
+def order_with(window_blocks: int, *args) -> EpochOrder:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bertmill.data.order.WINDOW_BLOCKS", window_blocks)
+        return EpochOrder(*args)
+
+
 def visited(order: EpochOrder) -> list[tuple[int, int]]:
     """(block, example) at each place of the epoch."""
     places = np.arange(order.num_examples)
@@ -23,19 +29,19 @@ def visited(order: EpochOrder) -> list[tuple[int, int]]:
 )
 def test_an_epoch_visits_every_example_once(blocks, window_blocks):
     examples, documents = (np.array(column) for column in zip(*blocks, strict=True))
-    order = EpochOrder(examples, documents, 11, window_blocks)
+    order = order_with(window_blocks, examples, documents, 11)
     wanted = [(b, e) for b, count in enumerate(examples) for e in range(count)]
     assert sorted(visited(order)) == wanted
 
 
 @given(st.lists(st.integers(1, 2), min_size=2, max_size=12), st.integers(1, 4))
 def test_every_window_has_two_documents(documents, window_blocks):
-    order = EpochOrder(np.ones(len(documents), int), np.array(documents), 3, window_blocks)
+    order = order_with(window_blocks, np.ones(len(documents), int), np.array(documents), 3)
     assert all(window.document_starts[-1] >= 2 for window in order.windows)
 
 
 def test_reads_stay_inside_a_window():
-    order = EpochOrder(np.full(12, 50), np.full(12, 5), 1, window_blocks=3)
+    order = order_with(3, np.full(12, 50), np.full(12, 5), 1)
     for start in range(0, 600, 150):
         assert len({block for block, _ in visited(order)[start : start + 150]}) == 3
 

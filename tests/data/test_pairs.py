@@ -367,7 +367,7 @@ def test_segments_equal_the_slow_oracle(
 ):
     section = PairsSection(max_length=max_length, next_fraction=next_, short_fraction=short)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bertmill.data.batch.EpochOrder", _SmallWindows)
+        patch.setattr("bertmill.data.order.WINDOW_BLOCKS", 3)
         store = make_store(tmp_path_factory.mktemp("store"), corpus, patch, block_tokens)
         assert_segments_are_the_oracles(store, section, seed % 3, seed)
 
@@ -446,7 +446,7 @@ def test_same_seed_same_pairs_other_seed_others(tmp_path, corpus, section):
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda s: s.kind)
 def test_many_blocks_hold_the_rules_too(tmp_path, corpus, section, monkeypatch):
-    monkeypatch.setattr("bertmill.data.batch.EpochOrder", _SmallWindows)
+    monkeypatch.setattr("bertmill.data.order.WINDOW_BLOCKS", 3)
     store = make_store(tmp_path, corpus, monkeypatch, block_tokens=500)
     assert store.num_blocks > 10
     pairs = draw_epoch(store, section)
@@ -457,11 +457,6 @@ def test_many_blocks_hold_the_rules_too(tmp_path, corpus, section, monkeypatch):
         assert same == is_next
         assert document_of(corpus, b0) == document_of(corpus, b1 - 1)
         assert document_of(corpus, a0) == document_of(corpus, a1 - 1)
-
-
-class _SmallWindows(EpochOrder):
-    def __init__(self, *args):
-        super().__init__(*args, window_blocks=3)
 
 
 @pytest.mark.parametrize("kind", ["sentences", "segments"])
@@ -519,7 +514,7 @@ def assert_every_document_is_used(store, section, epoch):
 @given(CORPORA, st.sampled_from(SECTIONS), st.integers(1, 300))
 def test_every_document_that_yields_an_example_is_used(tmp_path_factory, corpus, section, tokens):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bertmill.data.batch.EpochOrder", _SmallWindows)
+        patch.setattr("bertmill.data.order.WINDOW_BLOCKS", 3)
         store = make_store(tmp_path_factory.mktemp("store"), corpus, patch, tokens)
         if documents_that_yield(store, section):
             assert_every_document_is_used(store, section, epoch=2)

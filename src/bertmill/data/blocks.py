@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bertmill.errors import StoreError
-from bertmill.storage import file_sha256, read_derived, write_derived
+from bertmill.storage import file_sha256
 
 PREPARE_AGAIN = "delete the store and prepare the corpus again"
 _MOST_OPEN_BLOCKS = 32
@@ -31,13 +30,6 @@ class Block:
     """Offsets into `tokens`, shape (sentences + 1,)."""
     document_starts: npt.NDArray[np.int32]
     """Offsets into the sentences, shape (documents + 1,)."""
-
-    def sha256(self) -> bytes:
-        """Hash what the block holds; 32 bytes."""
-        digest = hashlib.sha256()
-        for values in (self.tokens, self.sentence_starts, self.document_starts):
-            digest.update(values.data)
-        return digest.digest()
 
 
 class BlockSource(Protocol):
@@ -57,9 +49,9 @@ class BlockSource(Protocol):
 class MappedBlocks:
     """Blocks of local shards, read through a memory map.
 
-    When a shard is first used its file is hashed, and the hashes of its blocks are kept
-    next to it (``train-00000.hashes``); from then on a process hashes only the blocks that it
-    uses, each of them once. At most 32 blocks are held open; arrays of a forgotten one stay valid.
+    A shard's file is hashed when the first of its blocks is used, and the numbers in a block are
+    checked when it is first used, both once in a process. At most 32 blocks are held open; arrays
+    of a forgotten one stay valid.
 
     Parameters
     ----------
@@ -72,8 +64,8 @@ class MappedBlocks:
     def __init__(self, folder: Path, shards: Sequence[dict[str, Any]], vocab_size: int) -> None:
         self._folder, self._vocab_size = folder, vocab_size
         self._places = [(shard, i) for shard in shards for i in range(len(shard["blocks"]))]
-        self._hashes: dict[str, bytes] = {}
-        self._checked: set[int] = set()
+        self._checked_shards: set[Path] = set()
+        self._checked_blocks: set[int] = set()
         self._block = lru_cache(_MOST_OPEN_BLOCKS)(self._open)
 
     def block(self, number: int) -> Block:
@@ -84,31 +76,16 @@ class MappedBlocks:
         shard, i = self._places[number]
         path = self._folder / shard["file"]
         try:
-            hashes = self._hashes_of(shard)
+            if path not in self._checked_shards:
+                check_file(path, shard)
+                self._checked_shards.add(path)
             block = _map_block(path, i)
-            if number not in self._checked:
-                if block.sha256() != hashes[32 * i : 32 * (i + 1)]:
-                    what = f"is damaged (the SHA-256 of block {i} differs)"
-                    raise StoreError(path, what, PREPARE_AGAIN)
+            if number not in self._checked_blocks:
                 _check_block(block, shard["blocks"][i], self._vocab_size)
-                self._checked.add(number)
+                self._checked_blocks.add(number)
         except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
             raise StoreError(path, f"block {i} cannot be read ({error})", PREPARE_AGAIN) from None
         return block
-
-    def _hashes_of(self, shard: dict[str, Any]) -> bytes:
-        """Return the hashes of a shard's blocks, end to end; the whole shard is checked once."""
-        path = self._folder / shard["file"]
-        if path.name not in self._hashes:
-            kept_in = path.with_suffix(".hashes")
-            hashes = read_derived(kept_in, shard["sha256"])
-            if hashes is None:
-                check_file(path, shard)
-                blocks = (_map_block(path, i) for i in range(len(shard["blocks"])))
-                hashes = b"".join(block.sha256() for block in blocks)
-                write_derived(kept_in, shard["sha256"], hashes)
-            self._hashes[path.name] = hashes
-        return self._hashes[path.name]
 
 
 def check_file(path: Path, listed: dict[str, Any]) -> None:

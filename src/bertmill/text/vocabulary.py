@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
@@ -38,8 +38,7 @@ def train_tokenizer(texts: Iterable[str], section: TokenizerSection) -> Tokenize
     TokenizerError
         The texts hold no words, or none that is frequent enough.
     """
-    shell = _shell(section)
-    counts = _count_words(texts, shell)
+    counts = _count_words(texts, _build(section.special_tokens, section))
     if section.kind == "wordpiece":  # which takes no longer words
         counts = Counter({word: n for word, n in counts.items() if len(word) <= LONGEST_WORD})
     if not counts:
@@ -52,42 +51,33 @@ def train_tokenizer(texts: Iterable[str], section: TokenizerSection) -> Tokenize
         kept.pop(special, None)
     ranked = sorted(kept, key=lambda token: (-kept[token], token))
     tokens = [*section.special_tokens, *ranked][: section.vocab_size]
-    if section.kind == "word":
-        vocab = {token: i for i, token in enumerate(tokens)}
-        shell.model = models.WordLevel(vocab, section.unk_token)
-        shell.add_special_tokens(list(section.special_tokens))
-        return Tokenizer(shell, section.special_tokens)
-    return Tokenizer(
-        make_wordpiece(tokens, section.special_tokens, section.lowercase, section.strip_accents),
-        section.special_tokens,
-    )
+    return Tokenizer(_build(tokens, section), section.special_tokens)
 
 
-def _shell(section: TokenizerSection) -> tokenizers.Tokenizer:
-    """Build a tokenizer that normalizes and splits into words, with an empty vocabulary."""
+def _build(tokens: Sequence[str], section: TokenizerSection) -> tokenizers.Tokenizer:
+    """Make a tokenizer of the recipe's kind of a vocabulary in the order of its ids."""
     if section.kind == "wordpiece":
-        shell = tokenizers.Tokenizer(models.WordPiece(unk_token=section.unk_token))
-        shell.normalizer = normalizers.BertNormalizer(
-            lowercase=section.lowercase, strip_accents=section.strip_accents
+        return make_wordpiece(
+            tokens, section.special_tokens, section.lowercase, section.strip_accents
         )
-        shell.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    else:
-        shell = tokenizers.Tokenizer(models.WordLevel(unk_token=section.unk_token))
-        if section.lowercase:
-            shell.normalizer = normalizers.Lowercase()
-        shell.pre_tokenizer = split_at_blanks()
-    return shell
+    vocab = {token: i for i, token in enumerate(tokens)}
+    backend = tokenizers.Tokenizer(models.WordLevel(vocab, section.unk_token))
+    if section.lowercase:
+        backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = split_at_blanks()
+    backend.add_special_tokens(list(section.special_tokens))
+    return backend
 
 
-def _count_words(texts: Iterable[str], shell: tokenizers.Tokenizer) -> Counter[str]:
+def _count_words(texts: Iterable[str], empty: tokenizers.Tokenizer) -> Counter[str]:
     """Count words; only distinct stretches between blanks are split further, which is the same."""
     stretches: Counter[str] = Counter()
     for text in texts:
         stretches.update(text.replace("\n", " ").split(" "))
     counts: Counter[str] = Counter()
     for stretch, n in stretches.items():
-        plain = shell.normalizer.normalize_str(stretch) if shell.normalizer else stretch
-        for word, _ in shell.pre_tokenizer.pre_tokenize_str(plain):
+        plain = empty.normalizer.normalize_str(stretch) if empty.normalizer else stretch
+        for word, _ in empty.pre_tokenizer.pre_tokenize_str(plain):
             counts[word] += n
     return counts
 
