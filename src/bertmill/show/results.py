@@ -13,8 +13,8 @@ Arguments = dict[str, Any]
 _TASK_WIDTH = 16
 
 
-def to_values(function: str, result: Any, arguments: Arguments) -> dict[str, Any]:
-    """Turn what a function of the api returned into plain values.
+def to_values(function: str, result: Any, arguments: Arguments) -> Any:
+    """Turn what a function of the api returned into a dictionary of plain values.
 
     Parameters
     ----------
@@ -56,10 +56,9 @@ def to_lines(function: str, result: Any, arguments: Arguments) -> Iterator[str]:
     """Turn what a function of the api returned into lines for people; arguments as above."""
     match function:
         case "pretrain" | "resume":
-            from bertmill.show.summary import closing_lines, summarize
-            from bertmill.train.run_folder import RunFolder
+            from bertmill.show.summary import closing_lines
 
-            yield from closing_lines(summarize(RunFolder(result.folder)), result.outcome)
+            yield from closing_lines(result.folder, result.outcome)
         case "inspect":
             from bertmill.show.tables import contents_lines
 
@@ -92,8 +91,8 @@ def to_lines(function: str, result: Any, arguments: Arguments) -> Iterator[str]:
                 yield f"{paradigm.accuracy:8.1%}  {name}"
             ties = f"{result.num_ties:,} ties, half a point each"
             yield f"{result.accuracy:8.1%}  all {result.num_pairs:,} pairs ({ties})"
-            if result.num_pairs_with_unknown:
-                yield f"{result.num_pairs_with_unknown:,} pairs have a word that the vocabulary lacks"
+            if unknown := result.num_pairs_with_unknown:
+                yield f"{unknown:,} pairs have a word that the vocabulary lacks"
         case "evaluate_tasks":
             yield from _task_lines(result)
         case "finetune":

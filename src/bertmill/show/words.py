@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from bertmill.errors import InputError
@@ -38,7 +37,6 @@ def draw_similar_words(text: str, word: str, found: Sequence[SimilarWord], out: 
         `out` cannot be written.
     """
     figure = Figure(figsize=(9, 1.1 + _INCHES_A_BAR * len(found)), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     places = range(len(found))
     is_same = [similar.word.lower() == word.lower() for similar in found]
