@@ -55,8 +55,7 @@ def draw_curves(summary: RunSummary) -> Path:
         _panel(axes, kind, summary)
     whole = summary.folder / ".loss.part.png"
     figure.savefig(whole)
-    whole.replace(summary.folder / "loss.png")
-    return summary.folder / "loss.png"
+    return whole.replace(summary.folder / "loss.png")
 
 
 def _panel(axes: Axes, kind: str, summary: RunSummary) -> None:
