@@ -13,17 +13,7 @@ from functools import wraps
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
-from typing import (
-    IO,
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    Literal,
-    NamedTuple,
-    ParamSpec,
-    TypeVar,
-    get_args,
-)
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar, get_args
 
 from bertmill.errors import InputError
 from bertmill.use.knobs import FinetuneKnobs
@@ -105,10 +95,8 @@ def __getattr__(name: str) -> Any:
 Sources = str | Path | Sequence[str | Path]
 
 
-class Least(NamedTuple):
+class Least(int):
     """The least value of a parameter; stands in its annotation."""
-
-    value: int
 
 
 Count = Annotated[int, Least(1)]
@@ -138,6 +126,12 @@ def _verb(function: Callable[P, R]) -> Callable[P, R]:
 def _listed(sources: Sources) -> list[str]:
     listed = [sources] if isinstance(sources, str | os.PathLike) else sources
     return [str(source) for source in listed]
+
+
+def _progress_on(stream: IO[str] | None) -> "RunProgress":
+    from bertmill.train.progress import RunProgress
+
+    return RunProgress(stream)
 
 
 @_verb
@@ -211,7 +205,6 @@ def pretrain(
     >>> run.outcome.held_out.mlm_loss  # doctest: +SKIP
     8.99
     """
-    from bertmill.train.progress import RunProgress
     from bertmill.train.start import Request, plan_run
 
     stop_at = _deadline(stop_after)
@@ -233,7 +226,7 @@ def pretrain(
         workers=workers,
         stop_at=stop_at,
     )
-    with RunProgress(stream) as progress:
+    with _progress_on(stream) as progress:
         plan = plan_run(request, progress.say)
         with plan.run.locked():
             plan.run.create(plan.recipe, plan.facts)
@@ -275,14 +268,13 @@ def resume(
     BertmillError
         Anything that the caller can fix, in one line.
     """
-    from bertmill.train.progress import RunProgress
     from bertmill.train.run_folder import RunFolder
     from bertmill.train.start import plan_resume
 
     stop_at, folder = _deadline(stop_after), RunFolder(run)
     moved = _listed(corpus), _listed(held_out)
     folder.read()  # a folder that is not a run gets no lock
-    with RunProgress(stream) as progress, folder.locked():
+    with _progress_on(stream) as progress, folder.locked():
         return _train(plan_resume(folder, steps, *moved, workers, stop_at, progress.say), progress)
 
 
@@ -368,21 +360,15 @@ def prepare(
     """
     from bertmill.config import load_recipe
     from bertmill.data import prepare as preparing
-    from bertmill.train.progress import RunProgress
 
     path = None if tokenizer is None else str(Path(tokenizer).absolute())
     knobs = {"kind": tokenizer_kind, "vocab_size": vocab_size, "path": path}
     shorthand = [f"tokenizer.{key}={value}" for key, value in knobs.items() if value is not None]
     chosen = load_recipe(recipe, [*settings, *shorthand])
-    with RunProgress(stream) as progress:
+    read, kept = _listed(corpus), _listed(held_out)
+    with _progress_on(stream) as progress:
         return preparing.prepare(
-            _listed(corpus),
-            out,
-            chosen.text,
-            chosen.tokenizer,
-            _listed(held_out),
-            workers,
-            progress.say,
+            read, out, chosen.text, chosen.tokenizer, kept, workers, progress.say
         )
 
 
@@ -508,11 +494,10 @@ def embed(
     BertmillError
         Anything that the caller can fix, in one line.
     """
-    from bertmill.train.progress import RunProgress
     from bertmill.use.files import embed_file
 
     loaded = load(model, device)
-    with RunProgress(stream) as progress:
+    with _progress_on(stream) as progress:
         return embed_file(loaded, str(source), Path(out), column, pool, normalize, progress.show)
 
 
@@ -649,13 +634,12 @@ def evaluate_held_out(
     from bertmill.evaluation import held_out as evaluation
     from bertmill.model.folder import load_model
     from bertmill.train.device import open_device
-    from bertmill.train.progress import RunProgress
 
     sources = _listed(held_out)
     if not sources:
         raise InputError("`held_out`", "is missing", "give a file or folder with text")
     loaded, where = load_model(model), open_device(device)
-    with RunProgress(stream) as progress:
+    with _progress_on(stream) as progress:
         return evaluation.evaluate_held_out(loaded, sources, settings, where, progress.say)
 
 
@@ -758,10 +742,9 @@ def evaluate_tasks(
     from bertmill.evaluation import tasks as evaluation
     from bertmill.model.folder import load_model
     from bertmill.train.device import open_device
-    from bertmill.train.progress import RunProgress
 
     loaded, where = load_model(model), open_device(device)
-    with RunProgress(stream) as progress:
+    with _progress_on(stream) as progress:
         return evaluation.evaluate_tasks(
             loaded, str(tasks), seeds, not probe_only, where, progress.say
         )
@@ -833,13 +816,12 @@ def finetune(
     BertmillError
         Anything that the caller can fix, in one line.
     """
-    from bertmill.train.progress import RunProgress
     from bertmill.use.examples import Columns
     from bertmill.use.files import finetune_on_files
 
     columns = Columns(text_column, text_b_column, label_column)
     knobs = FinetuneKnobs(epochs, patience, batch_size, lr, max_length, seed)
-    with RunProgress(stream) as progress:
+    with _progress_on(stream) as progress:
         return finetune_on_files(
             model, (str(train), str(dev)), Path(out), task, columns, knobs, device, progress
         )
@@ -956,7 +938,6 @@ def export_onnx(
         Anything that the caller can fix, in one line.
     """
     from bertmill.exports import onnx
-    from bertmill.train.progress import RunProgress
 
     sources = _listed(held_out)
     if int8 and not sources:
@@ -965,5 +946,5 @@ def export_onnx(
         raise InputError(
             f"`settings` {settings[0]}", "changes how `held_out` is read", "give `held_out` too"
         )
-    with RunProgress(stream) as progress:
+    with _progress_on(stream) as progress:
         return onnx.export_onnx(model, out, int8, sources, settings, progress.say)

@@ -186,7 +186,7 @@ def _type_of(annotation: Any) -> tuple[Any, dict[str, Any]]:
     first = parts[0]
     if get_origin(first) is Annotated:
         kind, least = get_args(first)
-        return kind, {"min": least.value, "metavar": "<int>"}
+        return kind, {"min": least, "metavar": "<int>"}
     return first, metavar
 
 
@@ -245,8 +245,9 @@ def _run(verb: str, given: dict[str, Any], to: str | None, as_json: bool) -> Non
     for name, each in parameters.items():
         if each.default is Parameter.empty:
             arguments.setdefault(name, ())
-    stream = {"stream": sys.stderr if as_json else None}
-    result = function(**arguments, **(stream if "stream" in signature(function).parameters else {}))
+    if as_json and "stream" in signature(function).parameters:
+        arguments["stream"] = sys.stderr
+    result = function(**arguments)
     if option == "--to huggingface" and "license" not in given:
         typer.echo(_NO_LICENSE, err=True)
     if as_json:

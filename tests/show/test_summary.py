@@ -25,21 +25,20 @@ def lines_of(run, split):
 
 def test_all_is_what_the_folder_says(small_run):
     run = RunFolder(small_run.folder)
-    found = summarize(run, 2)
+    found = summarize(run)
     assert (found.folder, found.recipe, found.steps) == (run.path, small_run.recipe, 8)
     assert found.facts.corpus and found.facts.store
     assert [record.to_dict() for record in found.train] == lines_of(run, "train")
     assert [record.to_dict() for record in found.held_out] == lines_of(run, "held_out")
     assert found.scores == small_run.outcome.held_out
     assert found.diagnosis == small_run.outcome.diagnosis
-    assert [sample._asdict() for sample in found.samples] == describe(run.path, 2)["pairs"]
     with pytest.raises(FrozenInstanceError):
         found.train = ()
 
 
 def test_the_curves(small_run):
     found = summarize(RunFolder(small_run.folder))
-    assert found.samples == () and found.loss_kinds == ["mlm", "nsp"]
+    assert found.loss_kinds == ["mlm", "nsp"]
     assert [step for step, _ in found.train_curve("mlm")] == [2, 4, 6, 8]
     assert found.train_curve("nsp")[-1] == (8, small_run.outcome.nsp_loss)
     assert found.held_out_curve("mlm")[-1] == (8, small_run.outcome.held_out.mlm_loss)
@@ -64,7 +63,7 @@ def test_the_kept_diagnosis_is_read(copied):
 def test_a_run_whose_store_is_gone_has_no_samples(copied):
     facts = json.loads((copied.path / "run.json").read_text("utf-8"))
     (copied.path / "run.json").write_text(json.dumps(facts | {"store": "gone"}), "utf-8")
-    assert summarize(copied, 3).samples == ()
+    assert "pairs" not in describe(copied.path, 3)
 
 
 def test_what_is_not_a_run_is_refused(tmp_path):
@@ -93,7 +92,7 @@ def test_the_losses_with_their_levels(small_run):
 
 def test_the_closing_lines(small_run):
     outcome = small_run.outcome
-    lines = list(closing_lines(summarize(RunFolder(small_run.folder)), outcome))
+    lines = list(closing_lines(small_run.folder, outcome))
     assert lines[0] == f"MLM loss {outcome.mlm_loss:.3f}, NSP loss {outcome.nsp_loss:.3f}"
     assert lines[1] == f"{outcome.pairs_per_second:.1f} sentence pairs/s on {outcome.device}"
     assert lines[2:4] == list(score_lines(outcome.held_out))

@@ -78,7 +78,7 @@ def write_model_card(
     counts = loaded.model.count_parameters()
     text = [
         "---\n" + "\n".join(header) + "\n---\n",
-        f"# {_title(loaded, summary)}\n",
+        f"# {(summary or loaded).folder.resolve().name}\n",
         f"A BERT encoder made with bertmill: {section.num_hidden_layers} layers, "
         f"{section.hidden_size} wide, {section.num_attention_heads} heads, "
         f"{loaded.tokenizer.size:,} vocabulary entries, {counts['encoder_with_pooler']:,} "
@@ -94,29 +94,20 @@ def write_model_card(
         if picture.is_file():
             (folder / picture.name).write_bytes(picture.read_bytes())
             text.append(f"![Both losses over the steps, beside their yardsticks]({picture.name})\n")
-    text += [
-        "## License\n",
-        f"{license}\n" if license else "Not named by whoever exported this model.\n",
-    ]
+    text += ["## License\n", f"{license or 'Not named by whoever exported this model.'}\n"]
     (folder / "README.md").write_text("\n".join(text), "utf-8")
-
-
-def _title(loaded: LoadedModel, summary: RunSummary | None) -> str:
-    """Name a model after its run, or its folder."""
-    return (loaded.folder if summary is None else summary.folder).resolve().name
 
 
 def _training(summary: RunSummary, num_tokens: int | None) -> list[str]:
     recipe, facts = summary.recipe, summary.facts
+    tokens = f", {num_tokens:,} tokens" if num_tokens else ""
+    begun_with = _public_name(facts.init_from.folder) if facts.init_from else "random weights"
     lines = [
         "## Training\n",
-        f"- Text: {', '.join(map(_public_name, facts.corpus))}"
-        + (f", {num_tokens:,} tokens" if num_tokens else ""),
+        f"- Text: {', '.join(map(_public_name, facts.corpus))}{tokens}",
         f"- Recipe: {recipe.name}, {summary.steps:,} steps of {recipe.train.batch_size:,} "
         f"sequences of up to {recipe.pairs.max_length} tokens",
-        f"- Begun with: {_public_name(facts.init_from.folder)}"
-        if facts.init_from
-        else "- Begun with: random weights",
+        f"- Begun with: {begun_with}",
         f"- Versions: {', '.join(f'{name} {v}' for name, v in facts.versions.items())}\n",
     ]
     if summary.scores is not None:

@@ -22,7 +22,7 @@ def describe(target: str | Path, num_pairs: int = 3, check: bool = False) -> dic
     ----------
     target : str or Path
     num_pairs : int
-        Training sequences of a store or run to show; see `Sample`.
+        Training sequences of a store or run to show; see `masked_samples`.
     check : bool
         Read all of a store, or of a run's store, and compare it with its hashes.
 
@@ -66,26 +66,19 @@ def _describe_recipe(target: str) -> dict[str, Any]:
     recipe = load_recipe(target)
     # The number of distinct words is only known once the text is read.
     is_known = recipe.tokenizer.kind == "wordpiece"
-    return {
-        "kind": "recipe",
-        "parameters": count_parameters(recipe.model, recipe.tokenizer.vocab_size)
-        if is_known
-        else None,
-        "recipe": recipe.model_dump(),
-    }
+    counts = count_parameters(recipe.model, recipe.tokenizer.vocab_size) if is_known else None
+    return {"kind": "recipe", "parameters": counts, "recipe": recipe.model_dump()}
 
 
 def _describe_store(path: Path, num_pairs: int, check: bool) -> dict[str, Any]:
-    store = _open_store(path, check)
+    store, counts = _open_store(path, check)
     split = store.manifest["text"]["sentences"] == "spaced-period"
     pairs = PairsSection(kind="sentences" if split else "segments")
     return {
         "kind": "store",
-        **_counts(store),
+        **counts,
         "text": store.manifest["text"],
-        "pairs": [
-            s._asdict() for s in masked_samples(store, pairs, MaskingSection(), 1, num_pairs)
-        ],
+        "pairs": masked_samples(store, pairs, MaskingSection(), 1, num_pairs),
     }
 
 
@@ -96,18 +89,26 @@ def _describe_run(run: RunFolder, num_pairs: int, check: bool) -> dict[str, Any]
     if run.model.exists():
         found["model"] = _describe_model(run.model)
     if is_store(facts.store):
-        store = _open_store(facts.store, check)
-        found |= _counts(store)
-        samples = masked_samples(store, recipe.pairs, recipe.masking, recipe.train.seed, num_pairs)
-        found["pairs"] = [sample._asdict() for sample in samples]
+        store, counts = _open_store(facts.store, check)
+        pairs, masking, seed = recipe.pairs, recipe.masking, recipe.train.seed
+        found |= {**counts, "pairs": masked_samples(store, pairs, masking, seed, num_pairs)}
     return {**found, "recipe": recipe.model_dump()}
 
 
-def _open_store(path: str | Path, check: bool) -> Store:
+def _open_store(path: str | Path, check: bool) -> tuple[Store, dict[str, Any]]:
+    """Open a store, and count what is in it."""
     store = Store(path)
     if check:
         store.check()
-    return store
+    counted = ("num_documents", "num_sentences", "num_tokens")
+    splits = {"train": store.train, "held_out": store.held_out}
+    return store, {
+        "vocab_size": store.manifest["vocab_size"],
+        "tokenizer_identity": store.manifest["tokenizer_identity"],
+        "splits": {
+            name: {what: getattr(split, what) for what in counted} for name, split in splits.items()
+        },
+    }
 
 
 def _describe_model(path: Path) -> dict[str, Any]:
@@ -121,20 +122,4 @@ def _describe_model(path: Path) -> dict[str, Any]:
         "special_tokens": list(loaded.tokenizer.special_tokens),
         "new_weights": list(loaded.new_weights),
         "model": loaded.model.section.model_dump(),
-    }
-
-
-def _counts(store: Store) -> dict[str, Any]:
-    splits = {"train": store.train, "held_out": store.held_out}
-    return {
-        "vocab_size": store.manifest["vocab_size"],
-        "tokenizer_identity": store.manifest["tokenizer_identity"],
-        "splits": {
-            name: {
-                "num_documents": split.num_documents,
-                "num_sentences": split.num_sentences,
-                "num_tokens": split.num_tokens,
-            }
-            for name, split in splits.items()
-        },
     }

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from bertmill.show.summary import RunSummary, summarize
@@ -51,14 +50,12 @@ class CurvesFile:
 def draw_curves(summary: RunSummary) -> Path:
     """Draw ``loss.png`` into the run's folder and return its path."""
     figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     kinds = summary.loss_kinds
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
         _panel(axes, kind, summary)
     whole = summary.folder / ".loss.part.png"
     figure.savefig(whole)
-    whole.replace(summary.folder / "loss.png")
-    return summary.folder / "loss.png"
+    return whole.replace(summary.folder / "loss.png")
 
 
 def _panel(axes: Axes, kind: str, summary: RunSummary) -> None:

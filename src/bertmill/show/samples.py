@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -13,20 +13,18 @@ from bertmill.errors import CorpusError
 from bertmill.text.tokenizer import Tokenizer
 
 
-class Sample(NamedTuple):
-    """One training sequence."""
-
-    is_next: bool | None
-    """Whether its second segment follows the first; None without pairs."""
-    text: str
-    """``[MASK](senate)`` hides "senate", ``dog(senate)`` shows a random token, ``senate(=)`` is
-    shown but predicted."""
-
-
 def masked_samples(
     store: Store, pairs: PairsSection, masking: MaskingSection, seed: int, count: int
-) -> list[Sample]:
-    """Draw the first training sequences of a run; none where the store cannot give such pairs."""
+) -> list[dict[str, Any]]:
+    """Draw the first training sequences of a run; none where the store cannot give such pairs.
+
+    Returns
+    -------
+    list of dict
+        ``is_next``: whether the second segment follows the first; None without pairs. ``text``:
+        ``[MASK](senate)`` hides "senate", ``dog(senate)`` shows a random token, ``senate(=)`` is
+        shown but predicted.
+    """
     if count < 1:
         return []
     tokenizer = store.tokenizer
@@ -39,7 +37,7 @@ def masked_samples(
         batch = batches.batch_of(np.array([i]))
         labels = batch.next_sentence_labels
         is_next = bool(labels[0]) if len(labels) else None
-        samples.append(Sample(is_next, _with_masks_visible(batch, tokenizer)))
+        samples.append({"is_next": is_next, "text": _with_masks_visible(batch, tokenizer)})
     return samples
 
 

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bertmill.config import Recipe
-from bertmill.data.store import Store, is_store
 from bertmill.evaluation.frozen_pairs import FrozenScores
-from bertmill.show.samples import Sample, masked_samples
 from bertmill.train.metrics import HeldOutRecord, TrainRecord
 from bertmill.train.run_folder import Facts, RunFolder
 from bertmill.train.session import Outcome
@@ -32,14 +30,12 @@ class RunSummary:
     """The held-out curve: one record per validation, yardsticks included."""
     diagnosis: tuple[str, ...]
     """What the finished run was found not to have learned."""
-    samples: tuple[Sample, ...]
-    """Training sequences with their masks visible; none where the run's store is gone."""
 
     @property
     def steps(self) -> int:
         """Updates that were recorded."""
-        last: list[TrainRecord | HeldOutRecord] = [*self.train[-1:], *self.held_out[-1:]]
-        return max((record.step for record in last), default=0)
+        steps = [*(each.step for each in self.train), *(each.step for each in self.held_out)]
+        return max(steps, default=0)
 
     @property
     def scores(self) -> HeldOutScores | None:
@@ -61,14 +57,8 @@ class RunSummary:
         return [(record.step, getattr(record.scores, f"{kind}_loss")) for record in self.held_out]
 
 
-def summarize(run: RunFolder, num_samples: int = 0) -> RunSummary:
+def summarize(run: RunFolder) -> RunSummary:
     """Read a run's folder.
-
-    Parameters
-    ----------
-    run : RunFolder
-    num_samples : int
-        Training sequences to draw from the run's store.
 
     Raises
     ------
@@ -76,14 +66,8 @@ def summarize(run: RunFolder, num_samples: int = 0) -> RunSummary:
         Not a run, or a damaged one.
     """
     recipe, facts = run.read()
-    samples: list[Sample] = []
-    if num_samples and is_store(facts.store):
-        store, seed = Store(facts.store), recipe.train.seed
-        samples = masked_samples(store, recipe.pairs, recipe.masking, seed, num_samples)
     train, held_out = run.metrics()
-    return RunSummary(
-        run.path, recipe, facts, tuple(train), tuple(held_out), run.diagnosis(), tuple(samples)
-    )
+    return RunSummary(run.path, recipe, facts, tuple(train), tuple(held_out), run.diagnosis())
 
 
 def score_lines(scores: HeldOutScores) -> Iterator[str]:
@@ -109,18 +93,17 @@ def _lines_at_mask(scores: FrozenScores) -> Iterator[str]:
         yield f"held-out: MLM loss {scores.mlm_loss_at_mask:.3f} at the mask token{without}"
 
 
-def closing_lines(summary: RunSummary, outcome: Outcome) -> Iterator[str]:
+def closing_lines(folder: Path, outcome: Outcome) -> Iterator[str]:
     """Say how a session of a run ended."""
-    if summary.train:
-        last = [(kind, getattr(summary.train[-1], f"{kind}_loss")) for kind in LOSS_NAMES]
-        losses = [f"{kind.upper()} loss {loss:.3f}" for kind, loss in last if loss is not None]
-        if losses:
-            yield ", ".join(losses)
+    last = {"MLM": outcome.mlm_loss, "NSP": outcome.nsp_loss}
+    losses = [f"{kind} loss {loss:.3f}" for kind, loss in last.items() if loss is not None]
+    if losses:
+        yield ", ".join(losses)
     if outcome.pairs_per_second is not None:
         yield f"{outcome.pairs_per_second:.1f} sentence pairs/s on {outcome.device}"
-    if summary.scores is not None:
-        yield from score_lines(summary.scores)
+    if outcome.held_out is not None:
+        yield from score_lines(outcome.held_out)
     state = "finished" if outcome.finished else "saved, not finished"
-    yield f"{state} at step {outcome.steps:,}: {summary.folder}"
+    yield f"{state} at step {outcome.steps:,}: {folder}"
     if not outcome.finished:
-        yield f"go on with: bertmill pretrain --resume {summary.folder}"
+        yield f"go on with: bertmill pretrain --resume {folder}"

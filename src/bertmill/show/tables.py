@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import shutil
-import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from bertmill.show.summary import RunSummary, summarize
 from bertmill.train.run_folder import RunFolder
@@ -22,6 +16,9 @@ _WIDEST = 100
 _MOST_ROWS = 12
 _KEYS = 18
 """Width of the column of names."""
+_ORDERS = {True: "second follows", False: "second is random", None: ""}
+
+Row = tuple[str, str]
 
 
 def contents_lines(found: Mapping[str, Any], target: str) -> Iterator[str]:
@@ -33,159 +30,123 @@ def contents_lines(found: Mapping[str, Any], target: str) -> Iterator[str]:
     target : str
         What was described; the curves of a run are read from it.
     """
-    width = min(shutil.get_terminal_size().columns, _WIDEST)
-    stream = io.StringIO()
-    console = Console(file=stream, width=width, force_terminal=sys.stdout.isatty(), highlight=False)
-    page = _Page(console)
     kind = found["kind"]
-    page.title(f"{kind} {target}")
+    yield f"{kind} {target}"
     if kind == "run":
-        _show_run(page, summarize(RunFolder(target)))
+        yield from _run(summarize(RunFolder(target)))
     if "splits" in found:
-        _show_splits(page, found)
+        columns = ("documents", "sentences", "tokens")
+        counts = [
+            [split, *(f"{values[f'num_{column}']:,}" for column in columns)]
+            for split, values in found["splits"].items()
+        ]
+        yield from _table("Data", ["", *columns], counts)
+        yield from _section("", [_tokenizer(found)])
     if "text" in found:
-        page.section("Text", [("read as", _knobs(found["text"]))])
+        yield from _section("Text", [("read as", _knobs(found["text"]))])
     if kind == "recipe":
-        page.section("Model", _sizes(found))
+        yield from _section("Model", [_size(found)])
     elif model := (found if kind == "model" else found.get("model")):
-        page.section("Model", [*_sizes(model), *_details(model, kind == "model")])
+        yield from _section("Model", [_size(model), *_details(model, kind == "model")])
     if found.get("pairs"):
-        _show_samples(page, found["pairs"])
+        heading = "Training sequences: [MASK](hidden), shown(replaced), kept(=)"
+        samples = [(_ORDERS[sample["is_next"]], sample["text"]) for sample in found["pairs"]]
+        yield from _section(heading, samples)
     if "recipe" in found:
         (_, name), *sections = found["recipe"].items()
-        page.section(f"Recipe {name}", [(key, _knobs(knobs)) for key, knobs in sections])
-    return (line.rstrip() for line in stream.getvalue().splitlines())
+        yield from _section(f"Recipe {name}", [(key, _knobs(knobs)) for key, knobs in sections])
 
 
-class _Page:
-    """Titles, tables and wrapped text, one below the other."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-
-    def title(self, text: str) -> None:
-        self._console.print(Text(text, "bold"), soft_wrap=True)
-
-    def heading(self, text: str) -> None:
-        self._console.print()
-        self.title(text)
-
-    def section(self, heading: str, rows: Iterable[tuple[str, str]]) -> None:
-        """Print names, each with a text that is wrapped beside it."""
-        if heading:
-            self.heading(heading)
-        room = self._console.width - _KEYS - 2
-        for name, text in rows:
-            lines = textwrap.wrap(text, room, break_on_hyphens=False, break_long_words=False) or [
-                ""
-            ]
-            for key, line in zip([name] + [""] * len(lines), lines, strict=False):
-                self._console.print(Text(f"  {key:<{_KEYS}}{line}"), soft_wrap=True)
-
-    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """Print rows below their columns; a column without a name is aligned to the left."""
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="")
-        table.add_column()
-        for name in columns:
-            table.add_column(name, justify="right" if name else "left", overflow="fold")
-        for row in rows:
-            table.add_row("", *map(Text, row))
-        self._console.print(table)
+def _section(heading: str, rows: Iterable[Row]) -> Iterator[str]:
+    """Show names, each with a text that is wrapped beside it."""
+    if heading:
+        yield from ("", heading)
+    wrapper = textwrap.TextWrapper(
+        min(shutil.get_terminal_size().columns, _WIDEST),
+        subsequent_indent=" " * (2 + _KEYS),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    for name, text in rows:
+        wrapper.initial_indent = f"  {name:<{_KEYS}}"
+        yield from wrapper.wrap(text)
 
 
-def _show_run(page: _Page, summary: RunSummary) -> None:
+def _table(heading: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Show rows below their columns; a column without a name is aligned to the left."""
+    yield from ("", heading)
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    forms = [f"{'>' if name else '<'}{width}" for name, width in zip(columns, widths, strict=True)]
+    for row in (columns, *rows):
+        cells = [f"  {cell:{form}}" for cell, form in zip(row, forms, strict=True)]
+        yield "".join(cells).rstrip()
+
+
+def _run(summary: RunSummary) -> Iterator[str]:
     recipe, facts = summary.recipe, summary.facts
+    batch_size, max_length = recipe.train.batch_size, recipe.pairs.max_length
     budget = recipe.train.budget_seconds or facts.budget_seconds
     length = f"in a budget of {_duration(budget)}" if budget else f"of {recipe.train.steps:,}"
     seconds = summary.train[-1].seconds if summary.train else None
     took = "" if seconds is None else f", {_duration(seconds)} of training"
-    page.section(
-        "",
-        [
-            ("steps", f"{summary.steps:,} {length}{took}"),
-            (
-                "batch",
-                f"{recipe.train.batch_size:,} sequences of up to "
-                f"{recipe.pairs.max_length:,} tokens",
-            ),
-            ("corpus", ", ".join(facts.corpus)),
-            (
-                "held out",
-                ", ".join(facts.held_out) or f"{recipe.text.held_out_fraction:.0%} of the corpus",
-            ),
-            ("first weights", facts.init_from.folder if facts.init_from else "random"),
-            ("store", facts.store),
-            ("made with", ", ".join(f"{name} {each}" for name, each in facts.versions.items())),
-        ],
-    )
-    if summary.loss_kinds:
-        page.heading("Losses, nats")
-        page.table(*_curve_table(summary))
-    if summary.scores is not None:
-        page.heading(f"Held-out text, step {summary.held_out[-1].step:,}")
-        page.table(*_score_table(summary.scores))
-    if summary.diagnosis:
-        page.section("Diagnosis", [("", line) for line in summary.diagnosis])
-
-
-def _curve_table(summary: RunSummary) -> tuple[list[str], list[list[str]]]:
-    """Lay out some rows of the curves: those of validations, where there are any."""
-    train = {record.step: record for record in summary.train}
-    curves = {
-        f"{split} {kind}": dict(curve)
-        for kind in summary.loss_kinds
-        for split, curve in (
-            ("train", summary.train_curve(kind)),
-            ("held-out", summary.held_out_curve(kind)),
-        )
+    share = f"{recipe.text.held_out_fraction:.0%} of the corpus"
+    rows = {
+        "steps": f"{summary.steps:,} {length}{took}",
+        "batch": f"{batch_size:,} sequences of up to {max_length:,} tokens",
+        "corpus": ", ".join(facts.corpus),
+        "held out": ", ".join(facts.held_out) or share,
+        "first weights": facts.init_from.folder if facts.init_from else "random",
+        "store": facts.store,
+        "made with": ", ".join(f"{name} {each}" for name, each in facts.versions.items()),
     }
-    steps = [record.step for record in summary.held_out] or list(train)
+    yield from _section("", rows.items())
+    if summary.loss_kinds:
+        yield from _curves(summary)
+    if summary.scores is not None:
+        yield from _scores(summary.scores, summary.held_out[-1].step)
+    if summary.diagnosis:
+        yield from _section("Diagnosis", [("", line) for line in summary.diagnosis])
+
+
+def _curves(summary: RunSummary) -> Iterator[str]:
+    """Show some rows of the curves: those of validations, where there are any."""
+    train = {record.step: record for record in summary.train}
+    held_out = {record.step: record.scores for record in summary.held_out}
+    steps = list(held_out or train)
     every = -(-len(steps) // _MOST_ROWS)
-    shown = [step for i, step in enumerate(reversed(steps)) if i % every == 0][::-1]
-    rows = [
-        [
-            f"{step:,}",
-            *(_number(curve.get(step), ".3f") for curve in curves.values()),
-            _number(train[step].pairs_per_second if step in train else None, ",.0f"),
-        ]
-        for step in shown
-    ]
-    return ["step", *curves, "pairs/s"], rows
+    columns, rows = ["step"], []
+    for kind in summary.loss_kinds:
+        columns += [f"train {kind}", "held-out"]
+    for step in steps[::-every][::-1]:
+        row = [f"{step:,}"]
+        for kind in summary.loss_kinds:
+            for record in (train.get(step), held_out.get(step)):
+                row.append(_number(getattr(record, f"{kind}_loss", None), ".3f"))
+        rows.append([*row, _number(getattr(train.get(step), "pairs_per_second", None), ",.0f")])
+    yield from _table("Losses, nats", [*columns, "pairs/s"], rows)
 
 
-def _score_table(scores: HeldOutScores) -> tuple[list[str], list[list[str]]]:
-    """Lay out the losses, each followed by the levels that it is compared with."""
+def _scores(scores: HeldOutScores, step: int) -> Iterator[str]:
+    """Show the losses, each followed by the levels that it is compared with."""
     rows = []
     for each in scores.losses:
         count = f"{each.num_answers:,} {each.unit}"
         rows.append([LOSS_NAMES[each.kind], f"{each.loss:.3f}", f"{each.accuracy:.1%}", count])
         for name, nats, accuracy in each.levels:
-            rows.append(
-                [f"  {name}", f"{nats:.3f}", "" if accuracy is None else f"{accuracy:.1%}", ""]
-            )
-    return ["", "loss", "right", "of"], rows
+            rows.append([f"  {name}", f"{nats:.3f}", _number(accuracy, ".1%", ""), ""])
+    yield from _table(f"Held-out text, step {step:,}", ["", "loss", "right", "of"], rows)
 
 
-def _show_splits(page: _Page, found: Mapping[str, Any]) -> None:
-    page.heading("Data")
-    counts = [
-        [split, *(f"{values[f'num_{what}']:,}" for what in ("documents", "sentences", "tokens"))]
-        for split, values in found["splits"].items()
-    ]
-    page.table(["", "documents", "sentences", "tokens"], counts)
-    page.section("", [_tokenizer(found)])
-
-
-def _sizes(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _size(found: Mapping[str, Any]) -> Row:
     """Say how large the network is; not known for a vocabulary of words without its text."""
     counts = found["parameters"]
     if counts is None:
-        return [("parameters", "not known before the words of the text are")]
+        return "parameters", "not known before the words of the text are"
     heads = f"{counts['total']:,} with the pretraining heads"
-    return [("parameters", f"{counts['encoder_with_pooler']:,} in the encoder, {heads}")]
+    return "parameters", f"{counts['encoder_with_pooler']:,} in the encoder, {heads}"
 
 
-def _details(found: Mapping[str, Any], is_alone: bool) -> Iterator[tuple[str, str]]:
+def _details(found: Mapping[str, Any], is_alone: bool) -> Iterator[Row]:
     """Say what else a model folder holds; of a run's model, what its recipe does not say."""
     yield "folder", found["folder"]
     yield "special tokens", " ".join(found["special_tokens"])
@@ -196,32 +157,22 @@ def _details(found: Mapping[str, Any], is_alone: bool) -> Iterator[tuple[str, st
         yield "network", _knobs(found["model"])
 
 
-def _tokenizer(found: Mapping[str, Any]) -> tuple[str, str]:
+def _tokenizer(found: Mapping[str, Any]) -> Row:
     identity = found["tokenizer_identity"][:12]
     return "tokenizer", f"{found['vocab_size']:,} entries, identity {identity}..."
 
 
-def _show_samples(page: _Page, samples: Iterable[Mapping[str, Any]]) -> None:
-    names = {True: "second follows", False: "second is random", None: ""}
-    page.section(
-        "Training sequences: [MASK](hidden), shown(replaced), kept(=)",
-        [(names[sample["is_next"]], sample["text"]) for sample in samples],
-    )
-
-
 def _knobs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={_knob(value)}" for key, value in values.items())
-
-
-def _knob(value: object) -> str:
-    if isinstance(value, bool) or value is None:
-        return str(value).lower()
-    return str(value) or '""'
+    shown = {
+        key: str(value).lower() if isinstance(value, bool | None) else str(value) or '""'
+        for key, value in values.items()
+    }
+    return ", ".join(f"{key}={value}" for key, value in shown.items())
 
 
 def _duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def _number(value: float | None, form: str, missing: str = "-") -> str:
+    return missing if value is None else format(value, form)

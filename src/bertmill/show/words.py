@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from bertmill.errors import InputError
@@ -38,15 +37,10 @@ def draw_similar_words(text: str, word: str, found: Sequence[SimilarWord], out: 
         `out` cannot be written.
     """
     figure = Figure(figsize=(9, 1.1 + _INCHES_A_BAR * len(found)), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     places = range(len(found))
-    is_same = [similar.word.lower() == word.lower() for similar in found]
-    bars = axes.barh(
-        places,
-        [similar.cosine for similar in found],
-        color=[_SAME if same else _OTHER for same in is_same],
-    )
+    colors = [_SAME if similar.word.lower() == word.lower() else _OTHER for similar in found]
+    bars = axes.barh(places, [similar.cosine for similar in found], color=colors)
     axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
     labels = [f"{_shorten(s.word)}  ({_shorten(s.text)})" for s in found]
     axes.set_yticks(places, labels, fontsize=8, parse_math=False)
