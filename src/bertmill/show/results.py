@@ -182,7 +182,6 @@ _LINES: dict[str, Callable[[Any, Arguments], Iterator[str]]] = {
     "similar_words": _similar_lines,
     "fill_mask": _mask_lines,
     "evaluate_held_out": _score_lines,
-    "evaluate_frozen_pairs": _score_lines,
     "evaluate_minimal_pairs": _minimal_pair_lines,
     "evaluate_tasks": _task_lines,
     "finetune": _finetuned_lines,
