@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from frozen_pairs import evaluate_frozen_pairs
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 from transformers import BertForPreTraining
@@ -58,7 +59,7 @@ def main() -> None:
         )
         checks.append(check_formula(run.folder, step))
         if args.frozen_pairs:
-            judged[step] = asdict(bertmill.evaluate_frozen_pairs(run.folder, args.frozen_pairs))
+            judged[step] = asdict(evaluate_frozen_pairs(run.folder, args.frozen_pairs))
     metrics = [r.to_dict() for records in RunFolder(run.folder).metrics() for r in records]
     first, last = args.steps
     print(table(metrics, [1, 10, 25, first, 100, 200, 300, 400, last]))

@@ -7,7 +7,7 @@
 (1, 8, 128)
 
 Text to encoder: `prepare`, `pretrain`, `resume`. How good it is: `evaluate_held_out`,
-`evaluate_minimal_pairs`, `evaluate_tasks`, `evaluate_frozen_pairs`. What is inside: `inspect`.
+`evaluate_minimal_pairs`, `evaluate_tasks`. What is inside: `inspect`.
 Files to files: `embed`, `finetune`, `predict`, `similar_words`, `export_huggingface`,
 `export_onnx`. A model in use: `load` gives a `Pretrained`, which has ``encode``, ``embed``,
 ``fill_mask``, ``score``, ``similar_words`` and, where it was fine-tuned, ``predict``. What a caller

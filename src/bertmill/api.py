@@ -20,7 +20,6 @@ from bertmill.use.knobs import FinetuneKnobs
 
 if TYPE_CHECKING:
     from bertmill.data.store import Store
-    from bertmill.evaluation.frozen_pairs import FrozenScores
     from bertmill.evaluation.minimal_pairs import MinimalPairScores
     from bertmill.evaluation.tasks import AllTaskScores
     from bertmill.train.loop import Run
@@ -39,7 +38,6 @@ __all__ = [
     "Encoding",
     "Filler",
     "FineTuned",
-    "FrozenScores",
     "HeldOutScores",
     "MinimalPairScores",
     "Predicted",
@@ -50,7 +48,6 @@ __all__ = [
     "Store",
     "embed",
     "encode",
-    "evaluate_frozen_pairs",
     "evaluate_held_out",
     "evaluate_minimal_pairs",
     "evaluate_tasks",
@@ -73,7 +70,6 @@ _MODULES = {
     "Encoding": "use.pretrained",
     "Filler": "use.fill_mask",
     "FineTuned": "use.files",
-    "FrozenScores": "evaluation.frozen_pairs",
     "HeldOutScores": "train.validate",
     "MinimalPairScores": "evaluation.minimal_pairs",
     "Predicted": "use.files",
@@ -641,34 +637,6 @@ def evaluate_held_out(
     loaded, where = load_model(model), open_device(device)
     with _progress_on(stream) as progress:
         return evaluation.evaluate_held_out(loaded, sources, settings, where, progress.say)
-
-
-@_verb
-def evaluate_frozen_pairs(
-    model: str | Path, frozen_pairs: str | Path, *, device: str = "auto"
-) -> "FrozenScores":
-    """Compute both losses of a model on pairs whose masks are drawn already.
-
-    Parameters
-    ----------
-    model : str or Path
-        Run folder, model folder or Hugging Face BERT folder.
-    frozen_pairs : str or Path
-        A .jsonl file of word pairs whose masks are drawn already, for word-level vocabularies.
-    device : str
-        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-
-    Raises
-    ------
-    BertmillError
-        Anything that the caller can fix, in one line.
-    """
-    from bertmill.evaluation import frozen_pairs as evaluation
-    from bertmill.model.folder import load_model
-    from bertmill.train.device import open_device
-
-    loaded, where = load_model(model), open_device(device)
-    return evaluation.evaluate_frozen_pairs(loaded, str(frozen_pairs), where)
 
 
 @_verb

@@ -50,7 +50,6 @@ VERBS: dict[str, dict[str, Function]] = {
     "fill-mask": {"": api.fill_mask},
     "evaluate": {
         "--held-out": api.evaluate_held_out,
-        "--frozen-pairs": api.evaluate_frozen_pairs,
         "--minimal-pairs": api.evaluate_minimal_pairs,
         "--tasks": api.evaluate_tasks,
     },

@@ -346,9 +346,9 @@ def test_wrong_values_are_refused(setting, part, run, held_out_file, refused):
 
 
 def test_one_of_the_options(run, held_out_file, refused):
-    refused(["evaluate", run.folder], "--held-out, --frozen-pairs, --minimal-pairs, --tasks")
-    both = ["--held-out", held_out_file, "--frozen-pairs", "pairs.jsonl"]
-    refused(["evaluate", run.folder, *both], "--held-out, --frozen-pairs, --minimal-pairs, --tasks")
+    refused(["evaluate", run.folder], "--held-out, --minimal-pairs, --tasks")
+    both = ["--held-out", held_out_file, "--minimal-pairs", "pairs.jsonl"]
+    refused(["evaluate", run.folder, *both], "--held-out, --minimal-pairs, --tasks")
     with pytest.raises(InputError, match="`held_out`: is missing"):
         package.evaluate_held_out(run.folder, [])
 

@@ -32,7 +32,6 @@ from bertmill.config import TextSection, TokenizerSection, load_recipe
 from bertmill.data.batch import Batches
 from bertmill.data.store import Store
 from bertmill.errors import BertmillError
-from bertmill.evaluation.frozen_pairs import evaluate_frozen_pairs
 from bertmill.evaluation.minimal_pairs import evaluate_minimal_pairs
 from bertmill.model.folder import load_model
 from bertmill.show.contents import describe
@@ -52,6 +51,9 @@ from bertmill.use.predictions import write_predictions
 from bertmill.use.pretrained import Pretrained, load
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from frozen_pairs import score as score_frozen_pairs
+
 from small import SMALL, make_documents
 
 Read = Callable[[bytes, Path], None]
@@ -718,7 +720,7 @@ def _about_values(data: bytes, folder: Path) -> None:
 
 def _judge(lines: bytes, folder: Path) -> None:
     (folder / "pairs.jsonl").write_bytes(lines)
-    evaluate_frozen_pairs(
+    score_frozen_pairs(
         _word_model(folder / "word-model"), str(folder / "pairs.jsonl"), torch.device("cpu")
     )
 
@@ -871,7 +873,6 @@ _COMMANDS: list[tuple[list[str], list[str]]] = [
     (["encode", "*/model", "@", "@", "--json"], ["model/model.safetensors"]),
     (["fill-mask", "*/model", "[MASK] @"], ["model/config.json", "model/tokenizer.json"]),
     (["fill-mask", "*/model", "@", "--top", "@"], ["model/config.json"]),
-    (["evaluate", "*/word-model", "--frozen-pairs", "*/pairs.jsonl"], ["pairs.jsonl"]),
     (["evaluate", "*/model", "--held-out", "*/corpus.txt"], ["corpus.txt", "model/bertmill.json"]),
     (["prepare", "--corpus", "*/corpus.txt", "--out", "*/out", "--set", "@"], ["corpus.txt"]),
     (["prepare", "--corpus", "*/corpus.txt", "--out", "*/out"], ["corpus.txt"]),
@@ -936,7 +937,6 @@ def _cli(data: bytes, folder: Path) -> None:
     here = folder / "cli"
     shutil.rmtree(here, ignore_errors=True)
     shutil.copytree(folder / "good", here, symlinks=True)
-    (here / "pairs.jsonl").write_text(json.dumps(_PAIR) + "\n", "utf-8")
     facts = _json(folder, "run/run.json") | {"store": str(here / "store")}
     (here / "run" / "run.json").write_text(json.dumps(facts), "utf-8")
     path = here / name

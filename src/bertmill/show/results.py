@@ -82,7 +82,7 @@ def to_lines(function: str, result: Any, arguments: Arguments) -> Iterator[str]:
                 yield f"mask {number}:" if len(result) > 1 else "mask:"
                 for filler in mask:
                     yield f"{filler.probability:8.2%}  {filler.token}"
-        case "evaluate_held_out" | "evaluate_frozen_pairs":
+        case "evaluate_held_out":
             from bertmill.show.summary import score_lines
 
             yield from score_lines(result)

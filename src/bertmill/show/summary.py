@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bertmill.config import Recipe
-from bertmill.evaluation.frozen_pairs import FrozenScores
 from bertmill.train.metrics import HeldOutRecord, TrainRecord
 from bertmill.train.run_folder import Facts, RunFolder
 from bertmill.train.session import Outcome
@@ -82,15 +81,6 @@ def score_lines(scores: HeldOutScores) -> Iterator[str]:
             f"held-out: {each.kind.upper()} loss {each.loss:.3f}{shown}, {each.accuracy:.1%} of "
             f"{each.num_answers:,} {each.unit} right"
         )
-        if each.kind == "mlm" and isinstance(scores, FrozenScores):
-            yield from _lines_at_mask(scores)
-
-
-def _lines_at_mask(scores: FrozenScores) -> Iterator[str]:
-    if scores.mlm_loss_at_mask is not None:
-        known = scores.mlm_loss_at_mask_known
-        without = "" if known is None else f", {known:.3f} without unknown words"
-        yield f"held-out: MLM loss {scores.mlm_loss_at_mask:.3f} at the mask token{without}"
 
 
 def closing_lines(folder: Path, outcome: Outcome) -> Iterator[str]:

@@ -1,9 +1,18 @@
-"""Pairs whose masks are drawn already, as words: the same test for every program and vocabulary."""
+"""Both losses of a model on pairs whose masks another program drew, once and for all.
+
+    python benchmarks/frozen_pairs.py RUN wikitext-2-valid.jsonl.gz
+
+The pairs are words, so the vocabulary of the model must be word-level. `--json` prints one object.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,15 +26,17 @@ from bertmill.config import MaskingSection, first_problem
 from bertmill.data.batch import Batch
 from bertmill.data.layout import lay_out
 from bertmill.data.yardsticks import measure_yardsticks
-from bertmill.errors import InputError
+from bertmill.errors import BertmillError, InputError
 from bertmill.evaluation.held_out import (
     has_next_sentence_head,
     refuse_without_masked_token_head,
     training_statistics,
 )
-from bertmill.model.folder import LoadedModel
+from bertmill.model.folder import LoadedModel, load_model
+from bertmill.show.summary import score_lines
 from bertmill.text.rows import read_rows
 from bertmill.text.tokenizer import Tokenizer
+from bertmill.train.device import open_device
 from bertmill.train.validate import HeldOutScores, score_batches
 
 # The file's names of the special tokens, in the order of `Tokenizer.special_tokens`.
@@ -82,7 +93,39 @@ class _FrozenPair(BaseModel):
         return self.tokens[1 : self.second_starts - 1], self.tokens[self.second_starts : -1]
 
 
-def evaluate_frozen_pairs(loaded: LoadedModel, path: str, device: torch.device) -> FrozenScores:
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", help="Run folder, model folder or Hugging Face BERT folder.")
+    parser.add_argument("pairs", help="A .jsonl file of pairs, compressed or not.")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object.")
+    args = parser.parse_args()
+    try:
+        scores = evaluate_frozen_pairs(args.model, args.pairs)
+    except BertmillError as error:
+        print(f"bertmill: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(json.dumps(asdict(scores)) if args.json else "\n".join(to_lines(scores)))
+
+
+def to_lines(scores: FrozenScores) -> list[str]:
+    """One line per loss, and one for the losses at the mask token."""
+    lines = list(score_lines(scores))
+    if scores.mlm_loss_at_mask is not None:
+        known = scores.mlm_loss_at_mask_known
+        without = "" if known is None else f", {known:.3f} without unknown words"
+        at_mask = f"held-out: MLM loss {scores.mlm_loss_at_mask:.3f} at the mask token{without}"
+        lines.insert(1, at_mask)
+    return lines
+
+
+def evaluate_frozen_pairs(
+    model: str | Path, frozen_pairs: str | Path, *, device: str = "auto"
+) -> FrozenScores:
+    """Open a model, and score it as `score` does."""
+    return score(load_model(model), str(frozen_pairs), open_device(device))
+
+
+def score(loaded: LoadedModel, path: str, device: torch.device) -> FrozenScores:
     """Score a model with a word-level vocabulary on pairs whose masks are fixed.
 
     Parameters
@@ -195,3 +238,7 @@ def _to_ids(words: Iterable[str], tokenizer: Tokenizer) -> Ints:
             i = tokenizer.unk_id  # the name of a special token is an ordinary, unknown word
         found.append(i)
     return np.array(found, np.int64)
+
+
+if __name__ == "__main__":
+    main()

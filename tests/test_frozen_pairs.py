@@ -1,10 +1,12 @@
-"""`evaluate --frozen-pairs`: every figure against transformers, one pair at a time."""
+"""`benchmarks/frozen_pairs.py`: every figure against transformers, one pair at a time."""
 
 import gzip
 import json
 import math
 import random
+import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +22,9 @@ from bertmill.model.folder import load_model, save_model
 from bertmill.model.pretraining import PretrainingModel, initialize
 from bertmill.text.vocabulary import train_tokenizer
 from small import examples
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from frozen_pairs import evaluate_frozen_pairs, main
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -40,6 +45,24 @@ SETTINGS = [
 ]
 SPECIALS = {"<pad>": "[PAD]", "<unk>": "[UNK]", "<cls>": "[CLS]", "<sep>": "[SEP]"}
 SPECIALS["<mask>"] = "[MASK]"
+
+
+@pytest.fixture
+def bertmill(monkeypatch, capsys, tmp_path):
+    """Run the script in this process and folder: status, standard output and error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["frozen_pairs.py", *map(str, args)])
+        capsys.readouterr()
+        status = 0
+        try:
+            main()
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +183,7 @@ def test_every_figure_is_that_of_transformers(run, vocabulary, records, pairs_fi
     losses = [value for name, value in expected.items() if "mlm_loss" in name]
     assert len({round(loss, 3) for loss in losses}) == 3  # no two of them are one by chance
     assert 0 < expected["nsp_accuracy"] < 1 and expected["mlm_accuracy"] > 0
-    scores = package.evaluate_frozen_pairs(run, pairs_file)
+    scores = evaluate_frozen_pairs(run, pairs_file)
     assert as_expected(scores, expected)
     share = sum(record["is_next"] for record in records) / len(records)
     entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
@@ -174,7 +197,7 @@ def test_the_unigram_yardstick(run, vocabulary, records, pairs_file):
         for record in records
         for word in ("[UNK]" if label == "<unk>" else label for label in record["labels"])
     ]
-    scores = package.evaluate_frozen_pairs(run, pairs_file)
+    scores = evaluate_frozen_pairs(run, pairs_file)
     assert scores.unigram_nats == pytest.approx(sum(nats) / len(nats))
     assert scores.no_context_nats < scores.unigram_nats
     assert scores.nsp_overlap_nats > 0 and 0 <= scores.nsp_overlap_accuracy <= 1
@@ -183,16 +206,16 @@ def test_the_unigram_yardstick(run, vocabulary, records, pairs_file):
 def test_the_order_of_lines_does_not_matter(run, records, pairs_file, tmp_path):
     shuffled = random.Random(2).sample(records, len(records))
     assert shuffled != records
-    one = package.evaluate_frozen_pairs(run, pairs_file)
-    two = package.evaluate_frozen_pairs(run, write(tmp_path / "other.jsonl", shuffled))
+    one = evaluate_frozen_pairs(run, pairs_file)
+    two = evaluate_frozen_pairs(run, write(tmp_path / "other.jsonl", shuffled))
     assert asdict(one) == pytest.approx(asdict(two), abs=1e-6)
 
 
 def test_compressed_with_blank_lines(run, records, pairs_file, tmp_path):
     lines = "\n\n".join(json.dumps(record) for record in records)
     (tmp_path / "pairs.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
-    found = package.evaluate_frozen_pairs(run, tmp_path / "pairs.jsonl.gz")
-    assert found == package.evaluate_frozen_pairs(run, str(pairs_file))
+    found = evaluate_frozen_pairs(run, tmp_path / "pairs.jsonl.gz")
+    assert found == evaluate_frozen_pairs(run, str(pairs_file))
 
 
 def test_a_word_that_is_not_known_is_the_unknown_token(run, records, tmp_path):
@@ -206,7 +229,7 @@ def test_a_word_that_is_not_known_is_the_unknown_token(run, records, tmp_path):
         ]
 
     scores = [
-        package.evaluate_frozen_pairs(run, write(tmp_path / f"{i}.jsonl", spell(word)))
+        evaluate_frozen_pairs(run, write(tmp_path / f"{i}.jsonl", spell(word)))
         for i, word in enumerate(["<unk>", "giraffe"])
     ]
     assert scores[0] == scores[1]
@@ -228,7 +251,7 @@ def test_the_yardsticks_are_finite_where_an_unknown_word_is_shown(run, vocabular
     shown = ["zebra" if word == "<mask>" else word for word in GOOD["tokens"]]
     assert GOOD["labels"][0] in vocabulary
     pairs = write(tmp_path / "pairs.jsonl", [GOOD | {"tokens": shown, "kinds": ["random"]}])
-    scores = package.evaluate_frozen_pairs(run, pairs)
+    scores = evaluate_frozen_pairs(run, pairs)
     assert math.isfinite(scores.no_context_nats)
 
 
@@ -237,39 +260,39 @@ def test_a_name_of_the_models_own_special_token_is_a_word_that_is_not_known(run,
     scores = []
     for word in ("[MASK]", "[SEP]", "zebra"):
         record = GOOD | {"tokens": [word if t == "river" else t for t in GOOD["tokens"]]}
-        scores.append(package.evaluate_frozen_pairs(run, write(tmp_path / "p.jsonl", [record])))
+        scores.append(evaluate_frozen_pairs(run, write(tmp_path / "p.jsonl", [record])))
     assert scores[0].mlm_loss == scores[1].mlm_loss == scores[2].mlm_loss
 
 
 def test_figures_without_any_answer_are_none(run, tmp_path):
     tokens = [word.replace("<mask>", "valley") for word in GOOD["tokens"]]
     kept = GOOD | {"tokens": tokens, "kinds": ["keep"]}
-    scores = package.evaluate_frozen_pairs(run, write(tmp_path / "kept.jsonl", [kept]))
+    scores = evaluate_frozen_pairs(run, write(tmp_path / "kept.jsonl", [kept]))
     assert scores.mlm_loss_at_mask is scores.mlm_loss_at_mask_known is None
     assert (scores.num_predictions, scores.num_at_mask) == (1, 0)
     unknown = GOOD | {"labels": ["zebra"]}
-    scores = package.evaluate_frozen_pairs(run, write(tmp_path / "unknown.jsonl", [unknown]))
+    scores = evaluate_frozen_pairs(run, write(tmp_path / "unknown.jsonl", [unknown]))
     assert scores.mlm_loss_at_mask == scores.mlm_loss
     assert scores.mlm_loss_at_mask_known is None and scores.num_at_mask_known == 0
 
 
 def test_what_is_printed(run, pairs_file, bertmill):
-    scores = package.evaluate_frozen_pairs(run, pairs_file)
-    status, out, err = bertmill("evaluate", run, "--frozen-pairs", pairs_file)
+    scores = evaluate_frozen_pairs(run, pairs_file)
+    status, out, err = bertmill(run, pairs_file)
     assert (status, err) == (0, "")
     assert f"MLM loss {scores.mlm_loss:.3f}" in out
     assert f"MLM loss {scores.mlm_loss_at_mask:.3f} at the mask token" in out
     assert f"{scores.mlm_loss_at_mask_known:.3f} without unknown words" in out
     assert f"NSP loss {scores.nsp_loss:.3f}" in out
-    status, out, err = bertmill("evaluate", run, "--frozen-pairs", pairs_file, "--json")
+    status, out, err = bertmill(run, pairs_file, "--json")
     assert (status, err) == (0, "") and json.loads(out) == asdict(scores)
 
 
 def test_model_folder_and_export_give_the_same(run, pairs_file, tmp_path):
     exported = package.export_huggingface(run, tmp_path / "exported")
-    scores = package.evaluate_frozen_pairs(run, pairs_file)
-    assert package.evaluate_frozen_pairs(run / "model", pairs_file) == scores
-    assert package.evaluate_frozen_pairs(exported, pairs_file) == scores
+    scores = evaluate_frozen_pairs(run, pairs_file)
+    assert evaluate_frozen_pairs(run / "model", pairs_file) == scores
+    assert evaluate_frozen_pairs(exported, pairs_file) == scores
 
 
 @pytest.mark.parametrize("kind", [BertForPreTraining, BertForMaskedLM])
@@ -290,15 +313,15 @@ def test_folders_of_transformers(kind, run, vocabulary, records, pairs_file, tmp
     if kind is BertForMaskedLM:
         expected |= {"nsp_loss": None, "nsp_accuracy": None}
     expected |= {"unigram_nats": None, "no_context_nats": None, "nsp_overlap_nats": None}
-    assert as_expected(package.evaluate_frozen_pairs(tmp_path / "theirs", pairs_file), expected)
+    assert as_expected(evaluate_frozen_pairs(tmp_path / "theirs", pairs_file), expected)
 
 
 # --- what is refused -----------------------------------------------------------------------------
 
 
 def test_pieces_of_words_are_refused(small_run, pairs_file, refused):
-    args = ["evaluate", small_run.folder, "--frozen-pairs", pairs_file]
-    refused(args, small_run.folder, "pieces", "tokenizer.kind is word", "--held-out")
+    args = [small_run.folder, pairs_file]
+    refused(args, small_run.folder, "pieces", "tokenizer.kind is word", "`held_out`")
 
 
 def test_a_folder_without_the_masked_token_head_is_refused(run, pairs_file, refused, tmp_path):
@@ -308,18 +331,13 @@ def test_a_folder_without_the_masked_token_head_is_refused(run, pairs_file, refu
         "theirs"
     )
     tokenizer.save(tmp_path / "theirs")
-    refused(["evaluate", "theirs", "--frozen-pairs", pairs_file], "no masked-token head")
-
-
-def test_settings_are_refused(run, pairs_file, refused):
-    args = ["evaluate", run, "--frozen-pairs", pairs_file, "--set", "masking.mask_fraction=0.5"]
-    refused(args, "--set: cannot be combined with --frozen-pairs; give it with --held-out")
+    refused(["theirs", pairs_file], "no masked-token head")
 
 
 @pytest.mark.parametrize("content", ["", "\n", " \n\n\n"])
 def test_an_empty_file_is_refused(content, run, refused, tmp_path):
     (tmp_path / "empty.jsonl").write_text(content, "utf-8")
-    refused(["evaluate", run, "--frozen-pairs", "empty.jsonl"], "empty.jsonl: has no pairs", "; ")
+    refused([run, "empty.jsonl"], "empty.jsonl: has no pairs", "; ")
 
 
 @pytest.mark.parametrize(
@@ -334,21 +352,17 @@ def test_an_empty_file_is_refused(content, run, refused, tmp_path):
 def test_files_that_are_none(name, content, part, run, refused, tmp_path):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    refused(["evaluate", run, "--frozen-pairs", name], name, part, "; ")
-
-
-def test_an_empty_name_is_refused_by_the_option_it_was_given_to(run, refused):
-    refused(["evaluate", run, "--frozen-pairs", ""], "--frozen-pairs")
+    refused([run, name], name, part, "; ")
 
 
 def test_longer_than_the_models_positions(run, refused, tmp_path):
     fits = GOOD | {"tokens": [*GOOD["tokens"][:-1], *["river"] * (POSITIONS - 7), "<sep>"]}
     assert len(fits["tokens"]) == POSITIONS
-    package.evaluate_frozen_pairs(run, write(tmp_path / "fits.jsonl", [fits]))
+    evaluate_frozen_pairs(run, write(tmp_path / "fits.jsonl", [fits]))
     long = GOOD | {"tokens": [*fits["tokens"][:-1], "river", "<sep>"]}
     write(tmp_path / "long.jsonl", [fits, long])
     refused(
-        ["evaluate", run, "--frozen-pairs", "long.jsonl"],
+        [run, "long.jsonl"],
         f"long.jsonl, line 2: has {POSITIONS + 1} tokens, but the model takes {POSITIONS}",
     )
 
@@ -425,7 +439,7 @@ LINES = {
 def test_a_malformed_line_is_refused_by_its_number(line, run, refused, tmp_path):
     good = json.dumps(GOOD)
     (tmp_path / "pairs.jsonl").write_text(f"{good}\n\n{line}\n{good}\n", "utf-8")
-    refused(["evaluate", run, "--frozen-pairs", "pairs.jsonl"], "pairs.jsonl, line 3: ", "; ")
+    refused([run, "pairs.jsonl"], "pairs.jsonl, line 3: ", "; ")
 
 
 words = st.sampled_from(["<cls>", "<sep>", "<mask>", "<unk>", "[SEP]", "river", "zebra", "keep"])
@@ -451,7 +465,7 @@ def test_any_change_is_scored_or_refused_by_its_line(run, tmp_path_factory, plac
     write(path, [GOOD | {key: value}])
     refused = ""
     try:
-        scores = package.evaluate_frozen_pairs(run, path)
+        scores = evaluate_frozen_pairs(run, path)
     except (InputError, CorpusError) as error:
         refused = str(error)
     if refused:
@@ -479,7 +493,7 @@ def test_the_real_file_is_read_whole(shared_data, tmp_path):
     model = PretrainingModel(section, tokenizer.size)
     initialize(model, section, torch.Generator().manual_seed(1))
     save_model(tmp_path, model, tokenizer, None)
-    scores = package.evaluate_frozen_pairs(tmp_path, path)
+    scores = evaluate_frozen_pairs(tmp_path, path)
     assert (scores.num_predictions, scores.num_pairs) == (31_803, 4_609)
     assert scores.num_at_mask < scores.num_predictions
     assert scores.mlm_loss == pytest.approx(math.log(tokenizer.size), abs=0.1)
