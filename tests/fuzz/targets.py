@@ -505,7 +505,7 @@ def _use_model(folder: Path) -> None:
 def _use_tuned(model: Path, folder: Path) -> None:
     """Open a fine-tuned folder and write its answers, and all that it might answer, to files."""
     loaded = load(model)
-    task = loaded.require_task()
+    task = loaded.require_task_model().task
     texts = "words.jsonl" if task.kind == "words" else "examples.jsonl"
     for ending in ("jsonl", "csv", "parquet"):
         out = folder / f"answers.{ending}"

@@ -79,8 +79,8 @@ def evaluate_minimal_pairs(
         loaded.model.to(device), loaded.tokenizer, [*good, *bad], mask_rest_of_word, device
     )
     better, worse = np.split(scores, 2)
-    points = np.where(better == worse, 0.5, better > worse)
     ties = better == worse
+    points = np.where(ties, 0.5, better > worse)
     # Numbers, not names: a NumPy array of texts drops trailing NULs and is as wide as the longest.
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     owners = np.array([numbers[name] for name in names])

@@ -30,7 +30,6 @@ from bertmill.evaluation.held_out import open_held_out, score_held_out
 from bertmill.model.architecture import architecture_of
 from bertmill.model.folder import LoadedModel, load_model, save_description
 from bertmill.model.packed import Encoder, PackedTokens, Selection
-from bertmill.model.pretraining import PretrainingModel
 from bertmill.storage import folder_that_appears_whole, refuse_if_there, write_json
 from bertmill.train.validate import HeldOut, HeldOutScores
 from bertmill.use.pooling import longest_text
@@ -115,18 +114,11 @@ def score_files(loaded: LoadedModel, folder: Path, held_out: HeldOut) -> dict[st
         The scores of ``torch``, and of each file by its name.
     """
     models = {"torch": loaded.model}
-    models |= {
-        path.name: _with_onnx_encoder(loaded.model, path) for path in sorted(folder.glob("*.onnx"))
-    }
+    for path in sorted(folder.glob("*.onnx")):
+        twin = models[path.name] = copy.deepcopy(loaded.model)
+        twin.add_module("encoder", OnnxEncoder(path, twin.encoder.word_embeddings))
     cpu = torch.device("cpu")
     return {name: score_held_out(loaded, held_out, each, cpu) for name, each in models.items()}
-
-
-def _with_onnx_encoder(model: PretrainingModel, path: Path) -> PretrainingModel:
-    """Copy a model, with an ONNX file as its encoder."""
-    twin = copy.deepcopy(model)
-    twin.add_module("encoder", OnnxEncoder(path, twin.encoder.word_embeddings))
-    return twin
 
 
 class OnnxEncoder(Encoder):

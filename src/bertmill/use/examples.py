@@ -134,10 +134,10 @@ def task_of(examples: Examples, source: str) -> Task:
             f"has only one class, {min(names, default='')!r}",
             "give examples of two or more classes",
         )
-    by_text = sorted(names)
+    ordered = sorted(names)
     if all(_is_whole(name) for name in names):
-        return Task(examples.kind, tuple(sorted(by_text, key=int)))
-    return Task(examples.kind, tuple(by_text))
+        ordered.sort(key=int)
+    return Task(examples.kind, tuple(ordered))
 
 
 def targets_of(examples: Examples, task: Task, source: str) -> list[float]:

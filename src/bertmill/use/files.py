@@ -206,7 +206,7 @@ def predict_file(model: Pretrained, source: str, out: Path, columns: Columns) ->
         Anything that the caller can fix.
     """
     refuse_predictions_file(out)
-    task = model.require_task()
+    task = model.require_task_model().task
     first, second = read_texts(source, columns, task.kind, model.is_pair)
     predictions, num_cut = model.predict_counted(first, second)
     write_predictions(out, predictions)

@@ -12,7 +12,7 @@ import torch
 
 from bertmill.errors import InputError, ModelError
 from bertmill.model.folder import LoadedModel, load_model
-from bertmill.model.task import Task, TaskModel
+from bertmill.model.task import TaskModel
 from bertmill.train.device import open_device
 from bertmill.use.encode import Encoding as Encoding
 from bertmill.use.encode import embed_texts, encode_segments
@@ -278,20 +278,17 @@ class Pretrained:
         second: Sequence[str] | None,
     ) -> tuple[Predictions, int]:
         """Predict as `predict`, and count the texts that lost their end."""
-        model, longest = self._require_task_model(), longest_text(self._loaded)
+        model, longest = self.require_task_model(), longest_text(self._loaded)
         return predict_texts(model, self.tokenizer, texts, second, longest, self._device)
 
-    def require_task(self) -> Task:
-        """Return what the model was fine-tuned for.
+    def require_task_model(self) -> TaskModel:
+        """Return the fine-tuned model.
 
         Raises
         ------
         ModelError
             It was not fine-tuned.
         """
-        return self._require_task_model().task
-
-    def _require_task_model(self) -> TaskModel:
         if self._task_model is None:
             raise ModelError(
                 self._loaded.folder,

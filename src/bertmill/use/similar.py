@@ -37,8 +37,7 @@ def rank_words(
     tokens = find_word(tokenizer, text, word)
     if tokens is None:
         raise InputError("`word`", f"{word!r} is not in the text {text!r}")
-    first_row = 1  # after [CLS]
-    vector = encoding.vectors[0, [first_row + token for token in tokens]].mean(0)
+    vector = encoding.vectors[0, [1 + token for token in tokens]].mean(0)  # row 0 is [CLS]
     found = []
     for other in [among] if isinstance(among, str) else among:
         encoding = encode(other)
