@@ -133,7 +133,7 @@ def test_it_is_trained_and_its_recipe_read_back(run):
 def test_its_run_goes_on_with_the_same_bits(run, corpus_file, tmp_path):
     out = tmp_path / "run"
     bertmill.pretrain(str(corpus_file), "tiny", out=out, steps=4, settings=SETTINGS)
-    bertmill.pretrain(resume=out, steps=6)
+    bertmill.resume(out, steps=6)
     one, two = (load_model(folder).model.state_dict() for folder in (run.folder, out))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 

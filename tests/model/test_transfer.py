@@ -183,7 +183,7 @@ def test_networks_that_are_no_bert_go_on_too(corpus_file, other_text, tmp_path):
 def test_the_first_loss_is_that_of_the_source(source, corpus_file, tmp_path):
     still = ["model.hidden_dropout_prob=0.0", "model.attention_probs_dropout_prob=0.0"]
     run, _ = go_on(corpus_file, tmp_path / "run", source, *still)
-    store = Store(RunFolder(run.folder).read()[1]["store"])
+    store = Store(RunFolder(run.folder).read()[1].store)
     recipe = run.recipe
     batches = Batches(
         store.train, store.tokenizer, recipe.pairs, recipe.masking, 8, recipe.train.seed, "text"
@@ -446,7 +446,7 @@ def test_models_that_are_none(source, other_text, refused, tmp_path):
     refused([*command, "gone"], "gone: does not exist")
     (tmp_path / "empty").mkdir()
     refused([*command, "empty"], "empty: ", "no config.json")
-    store = RunFolder(source).read()[1]["store"]
+    store = RunFolder(source).read()[1].store
     refused([*command, store], store, "no config.json")
     other = shutil.copytree(source / "model", tmp_path / "other")
     config = json.loads((other / "config.json").read_text("utf-8"))
