@@ -219,14 +219,16 @@ def pretrain(
         raise InputError("`budget`", "cannot be combined with `steps`", "give one of the two")
     if not _listed(corpus):
         raise InputError("`corpus`", "is missing", "give a file or folder, or sample:sotu")
+    knobs = {
+        "steps": steps,
+        "budget_seconds": None if budget is None else parse_duration(budget, "`budget`"),
+        "seed": seed,
+    }
     request = Request(
         corpus=_listed(corpus),
         held_out=_listed(held_out),
         recipe=_text(recipe),
-        settings=settings,
-        steps=steps,
-        budget_seconds=None if budget is None else parse_duration(budget, "`budget`"),
-        seed=seed,
+        settings=[*settings, *(f"train.{k}={v}" for k, v in knobs.items() if v is not None)],
         tokenizer=_text(tokenizer),
         init_from=_text(init_from),
         out=_text(out),

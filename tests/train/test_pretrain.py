@@ -372,7 +372,7 @@ def test_a_damaged_checkpoint_is_passed_over(corpus_file, tmp_path, capsys, undi
     with pytest.raises(RunError, match="no undamaged checkpoint"):
         bertmill.resume(run.folder)
     with pytest.raises(RunError, match="no undamaged checkpoint"):
-        bertmill.pretrain(resume=run.folder)
+        bertmill.resume(run.folder)
 
 
 def test_a_changed_store_is_refused(corpus_file, tmp_path):

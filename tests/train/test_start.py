@@ -30,8 +30,8 @@ def request(corpus_file, tmp_path, **more):
 
 def test_a_plan_is_resolved_and_nothing_is_written_yet(corpus_file, tmp_path):
     said = []
-    settings = [s for s in SMALL if "precision" not in s]
-    plan = plan_run(request(corpus_file, tmp_path, settings=settings, steps=3, seed=7), said.append)
+    settings = [*(s for s in SMALL if "precision" not in s), "train.steps=3", "train.seed=7"]
+    plan = plan_run(request(corpus_file, tmp_path, settings=settings), said.append)
     assert plan.recipe.train.precision in ("fp32", "bf16")
     assert (plan.recipe.train.steps, plan.recipe.train.seed) == (3, 7)
     assert plan.facts.corpus == [str(corpus_file)] and plan.start is None

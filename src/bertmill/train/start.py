@@ -46,9 +46,6 @@ class Request:
     """A name or a file; None: `DEFAULT_RECIPE`, or ``continue`` with `init_from`."""
     settings: Sequence[str] = ()
     """``section.key=value``."""
-    steps: int | None = None
-    budget_seconds: float | None = None
-    seed: int | None = None
     tokenizer: str | None = None
     init_from: str | None = None
     out: str | None = None
@@ -156,7 +153,12 @@ def plan_resume(
     if checkpoint is not None:
         _refuse_another_recipe(run, recipe, checkpoint)
     if steps is not None:
-        _refuse_steps(steps, made, recipe, facts)
+        if recipe.train.budget_seconds or facts.budget_seconds:
+            raise InputError("`steps`", "the run has a time budget", "leave `steps` out")
+        if steps < made:
+            raise InputError(
+                "`steps`", f"{steps} is less than the {made} steps already made", "give more"
+            )
         if steps != recipe.train.steps:
             say(f"the run was to have {recipe.train.steps:,} steps, now {steps:,}")
         recipe = _changed(recipe, {"train": {"steps": steps}})
@@ -200,19 +202,16 @@ def _choose_recipe(
     if source is None:
         recipe = recipe_from_dict(values, name)
     else:
-        if not (request.tokenizer or from_store or _sets(request.settings, "tokenizer.")):
+        is_set = any(setting.startswith("tokenizer.") for setting in request.settings)
+        if not (request.tokenizer or from_store or is_set):
             if "tokenizer" in values:
                 say("the tokenizer is the model's own, not the recipe's, unless one is given")
             values["tokenizer"] = {"path": str(source.folder.absolute())}
         recipe = adopt_model(values, name, source)
-    train = {
-        "steps": request.steps, "budget_seconds": request.budget_seconds, "seed": request.seed
-    }  # fmt: skip
-    changes: dict[str, dict[str, Any]] = {}
-    changes["train"] = {key: value for key, value in train.items() if value is not None}
     if request.tokenizer is not None:
-        changes["tokenizer"] = {"path": str(Path(request.tokenizer).absolute())}
-    return _changed(recipe, changes)
+        path = str(Path(request.tokenizer).absolute())
+        recipe = _changed(recipe, {"tokenizer": {"path": path}})
+    return recipe
 
 
 def _changed(recipe: Recipe, changes: dict[str, dict[str, Any]]) -> Recipe:
@@ -245,15 +244,6 @@ def _refuse_another_recipe(run: RunFolder, recipe: Recipe, checkpoint: Checkpoin
                 )
 
 
-def _refuse_steps(steps: int, made: int, recipe: Recipe, facts: Facts) -> None:
-    if recipe.train.budget_seconds or facts.budget_seconds:
-        raise InputError("`steps`", "the run has a time budget", "leave `steps` out")
-    if steps < made:
-        raise InputError(
-            "`steps`", f"{steps} is less than the {made} steps already made", "give more"
-        )
-
-
 # --- the store -----------------------------------------------------------------------------------
 
 
@@ -266,12 +256,13 @@ def _open_prepared(request: Request, recipe: Recipe) -> Store:
             "prepare all the text into one store",
         )
     folder = request.corpus[0]
-    if late := _sets(request.settings, "text.", "tokenizer."):
-        raise InputError(
-            f"setting {late[0]}",
-            f"comes too late for the store {folder}, which is prepared already",
-            "prepare the text with this setting",
-        )
+    for setting in request.settings:
+        if setting.startswith(("text.", "tokenizer.")):
+            raise InputError(
+                f"setting {setting}",
+                f"comes too late for the store {folder}, which is prepared already",
+                "prepare the text with this setting",
+            )
     store = Store(folder)
     if recipe.tokenizer.path:
         wanted = load_tokenizer(recipe.tokenizer.path, recipe.tokenizer)
@@ -299,10 +290,6 @@ def _store_of_the_run(facts: Facts, recipe: Recipe, workers: int | None, say: Sa
     return open_or_prepare(
         facts.corpus, recipe.text, recipe.tokenizer, facts.held_out, workers, say
     )
-
-
-def _sets(settings: Sequence[str], *prefixes: str) -> list[str]:
-    return [setting for setting in settings if setting.startswith(prefixes)]
 
 
 # --- names and weights ---------------------------------------------------------------------------
