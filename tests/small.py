@@ -1,5 +1,7 @@
 """The small text, the small network and the short run that most tests train."""
 
+from collections.abc import Sequence
+
 from hypothesis import settings
 
 SUBJECTS = ["the river", "a farmer", "the old bridge", "my sister", "the market", "a grey crane"]
@@ -50,6 +52,6 @@ def examples(count: int) -> settings:
     return settings(max_examples=count * settings.default.max_examples // FULL_EXAMPLES)
 
 
-def some(values: list) -> list:
+def some(values: Sequence) -> Sequence:
     """All of them in ``make test-all``, evenly chosen ones in ``make test``."""
     return values[:: FULL_EXAMPLES // settings.default.max_examples]

@@ -23,7 +23,7 @@ from bertmill.data import encode
 from bertmill.data.store import Store
 from bertmill.errors import BertmillError, StoreError
 from bertmill.train.run_folder import RunFolder
-from small import CLOCKS, SMALL, SMALL_OVER_A_STORE, SMALL_TEXT
+from small import CLOCKS, SMALL, SMALL_OVER_A_STORE, SMALL_TEXT, some
 
 SETTINGS = [
     *SMALL,
@@ -121,7 +121,7 @@ def test_a_full_disk_while_metrics_are_written(corpus_file, tmp_path):
 def test_no_more_file_handles(corpus_file, tmp_path):
     begin(corpus_file, tmp_path / "first", 1)  # prepares the store
     refused = 0
-    for more in range(6):
+    for more in some(range(6)):
         out = tmp_path / f"run-{more}"
         done = processes.run(command(corpus_file, out, "--steps", 4), {"free_files": more})
         if done.returncode:
@@ -382,7 +382,7 @@ def test_a_full_disk_while_a_model_is_exported(corpus_file, tmp_path):
 def test_what_a_killed_preparation_left_is_swept_away(corpus_file, tmp_path, monkeypatch):
     monkeypatch.setenv("BERTMILL_CACHE", str(tmp_path / "cache"))
     run = begin(corpus_file, tmp_path / "one", 1).folder
-    store = Path(RunFolder(run).read()[1]["store"])
+    store = Path(RunFolder(run).read()[1].store)
     shutil.rmtree(store)
     left = store.parent / f".{store.name}.abcdef"
     left.mkdir()

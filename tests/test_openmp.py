@@ -40,7 +40,9 @@ main()
 """
 
 
-@pytest.mark.parametrize("users", [{}, {"GOMP_SPINCOUNT": "7"}])
+@pytest.mark.parametrize(
+    "users", [{}, pytest.param({"GOMP_SPINCOUNT": "7"}, marks=pytest.mark.slow)]
+)
 def test_a_command_sets_it_before_torch_is_loaded(users):
     """GNU's library itself says so, where torch uses it."""
     kept = {k: v for k, v in os.environ.items() if k not in (*OURS, "OMP_WAIT_POLICY")}

@@ -519,6 +519,8 @@ def test_examples_that_do_not_fit(model, tmp_path):
         judge(ROWS[:1] * 2, ROWS)
     with pytest.raises(InputError, match=r"dev\.jsonl: has no examples"):
         judge(ROWS, [])
+    with pytest.raises(InputError, match=r"dev\.jsonl: does not have as many texts per row"):
+        judge(ROWS, [row | {"text_b": "a"} for row in ROWS])
     with pytest.raises(CorpusError, match="is not a number"):
         judge([{"text": "a", "label": 0.5}] * 2, [{"text": "a", "label": "x"}])
 

@@ -183,6 +183,9 @@ def test_the_tokenizer_opens_in_transformers(written):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "written", ["quick", pytest.param("published", marks=pytest.mark.slow)], indirect=True
+)
 def test_the_same_bytes_again_and_nothing_about_this_machine(written, tmp_path):
     loaded, folder = written
     write_onnx(tmp_path, loaded)

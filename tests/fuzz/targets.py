@@ -96,7 +96,7 @@ def make_seeds(folder: Path) -> None:
         steps=1,
         settings=[*SETTINGS, "tokenizer.kind=word"],
     )
-    shutil.copytree(RunFolder(wordpiece.folder).read()[1]["store"], folder / "store")
+    shutil.copytree(RunFolder(wordpiece.folder).read()[1].store, folder / "store")
     bertmill.export_huggingface(wordpiece.folder, folder / "model")
     shutil.copytree(words.folder / "model", folder / "word-model")
     shutil.rmtree(words.folder)
@@ -673,7 +673,7 @@ def _predict(data: bytes, folder: Path) -> None:
     """Predict for texts, pairs of them, and lists of words."""
     texts = _texts(data)
     tuned, by_words = _loaded(folder / "tuned"), _loaded(folder / "word-tuned")
-    tuned.is_pair = None  # as in another program's folder, which does not say
+    tuned._task_model.is_pair = None  # as in another program's folder, which does not say
     assert len(tuned.predict(texts)) == len(tuned.predict(texts, texts[::-1])) == len(texts)
     lists = [text.split(" ") for text in texts]
     found = by_words.predict([*lists, [], ["", " ", "\0"]])

@@ -149,14 +149,14 @@ def test_the_first_weights_are_the_sources_bit_by_bit(folder, source, other_text
     old, new = load_model(source), at_step(run, 0)
     assert not differing(new.model.state_dict(), old.model.state_dict())
     assert new.tokenizer.identity == old.tokenizer.identity
-    assert "all found" in said and "drawn anew" not in said
+    assert "all found" in said and "newly drawn" not in said
     after = at_step(run, 1).model.state_dict()
     assert differing(after, old.model.state_dict())  # and then it trains
 
 
 def test_an_untied_decoder_goes_along(untied_source, other_text, tmp_path):
     run, said = go_on(other_text, tmp_path / "run", untied_source)
-    assert not run.recipe.model.tie_word_embeddings and "drawn anew" not in said
+    assert not run.recipe.model.tie_word_embeddings and "newly drawn" not in said
     expected = load_model(untied_source).model.state_dict()
     assert not torch.equal(expected[ROW_A_TOKEN[0]], expected[ROW_A_TOKEN[1]])
     assert not differing(at_step(run, 0).model.state_dict(), expected)
@@ -214,7 +214,7 @@ def check_rows(run, said, source, corpus, tmp_path, *settings):
     assert not differing(new.model.state_dict(), expected)
     known, size = count_known(new, old), new.tokenizer.size
     assert 5 < known < size  # or the test would tell nothing
-    assert f"{known} of {size} rows are the model's, {size - known} drawn anew" in said
+    assert f"{known} of {size} rows come from the model, {size - known} are newly drawn" in said
     drawn = fresh.model.state_dict()[ROW_A_TOKEN[0]]
     assert torch.ne(expected[ROW_A_TOKEN[0]], drawn).any(1).sum() == known
 
@@ -348,7 +348,7 @@ def test_heads_that_are_missing_are_told_and_new(kind, new, source, other_text, 
     assert {
         name for name in ("pooler", "masked_token_head", "next_sentence_head") if name in line
     } == new
-    assert ("drawn anew" in line) == bool(new)
+    assert ("newly drawn" in line) == bool(new)
     found, expected = at_step(run, 0).model.state_dict(), load_model(tmp_path / "theirs")
     for name, tensor in expected.model.state_dict().items():
         if name.partition(".")[0] not in new:

@@ -371,8 +371,6 @@ def test_a_damaged_checkpoint_is_passed_over(corpus_file, tmp_path, capsys, undi
         (folder / "model" / "model.safetensors").unlink()
     with pytest.raises(RunError, match="no undamaged checkpoint"):
         bertmill.resume(run.folder)
-    with pytest.raises(RunError, match="no undamaged checkpoint"):
-        bertmill.resume(run.folder)
 
 
 def test_a_changed_store_is_refused(corpus_file, tmp_path):

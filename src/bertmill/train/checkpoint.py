@@ -207,7 +207,7 @@ def _point(link: Path, target: Path) -> None:
     """Replace a link in one step, as a folder cannot be."""
     if link.is_dir() and not link.is_symlink():
         raise RunError(
-            link, "is a folder, where a run has a link", "delete it, then go on with `resume`"
+            link, "is a folder, where a run has a link", "delete it, then resume the run"
         )
     fresh = link.with_name(f".{link.name}.part")
     fresh.unlink(missing_ok=True)

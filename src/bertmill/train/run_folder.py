@@ -73,7 +73,7 @@ class RunFolder:
             raise RunError(
                 self.path,
                 "already holds a run",
-                "choose another `out`, or go on with `resume`",
+                f"choose another `out`, or go on with: bertmill pretrain --resume {self.path}",
             )
         if self.path.exists() and (
             not self.path.is_dir() or any(f.name not in _BEFORE_A_RUN for f in self.path.iterdir())
@@ -210,5 +210,5 @@ class RunFolder:
             raise RunError(
                 path,
                 f"cannot be written ({error.strerror or error})",
-                "free some space or choose another `out`; a begun run goes on with `resume`",
+                f"free some space, then go on with: bertmill pretrain --resume {self.path}",
             ) from None

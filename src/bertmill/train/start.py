@@ -196,18 +196,20 @@ def _choose_recipe(
     name = request.recipe or (DEFAULT_RECIPE if source is None else _CONTINUE_RECIPE)
     if source is None and name == _CONTINUE_RECIPE:
         raise InputError(
-            "`recipe`", f"{name} has no network of its own", "give `init_from` a model"
+            f"`recipe` {name}", "has no network of its own", "give `init_from` a model"
         )
     values = read_recipe(name, request.settings)
     if source is None:
         recipe = recipe_from_dict(values, name)
     else:
+        brings_tokenizer = "tokenizer" in values
         is_set = any(setting.startswith("tokenizer.") for setting in request.settings)
-        if not (request.tokenizer or from_store or is_set):
-            if "tokenizer" in values:
-                say("the tokenizer is the model's own, not the recipe's, unless one is given")
+        takes_own = not (request.tokenizer or from_store or is_set)
+        if takes_own:
             values["tokenizer"] = {"path": str(source.folder.absolute())}
         recipe = adopt_model(values, name, source)
+        if takes_own and brings_tokenizer:
+            say("the tokenizer is the model's own, not the recipe's, unless one is given")
     if request.tokenizer is not None:
         path = str(Path(request.tokenizer).absolute())
         recipe = _changed(recipe, {"tokenizer": {"path": path}})

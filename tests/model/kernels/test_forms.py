@@ -102,9 +102,10 @@ SETTINGS = [
 
 def train(corpus, out, *settings):
     run = bertmill.pretrain(str(corpus), "quick", out=out, steps=4, settings=[*SETTINGS, *settings])
+    train, held_out = RunFolder(run.folder).metrics()
     return [
-        record[name]
-        for record in RunFolder(run.folder).metrics()
+        getattr(record, name)
+        for record in [*train, *(each.scores for each in held_out)]
         for name in ("mlm_loss", "nsp_loss")
     ]
 
