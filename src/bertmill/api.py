@@ -208,25 +208,26 @@ def pretrain(
         raise InputError("`budget`", "cannot be combined with `steps`", "give one of the two")
     if not _listed(corpus):
         raise InputError("`corpus`", "is missing", "give a file or folder, or sample:sotu")
+    knobs = {
+        "steps": steps,
+        "budget_seconds": None if budget is None else parse_duration(budget, "`budget`"),
+        "seed": seed,
+    }
     request = Request(
         corpus=_listed(corpus),
         held_out=_listed(held_out),
         recipe=_text(recipe),
-        settings=settings,
-        steps=steps,
-        budget_seconds=None if budget is None else parse_duration(budget, "`budget`"),
-        seed=seed,
+        settings=[*settings, *(f"train.{k}={v}" for k, v in knobs.items() if v is not None)],
         tokenizer=_text(tokenizer),
         init_from=_text(init_from),
         out=_text(out),
         workers=workers,
-        stop_at=stop_at,
     )
     with _progress_on(stream) as progress:
         plan = plan_run(request, progress.say)
         with plan.run.locked():
             plan.run.create(plan.recipe, plan.facts)
-            return _train(plan, progress)
+            return _train(plan, progress, stop_at)
 
 
 @_verb
@@ -271,15 +272,16 @@ def resume(
     moved = _listed(corpus), _listed(held_out)
     folder.read()  # a folder that is not a run gets no lock
     with _progress_on(stream) as progress, folder.locked():
-        return _train(plan_resume(folder, steps, *moved, workers, stop_at, progress.say), progress)
+        plan = plan_resume(folder, steps, *moved, workers, progress.say)
+        return _train(plan, progress, stop_at)
 
 
-def _train(plan: "Plan", progress: "RunProgress") -> "Run":
+def _train(plan: "Plan", progress: "RunProgress", stop_at: float) -> "Run":
     from bertmill.show.curves import CurvesFile
     from bertmill.train.loop import pretrain_loop
 
     curves = CurvesFile(progress.say)
-    run = pretrain_loop(plan, progress, curves.update)
+    run = pretrain_loop(plan, progress, curves.update, stop_at)
     curves.draw(plan.run)
     return run
 

@@ -17,14 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    create_model,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from bertmill.errors import RecipeError
 
@@ -179,21 +172,8 @@ class ModelSection(NetworkSection):
         return self
 
 
-MODEL_SECTIONS: dict[str, type[NetworkSection]] = {"bert": ModelSection}
-"""The knobs of each kind of network; ``model.architecture`` chooses, without it BERT."""
-
-
-# What may differ between a pretrained model and the recipe that goes on from it.
-_FREE_TO_CHANGE = {
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "initializer_range",
-    "init",
-}
-
-
-# Knobs of earlier versions, with the default that recipes of that time have written down.
-_RETIRED = {("train", "compile"): False}
+MODEL_SECTIONS: dict[str, type[NetworkSection]] = {}
+"""The knobs of each other kind of network; ``model.architecture`` chooses, without it BERT."""
 
 
 class OptimizerSection(Section):
@@ -344,7 +324,25 @@ def apply_settings(values: dict[str, Any], settings: Iterable[str]) -> None:
         A setting that is none.
     """
     for setting in settings:
-        _apply_setting(values, setting)
+        dotted, equals, text = setting.partition("=")
+        section, dot, key = dotted.strip().partition(".")
+        if not (equals and dot and key):
+            raise RecipeError(
+                f"--set {setting}",
+                "is not of the form section.key=value",
+                "write for example train.batch_size=64",
+            )
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except (ValueError, RecursionError):
+            value = text.strip()
+        table = values.setdefault(section, {})
+        if not isinstance(table, dict):
+            known = ", ".join(name for name in Recipe.model_fields if name != "name")
+            raise RecipeError(
+                f"--set {setting}", f"{section!r} is not a section", f"sections are {known}"
+            )
+        table[key] = value
 
 
 def recipe_from_dict(values: Mapping[str, Any], source: str) -> Recipe:
@@ -362,12 +360,12 @@ def _recipe_class(values: Mapping[str, Any], source: str) -> type[Recipe]:
     if not isinstance(model, Mapping) or "architecture" not in model:
         return Recipe
     section = MODEL_SECTIONS.get(str(model["architecture"]))
-    if section is None or "architecture" not in section.model_fields:
-        known = ", ".join(name for name, each in MODEL_SECTIONS.items() if each is not ModelSection)
+    if section is None:
         raise RecipeError(
             f"recipe {source}: model.architecture",
             f"is {model['architecture']!r}, which is not a known network",
-            "leave it out: the network is BERT" + (f", or choose {known}" if known else ""),
+            "leave it out: the network is BERT"
+            + "".join(f", or choose {known}" for known in MODEL_SECTIONS),
         )
     return _recipe_of(section)
 
@@ -375,53 +373,6 @@ def _recipe_class(values: Mapping[str, Any], source: str) -> type[Recipe]:
 @cache
 def _recipe_of(section: type[NetworkSection]) -> type[Recipe]:
     return create_model("Recipe", __base__=Recipe, model=(section, section()))
-
-
-def adopt_model(
-    values: Mapping[str, Any],
-    source: str,
-    model: NetworkSection,
-    pairs: PairsSection,
-    masking: MaskingSection,
-) -> Recipe:
-    """Make a recipe for a pretrained model: what the values leave open is the model's own.
-
-    Parameters
-    ----------
-    values : mapping
-        Of `read_recipe`.
-    source : str
-        What to call them in an error.
-    model : NetworkSection
-        The network, whose shape the values may repeat but not change; dropout they may change.
-    pairs, masking : PairsSection, MaskingSection
-        How the model was trained; the defaults where that is not known.
-
-    Raises
-    ------
-    RecipeError
-        Another shape is asked for, or sequences longer than the model's positions.
-    """
-    whole = dict(values)
-    fitting = min(pairs.max_length, model.max_position_embeddings)
-    own = {
-        "model": model.model_dump(),
-        "pairs": pairs.model_dump() | {"max_length": fitting},
-        "masking": masking.model_dump(),
-    }
-    for name, section in own.items():
-        asked = whole.get(name, {})
-        if not isinstance(asked, Mapping):
-            continue  # told below
-        for key in asked if name == "model" else ():
-            if key in section.keys() - _FREE_TO_CHANGE and asked[key] != section[key]:
-                raise RecipeError(
-                    f"recipe {source}: model.{key}",
-                    f"is {asked[key]!r}, but the pretrained model has {section[key]!r}",
-                    "leave it out (the recipe `continue` does): the network is the model's own",
-                )
-        whole[name] = section | dict(asked)
-    return recipe_from_dict(whole, source)
 
 
 def recipe_to_toml(recipe: Recipe) -> str:
@@ -446,39 +397,15 @@ def _read_recipe_file(source: str) -> dict[str, Any]:
     except (ValueError, RecursionError, OSError) as error:  # a number may have too many digits
         raise RecipeError(path, f"is not TOML ({error})", "mend that line") from None
     values.setdefault("name", path.stem)
-    _drop_retired(values, path)
-    return values
-
-
-def _drop_retired(values: dict[str, Any], path: Path) -> None:
-    """Let recipes of earlier versions be read, as long as they left a knob at its default."""
-    for (section, key), default in _RETIRED.items():
-        table = values.get(section)
-        if isinstance(table, dict) and table.pop(key, default) != default:
-            raise RecipeError(
-                f"recipe {path}: {section}.{key}",
-                "is no longer supported",
-                "delete the line, and start a new run",
-            )
-
-
-def _apply_setting(values: dict[str, Any], setting: str) -> None:
-    dotted, equals, text = setting.partition("=")
-    section, dot, key = dotted.strip().partition(".")
-    if not (equals and dot and key):
+    train = values.get("train")
+    # A knob of earlier versions, whose recipes have its default written down.
+    if isinstance(train, dict) and train.pop("compile", False) is not False:
         raise RecipeError(
-            f"--set {setting}",
-            "is not of the form section.key=value",
-            "write for example train.batch_size=64",
+            f"recipe {path}: train.compile",
+            "is no longer supported",
+            "delete the line, and start a new run",
         )
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        value = text.strip()
-    table = values.setdefault(section, {})
-    if not isinstance(table, dict):
-        raise RecipeError(f"--set {setting}", f"{section!r} is not a section", _sections_hint())
-    table[key] = value
+    return values
 
 
 def _recipe_error(error: ValidationError, source: str, kind: type[Recipe]) -> RecipeError:
@@ -512,10 +439,6 @@ def _known_keys(kind: type[Recipe], section: list[str]) -> list[str]:
     for name in section:
         owner = getattr(owner, name)
     return sorted(type(owner).model_fields)
-
-
-def _sections_hint() -> str:
-    return f"sections are {', '.join(n for n in Recipe.model_fields if n != 'name')}"
 
 
 def _did_you_mean(word: str, known: list[str]) -> str:

@@ -65,7 +65,9 @@ def test_everything_equals_transformers(shape):
     for parameter in theirs.parameters():  # biases and LayerNorm too, or a mix-up would not show
         torch.nn.init.normal_(parameter, std=0.3)
     ours = PretrainingModel(section, vocab).eval()
-    found = from_huggingface(ARCHITECTURES["bert"], theirs.state_dict(), ours.state_dict())
+    found = from_huggingface(
+        ARCHITECTURES["bert"], theirs.state_dict(), ours.state_dict(), {"encoder"}, "theirs"
+    )
     ours.load_state_dict(found)
 
     batch = make_batch(vocab)

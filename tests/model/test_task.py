@@ -137,7 +137,7 @@ def test_names_of_classes_are_kept(sources, tmp_path):
     names = sorted(CLASSES.values())
     assert model.config.id2label == dict(enumerate(names))
     assert model.config.label2id == {name: i for i, name in enumerate(names)}
-    assert load_model(folder).task_model.task == Task("classification", tuple(names))
+    assert load_model(folder).task_model.task == Task("classification", tuple(names), False)
     predicted = package.load(folder).predict(FIRST)
     logits = their_answers(folder, FIRST)
     assert [p.label for p in predicted] == [names[i] for i in logits.argmax(1)]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import tomllib
 
 import pytest
@@ -31,13 +30,13 @@ def request(corpus_file, tmp_path, **more):
 
 def test_a_plan_is_resolved_and_nothing_is_written_yet(corpus_file, tmp_path):
     said = []
-    settings = [s for s in SMALL if "precision" not in s]
-    plan = plan_run(request(corpus_file, tmp_path, settings=settings, steps=3, seed=7), said.append)
+    settings = [*(s for s in SMALL if "precision" not in s), "train.steps=3", "train.seed=7"]
+    plan = plan_run(request(corpus_file, tmp_path, settings=settings), said.append)
     assert plan.recipe.train.precision in ("fp32", "bf16")
     assert (plan.recipe.train.steps, plan.recipe.train.seed) == (3, 7)
     assert plan.facts.corpus == [str(corpus_file)] and plan.start is None
     assert plan.facts.store_identity == plan.data.store.identity
-    assert plan.budget_seconds is None and plan.stop_at == math.inf
+    assert plan.budget_seconds is None
     assert not (tmp_path / "run").exists()
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan.start = 3
@@ -84,10 +83,10 @@ def test_a_run_by_budget_of_an_earlier_version_goes_on_by_its_budget(corpus_file
     as_an_earlier_version_wrote_it(run)
     folder = RunFolder(run)
     with folder.locked():
-        plan = plan_resume(folder, None, [], [], 1, math.inf, lambda line: None)
+        plan = plan_resume(folder, None, [], [], 1, lambda line: None)
     assert plan.budget_seconds == 2.5
     with folder.locked(), pytest.raises(BertmillError, match="the run has a time budget"):
-        plan_resume(folder, 20, [], [], 1, math.inf, lambda line: None)
+        plan_resume(folder, 20, [], [], 1, lambda line: None)
 
 
 def test_what_ranks_must_share_goes_through_the_world(corpus_file, tmp_path, monkeypatch):

@@ -8,19 +8,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from bertmill.config import (
-    MaskingSection,
-    PairsSection,
-    Recipe,
-    TokenizerSection,
-    adopt_model,
-    apply_settings,
-)
+from bertmill.config import Recipe, TokenizerSection, apply_settings
 from bertmill.data.overlap import NUM_WEIGHTS, OverlapRule
 from bertmill.data.prepare import open_or_prepare
 from bertmill.data.yardsticks import TrainingStatistics
 from bertmill.errors import InputError, ModelError
-from bertmill.model.folder import LoadedModel
+from bertmill.model.folder import LoadedModel, adopt_model
 from bertmill.model.pretraining import PretrainingModel
 from bertmill.train.validate import HeldOut, HeldOutScores
 
@@ -144,10 +137,4 @@ def _how_to_read(loaded: LoadedModel, settings: Sequence[str]) -> Recipe:
     about = loaded.about
     values = {"name": "evaluate", "text": about.text.model_dump() if about else {}}
     apply_settings(values, [*settings, "text.held_out_fraction=0.0"])
-    return adopt_model(
-        values,
-        "evaluate",
-        loaded.model.section,
-        about.pairs if about else PairsSection(),
-        about.masking if about else MaskingSection(),
-    )
+    return adopt_model(values, "evaluate", loaded)

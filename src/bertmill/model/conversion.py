@@ -37,7 +37,8 @@ def from_huggingface(
     architecture: Architecture[Any],
     tensors: Mapping[str, Tensor],
     wanted: Mapping[str, Tensor],
-    required: Collection[str] = ("encoder",),
+    required: Collection[str],
+    where: object,
 ) -> dict[str, Tensor]:
     """Find our tensors among theirs.
 
@@ -50,6 +51,8 @@ def from_huggingface(
         Our state dict: names and shapes.
     required : collection of str
         Parts of the model without which it is of no use.
+    where : object
+        What to call the tensors in an error.
 
     Returns
     -------
@@ -67,13 +70,13 @@ def from_huggingface(
         names = _their_names(architecture, name)
         if missing := [n for n in names if n not in theirs]:
             if name.partition(".")[0] in required:
-                raise ModelError("weights", f"{missing[0]} is missing", "fetch the folder again")
+                raise ModelError(where, f"{missing[0]} is missing", "fetch the folder again")
             continue
         wanted_shape = (len(ours) // len(names), *ours.shape[1:])
         for part in names:
             if theirs[part].shape != wanted_shape:
                 raise ModelError(
-                    "weights",
+                    where,
                     f"{part} has shape {tuple(theirs[part].shape)}, not {wanted_shape} as in "
                     "config.json",
                     "fix config.json or fetch the folder again",
@@ -88,7 +91,6 @@ def to_config(
     pad_id: int,
     state: Iterable[str],
     task: Task | None = None,
-    is_pair: bool | None = None,
 ) -> dict[str, Any]:
     """Write ``config.json``; which class it names depends on the heads that `state` holds."""
     parts = {name.partition(".")[0] for name in state}
@@ -101,16 +103,9 @@ def to_config(
     return {
         **architecture_of(section).to_config(section, kind),
         **({} if task is None else _task_to_config(task)),
-        **({} if is_pair is None else {_IS_PAIR: is_pair}),
         "vocab_size": vocab_size,
         "pad_token_id": pad_id,
     }
-
-
-def is_pair_from_config(config: Mapping[str, Any]) -> bool | None:
-    """Read whether a fine-tuned model learned from pairs of texts; None where nothing is said."""
-    found = config.get(_IS_PAIR)
-    return found if isinstance(found, bool) else None
 
 
 def _task_to_config(task: Task) -> dict[str, Any]:
@@ -122,7 +117,7 @@ def _task_to_config(task: Task) -> dict[str, Any]:
     if task.kind != "words":
         is_regression = task.kind == "regression"
         values["problem_type"] = "regression" if is_regression else "single_label_classification"
-    return values
+    return values if task.is_pair is None else {**values, _IS_PAIR: task.is_pair}
 
 
 def task_from_config(config: Mapping[str, Any], where: object) -> Task | None:
@@ -135,6 +130,7 @@ def task_from_config(config: Mapping[str, Any], where: object) -> Task | None:
     """
     classes = config.get("architectures")
     name = str(classes[0]) if isinstance(classes, list) and classes else ""
+    is_pair = config.get(_IS_PAIR) if isinstance(config.get(_IS_PAIR), bool) else None
     is_words = name.endswith(_TASK_CLASSES["words"])
     kind = config.get("problem_type")
     if not is_words and not name.endswith(_TASK_CLASSES["classification"]):
@@ -152,10 +148,12 @@ def task_from_config(config: Mapping[str, Any], where: object) -> Task | None:
             where, "id2label does not name the classes 0, 1, ...", "fetch the folder again"
         ) from None
     if is_words:
-        return Task("words", labels)
+        return Task("words", labels, is_pair)
     if kind == "single_label_classification" or (kind is None and len(labels) > 1):
-        return Task("classification", labels)
-    return Task("regression", ()) if len(labels) == 1 else None  # or several numbers at once
+        return Task("classification", labels, is_pair)
+    return (
+        Task("regression", (), is_pair) if len(labels) == 1 else None
+    )  # or several numbers at once
 
 
 def from_config(config: Mapping[str, Any], where: object) -> tuple[NetworkSection, int]:

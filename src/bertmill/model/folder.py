@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,16 +26,17 @@ from bertmill.config import (
     MaskingSection,
     NetworkSection,
     PairsSection,
+    Recipe,
     Section,
     TextSection,
     first_problem,
+    recipe_from_dict,
 )
-from bertmill.errors import ModelError
+from bertmill.errors import ModelError, RecipeError
 from bertmill.model.architecture import architecture_of
 from bertmill.model.conversion import (
     from_config,
     from_huggingface,
-    is_pair_from_config,
     task_from_config,
     to_config,
     to_huggingface,
@@ -47,6 +48,10 @@ from bertmill.text.tokenizer import Tokenizer, load_tokenizer
 
 WEIGHTS_FILE = "model.safetensors"
 _ABOUT_FILE = "bertmill.json"
+# What may differ between a pretrained model and the recipe that goes on from it.
+_FREE_TO_CHANGE = {
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "init"
+}  # fmt: skip
 
 
 class About(Section):
@@ -118,15 +123,8 @@ def save_description(
 ) -> None:
     """Write all of a model folder but the tensors; `state` names those that go with it."""
     tokenizer.save(folder, max_length)
-    tuned = model if isinstance(model, TaskModel) else None
-    config = to_config(
-        model.section,
-        model.vocab_size,
-        tokenizer.pad_id,
-        state,
-        None if tuned is None else tuned.task,
-        None if tuned is None else tuned.is_pair,
-    )
+    task = model.task if isinstance(model, TaskModel) else None
+    config = to_config(model.section, model.vocab_size, tokenizer.pad_id, state, task)
     write_json(folder / "config.json", config)
     if about is not None:
         (folder / _ABOUT_FILE).write_text(about.model_dump_json() + "\n", "utf-8")
@@ -158,7 +156,7 @@ def load_model(path: str | Path) -> LoadedModel:
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         raise ModelError(folder, f"has no {WEIGHTS_FILE}", "give a folder with safetensors weights")
-    task, is_pair = task_from_config(config, config_file), is_pair_from_config(config)
+    task = task_from_config(config, config_file)
     try:
         tensors = safetensors.torch.load_file(weights)
     except (safetensors.SafetensorError, OSError) as error:
@@ -169,18 +167,15 @@ def load_model(path: str | Path) -> LoadedModel:
             weights, "is too small for the network of config.json", "fetch the folder again"
         )
     with shapes_alone():
-        model, task_model = _make(section, vocab_size, task, is_pair)
+        model, task_model = _make(section, vocab_size, task)
     wanted, required = model.state_dict(), {"encoder"}
     if task_model is not None:
         wanted |= task_model.state_dict()
         required |= {name.partition(".")[0] for name in task_model.state_dict()}
-    try:
-        found = from_huggingface(architecture_of(section), tensors, wanted, required)
-    except ModelError as error:
-        raise ModelError(weights, error.what, error.fix) from None
+    found = from_huggingface(architecture_of(section), tensors, wanted, required, weights)
     new_weights = tuple(name for name in wanted if name not in found)
     if new_weights:
-        model, task_model = _make(section, vocab_size, task, is_pair)
+        model, task_model = _make(section, vocab_size, task)
         initialize(model, section, torch.Generator().manual_seed(0))
     for part in (model, task_model):
         if part is not None:
@@ -202,11 +197,50 @@ def load_model(path: str | Path) -> LoadedModel:
     )
 
 
+def adopt_model(values: Mapping[str, Any], source: str, loaded: LoadedModel) -> Recipe:
+    """Make a recipe for a pretrained model: what the values leave open is the model's own.
+
+    Parameters
+    ----------
+    values : mapping
+        Of `read_recipe`. They may repeat the network's shape but not change it; dropout they may
+        change.
+    source : str
+        What to call them in an error.
+    loaded : LoadedModel
+        Where it does not say how it was trained, the recipe's defaults serve.
+
+    Raises
+    ------
+    RecipeError
+        Another shape is asked for, or sequences longer than the model's positions.
+    """
+    about, network = loaded.about, loaded.model.section
+    pairs = about.pairs if about else PairsSection()
+    fitting = min(pairs.max_length, network.max_position_embeddings)
+    own = {
+        "model": network.model_dump(),
+        "pairs": pairs.model_dump() | {"max_length": fitting},
+        "masking": about.masking.model_dump() if about else {},
+    }
+    asked = {name: values.get(name, {}) for name in own}
+    for key, value in own["model"].items() if isinstance(asked["model"], Mapping) else ():
+        if key not in _FREE_TO_CHANGE and asked["model"].get(key, value) != value:
+            raise RecipeError(
+                f"recipe {source}: model.{key}",
+                f"is {asked['model'][key]!r}, but the pretrained model has {value!r}",
+                "leave it out (the recipe `continue` does): the network is the model's own",
+            )
+    # What is not a section is refused with everything else that is wrong.
+    whole = {k: own[k] | dict(v) if isinstance(v, Mapping) else v for k, v in asked.items()}
+    return recipe_from_dict({**values, **whole}, source)
+
+
 def _make(
-    section: NetworkSection, vocab_size: int, task: Task | None, is_pair: bool | None
+    section: NetworkSection, vocab_size: int, task: Task | None
 ) -> tuple[PretrainingModel, TaskModel | None]:
     model = PretrainingModel(section, vocab_size).eval()
-    return model, None if task is None else TaskModel(model, task, is_pair).eval()
+    return model, None if task is None else TaskModel(model, task).eval()
 
 
 def model_folder(path: str | Path) -> Path:

@@ -22,6 +22,8 @@ class Task(NamedTuple):
     """A class of a text or a pair, a number for it, or a class of each word."""
     labels: tuple[str, ...]
     """Names of the classes, in the order of the outputs; none for regression."""
+    is_pair: bool | None = None
+    """Whether it was learned from pairs of texts; None: not known."""
 
     @property
     def num_outputs(self) -> int:
@@ -39,15 +41,10 @@ class TaskModel(nn.Module):
     pretrained : PretrainingModel
         Encoder and pooler are taken over, not copied; its heads are left out.
     task : Task
-    is_pair : bool or None
-        Whether it learned from pairs of texts; None: not known.
     """
 
-    def __init__(
-        self, pretrained: PretrainingModel, task: Task, is_pair: bool | None = None
-    ) -> None:
+    def __init__(self, pretrained: PretrainingModel, task: Task) -> None:
         super().__init__()
-        self.is_pair = is_pair
         self.section, self.vocab_size, self.task = pretrained.section, pretrained.vocab_size, task
         self.encoder = pretrained.encoder
         self.pooler = None if task.kind == "words" else pretrained.pooler

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -12,18 +10,7 @@ from bertmill.model.pretraining import PretrainingModel
 from bertmill.text.tokenizer import Tokenizer
 
 
-class Transferred(NamedTuple):
-    """What a new model has from another one."""
-
-    new_weights: tuple[str, ...]
-    """Tensors that the source lacks; they stay as they were drawn."""
-    known_tokens: int
-    """Vocabulary entries that have their row from the source."""
-
-
-def transfer_weights(
-    model: PretrainingModel, tokenizer: Tokenizer, source: LoadedModel
-) -> Transferred:
+def transfer_weights(model: PretrainingModel, tokenizer: Tokenizer, source: LoadedModel) -> int:
     """Copy a pretrained model's weights into a model of the same shape.
 
     Where the tokenizers differ, an entry takes the row of the same text in the source's vocabulary,
@@ -35,6 +22,12 @@ def transfer_weights(
         Freshly drawn, with one row for each entry of `tokenizer`.
     tokenizer : Tokenizer
     source : LoadedModel
+        Tensors that it lacks stay as they were drawn.
+
+    Returns
+    -------
+    int
+        Vocabulary entries that have their row from the source.
     """
     to, from_ = _shared_rows(tokenizer, source.tokenizer)
     fresh, by_token = model.state_dict(), model.tensors_by_token()
@@ -47,7 +40,7 @@ def transfer_weights(
         else:
             found[name] = tensor
     model.load_state_dict(fresh | found)
-    return Transferred(source.new_weights, len(to))
+    return len(to)
 
 
 def _shared_rows(new: Tokenizer, old: Tokenizer) -> tuple[Tensor, Tensor]:

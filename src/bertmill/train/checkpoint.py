@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,7 +76,8 @@ def save_checkpoint(
     """
     final = run.checkpoints / f"step-{state.step}"
     part = run.checkpoints / f".{final.name}.part"
-    try:
+    with run.writing(final), ExitStack() as unfinished:
+        unfinished.callback(shutil.rmtree, part, ignore_errors=True)
         shutil.rmtree(part, ignore_errors=True)
         (part / "model").mkdir(parents=True)
         save_model(part / "model", model, tokenizer, about)
@@ -88,17 +90,11 @@ def save_checkpoint(
         shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
         flush_to_disk(run.checkpoints)
-        best = _point_at(run, final)
-        for old in _by_step(run)[:-keep]:
+        found = _by_step(run)
+        best = _point_at(run, found)
+        for old in found[:-keep]:
             if old != best:
                 shutil.rmtree(old)
-    except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
-        raise RunError(
-            final,
-            f"cannot be written ({error})",
-            f"free some space, then go on with: bertmill pretrain --resume {run.path}",
-        ) from None
 
 
 def newest_checkpoint(run: RunFolder, say: Callable[[str], None]) -> Checkpoint | None:
@@ -112,8 +108,7 @@ def newest_checkpoint(run: RunFolder, say: Callable[[str], None]) -> Checkpoint 
         All are damaged. A run that was stopped before its first one has None.
     """
     found = _by_step(run)
-    damaged: list[Path] = []
-    for folder in reversed(found):
+    for number, folder in reversed(list(enumerate(found, 1))):
         try:
             state = _read_state(folder)
             bad = [
@@ -124,12 +119,11 @@ def newest_checkpoint(run: RunFolder, say: Callable[[str], None]) -> Checkpoint 
         if not bad:
             with run.writing(folder):
                 # Links first: a process that is killed in between must not leave them dangling.
-                _point_at(run, folder, damaged)
-                for rest in [*damaged, *run.checkpoints.glob(".*.part")]:
+                _point_at(run, found[:number])
+                for rest in [*found[number:], *run.checkpoints.glob(".*.part")]:
                     shutil.rmtree(rest, ignore_errors=True)
             return Checkpoint(folder, state)
         say(f"{folder} is damaged ({bad[0]}); falling back to the one before it")
-        damaged.append(folder)
     if found:
         raise RunError(run.path, "has no undamaged checkpoint", "start again in another folder")
     return None
@@ -182,19 +176,15 @@ def _read_state(folder: Path) -> State:
     return state
 
 
-def _best(run: RunFolder, damaged: Collection[Path]) -> Path | None:
+def _best(checkpoints: Iterable[Path]) -> Path | None:
     """Find the checkpoint with the lowest held-out loss; the earlier one of equals."""
-    losses: list[tuple[float, Path]] = []
-    for folder in _by_step(run):
-        if folder in damaged:
-            continue
-        try:
+    losses: dict[Path, float] = {}
+    for folder in checkpoints:
+        with suppress(OSError, ValueError):
             loss = _read_state(folder).held_out_loss
-        except (OSError, ValueError):
-            continue
-        if loss is not None:
-            losses.append((loss, folder))
-    return min(losses, key=lambda pair: pair[0])[1] if losses else None
+            if loss is not None:
+                losses[folder] = loss
+    return min(losses, key=losses.__getitem__, default=None)
 
 
 def _by_step(run: RunFolder) -> list[Path]:
@@ -202,10 +192,10 @@ def _by_step(run: RunFolder) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name[5:]))
 
 
-def _point_at(run: RunFolder, newest: Path, damaged: Collection[Path] = ()) -> Path | None:
+def _point_at(run: RunFolder, checkpoints: Sequence[Path]) -> Path | None:
     """Point the run's links at its newest and its best checkpoint, and return the latter."""
-    _point(run.model, newest / "model")
-    best = _best(run, damaged)
+    _point(run.model, checkpoints[-1] / "model")
+    best = _best(checkpoints)
     if best is not None:
         _point(run.best, best / "model")
     else:

@@ -62,11 +62,8 @@ def repeatable_kernels(device: torch.device) -> Iterator[None]:
 
     On a CPU they are, as long as rows are taken with ``index_select`` and ``F.embedding``.
     """
-    if device.type != "cuda":
-        yield
-        return
     before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(before or device.type == "cuda")
     try:
         yield
     finally:

@@ -40,7 +40,10 @@ class Run:
 
 
 def pretrain_loop(
-    plan: Plan, progress: RunProgress, after_checkpoint: Callable[[RunFolder], None]
+    plan: Plan,
+    progress: RunProgress,
+    after_checkpoint: Callable[[RunFolder], None],
+    stop_at: float,
 ) -> Run:
     """Train until the run's end, a limit, or a signal; save; say how it went.
 
@@ -51,6 +54,8 @@ def pretrain_loop(
     progress : RunProgress
     after_checkpoint : callable
         Called with the run whenever a checkpoint is whole.
+    stop_at : float
+        Reading of ``time.monotonic`` at which the session saves and stops.
 
     Raises
     ------
@@ -73,7 +78,7 @@ def pretrain_loop(
                 session.validate()
             if session.is_due(knobs.checkpoint_every_steps):
                 session.save()
-            if world.agree(stop.signal is not None or time.monotonic() >= plan.stop_at):
+            if world.agree(stop.signal is not None or time.monotonic() >= stop_at):
                 break
         outcome = session.finish(stop.signal)
     store = plan.data.store

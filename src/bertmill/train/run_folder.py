@@ -19,7 +19,6 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -27,12 +26,12 @@ from pydantic import Field, TypeAdapter
 
 from bertmill.config import Recipe, Section, first_problem, load_recipe, recipe_to_toml
 from bertmill.errors import RunError
-from bertmill.storage import file_lock, refuse_bad_name
+from bertmill.storage import file_lock, flush_to_disk, refuse_bad_name
 from bertmill.train.metrics import HeldOutRecord, Metrics, TrainRecord, read_record
 from bertmill.train.schedule import Decision
 
 _FACTS, _DIAGNOSIS = "run.json", "diagnosis.json"
-_DECISIONS, _LINES = TypeAdapter(Decision), TypeAdapter(tuple[str, ...])
+_LINES = TypeAdapter(tuple[str, ...])
 # What a process that was killed before its run began may leave.
 _BEFORE_A_RUN = {"lock", _FACTS, f".{_FACTS}.part", ".recipe.toml.part"}
 
@@ -64,21 +63,8 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def model(self) -> Path:
-        """Link to the newest checkpoint's model folder."""
-        return self.path / "model"
-
-    @property
-    def best(self) -> Path:
-        """Link to the model folder of the checkpoint with the lowest held-out loss."""
-        return self.path / "best"
+        self.checkpoints = self.path / "checkpoints"
+        self.model, self.best = self.path / "model", self.path / "best"
 
     def refuse_if_taken(self) -> None:
         """Raise `RunError` unless a run can start here: the folder must be new or empty."""
@@ -159,7 +145,7 @@ class RunFolder:
         """Drop what comes after a step, which the resumed run writes again, and torn lines."""
         records = self._read_lines("metrics.jsonl", read_record)
         kept = [record.to_dict() for record in records if record.step <= step]
-        decisions = [asdict(decision) for decision in self.decisions()]
+        decisions = [decision.model_dump() for decision in self.decisions()]
         for name, lines in (("metrics.jsonl", kept), ("decisions.jsonl", decisions)):
             if (self.path / name).exists():
                 self._write(name, "".join(json.dumps(line) + "\n" for line in lines))
@@ -168,9 +154,7 @@ class RunFolder:
 
     def decisions(self) -> list[Decision]:
         """Read the lengths that were fixed so far."""
-        return self._read_lines(
-            "decisions.jsonl", lambda line: _DECISIONS.validate_json(line, strict=True)
-        )
+        return self._read_lines("decisions.jsonl", Decision.model_validate_json)
 
     def write_diagnosis(self, lines: list[str]) -> None:
         """Keep what the finished run was found not to have learned, a line for each finding."""
@@ -190,7 +174,7 @@ class RunFolder:
         """Keep a decision safe before it is used."""
         path = self.path / "decisions.jsonl"
         with self.writing(path), path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(asdict(decision)) + "\n")
+            stream.write(json.dumps(decision.model_dump()) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
 
@@ -212,10 +196,8 @@ class RunFolder:
         """Replace a small file in one step."""
         whole = self.path / f".{name}.part"
         with self.writing(self.path / name):
-            with whole.open("w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
+            whole.write_text(text, "utf-8")
+            flush_to_disk(whole)
             whole.replace(self.path / name)
 
     @contextmanager
@@ -226,7 +208,7 @@ class RunFolder:
             yield
         except OSError as error:
             raise RunError(
-                error.filename or path,
+                path,
                 f"cannot be written ({error.strerror or error})",
                 f"free some space, then go on with: bertmill pretrain --resume {self.path}",
             ) from None

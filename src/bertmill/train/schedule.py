@@ -10,17 +10,14 @@ and computes the same rates.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
-from bertmill.config import ScheduleSection
+from bertmill.config import ScheduleSection, Section
 
 _DECISION_POINTS = (0.70, 0.75, 0.80, 0.85, 0.90, 0.95, 0.975)
 _FEW_STEPS = 20
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(Section):
     """From `step` on the rate falls linearly from `scale` to zero at `end_step`."""
 
     step: int
@@ -29,20 +26,6 @@ class Decision:
     scale: float
     """Share of the peak rate at `step`."""
     end_step: int
-
-
-class Schedule(Protocol):
-    """How long a run is and how fast it learns."""
-
-    @property
-    def end_step(self) -> int | None:
-        """Steps in the whole run, None while that is open."""
-
-    def scale(self, step: int) -> float:
-        """Share of the peak learning rate in the update that follows `step` updates."""
-
-    def decide(self, step: int, seconds: float, step_seconds: float) -> None:
-        """Take note of the clocks after a step; a run by steps has nothing to decide."""
 
 
 class StepSchedule:
@@ -54,15 +37,15 @@ class StepSchedule:
     num_steps : int
         `Deviation:` BERT counts the decay from step 0, we from where it begins. When this grows on
         resume, hold and decay are those of the new length from there on.
+
+    Attributes
+    ----------
+    end_step : int
+        Steps in the whole run.
     """
 
     def __init__(self, section: ScheduleSection, num_steps: int) -> None:
-        self._section, self._num_steps = section, num_steps
-
-    @property
-    def end_step(self) -> int:
-        """Steps in the whole run."""
-        return self._num_steps
+        self._section, self.end_step = section, num_steps
 
     def scale(self, step: int) -> float:
         """Share of the peak learning rate in the update that follows `step` updates."""
@@ -71,11 +54,11 @@ class StepSchedule:
             return (step + 1) / warmup
         if self._section.decay == "none":
             return 1.0
-        start = max(warmup, int(self._section.hold_fraction * self._num_steps))
-        return min(1.0, (self._num_steps - step) / max(1, self._num_steps - start))
+        start = max(warmup, int(self._section.hold_fraction * self.end_step))
+        return min(1.0, (self.end_step - step) / max(1, self.end_step - start))
 
     def decide(self, step: int, seconds: float, step_seconds: float) -> None:
-        """Decide nothing."""
+        """Decide nothing: the length is known."""
 
 
 class BudgetSchedule:
@@ -135,7 +118,9 @@ class BudgetSchedule:
         if not self._is_due(step, seconds, last):
             return
         left = max(0, round((self._budget - seconds) * self._steps / self._stepping))
-        decision = Decision(step, seconds, self.scale(step), step + left)
+        decision = Decision(
+            step=step, seconds=seconds, scale=self.scale(step), end_step=step + left
+        )
         self._decisions.append(self._settle(decision))
         self._steps, self._stepping = 0, 0.0
 
@@ -153,3 +138,7 @@ class BudgetSchedule:
             return False
         planned = last.end_step - last.step
         return planned >= _FEW_STEPS and step >= last.step + planned // 2
+
+
+Schedule = StepSchedule | BudgetSchedule
+"""How long a run is and how fast it learns."""

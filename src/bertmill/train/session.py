@@ -92,8 +92,6 @@ class Session:
         self, plan: Plan, progress: RunProgress, after_checkpoint: Callable[[RunFolder], None]
     ) -> None:
         recipe, world, tokenizer = plan.recipe, plan.world, plan.data.store.tokenizer
-        precision = recipe.train.precision
-        assert precision != "auto"
         self.plan, self.run, self.world, self.knobs = plan, plan.run, world, recipe.train
         self._progress, self._after_checkpoint = progress, after_checkpoint
         _say_start(plan, progress)
@@ -102,23 +100,32 @@ class Session:
         generator = torch.Generator().manual_seed(make_key(self.knobs.seed, "weights"))
         initialize(self.model, recipe.model, generator)
         if isinstance(plan.start, LoadedModel):
-            transferred = transfer_weights(self.model, tokenizer, plan.start)
-            _say_transferred(transferred.known_tokens, tokenizer.size, plan.start, progress)
+            self._begin_with(plan.start)
         self.model.to(world.device).train()
         self._wrapped = world.wrap(self.model)
         self.optimizer = make_optimizer(self.model, recipe.optimizer, kernels)
         self.schedule = self._make_schedule()
         self.step, self.clock = 0, Clock(0.0)
-        self._losses, peak_flops = (
-            LossMeter(world.device),
-            measure_peak_flops(world.device, precision),
-        )
+        self._losses = LossMeter(world.device)
+        peak_flops = measure_peak_flops(world.device, self.knobs.precision)
         self._speed, self._session_speed = (
             SpeedMeter(recipe.model, tokenizer.size, peak_flops) for _ in range(2)
         )
         self._saved_at = self._validated_at = -1
         self._held_out_loss: float | None = None
         self._is_diagnosed = False
+
+    def _begin_with(self, source: LoadedModel) -> None:
+        """Take over a pretrained model's weights, and say which there were."""
+        tokenizer, new = self.plan.data.store.tokenizer, source.new_parts
+        num_known = transfer_weights(self.model, tokenizer, source)
+        drawn = f"; newly drawn: {', '.join(new)}" if new else ""
+        self._progress.say(f"weights from {source.folder}: all found{drawn}")
+        if num_known < tokenizer.size:
+            self._progress.say(
+                f"another vocabulary: {num_known:,} of {tokenizer.size:,} rows come from the "
+                f"model, {tokenizer.size - num_known:,} are newly drawn"
+            )
 
     def _make_schedule(self) -> Schedule:
         section, budget_seconds = self.plan.recipe.schedule, self.plan.budget_seconds
@@ -336,16 +343,3 @@ def _say_start(plan: Plan, progress: RunProgress) -> None:
         f"{plan.data.train.num_examples:,} in an epoch, on {device_name(device)} in "
         f"{knobs.precision}, attention {attention}"
     )
-
-
-def _say_transferred(
-    known_tokens: int, vocab_size: int, source: LoadedModel, progress: RunProgress
-) -> None:
-    new = source.new_parts
-    found = f"all found; newly drawn: {', '.join(new)}" if new else "all found"
-    progress.say(f"weights from {source.folder}: {found}")
-    if fresh := vocab_size - known_tokens:
-        progress.say(
-            f"another vocabulary: {known_tokens:,} of {vocab_size:,} rows come from the model, "
-            f"{fresh:,} are newly drawn"
-        )

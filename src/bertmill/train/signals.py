@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 
 class StopRequest:
@@ -21,19 +21,12 @@ def stop_signals() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with ExitStack() as handlers:
 
-    def restore_handlers() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        def on_signal(number: int, frame: object) -> None:
+            stop.signal = number
+            handlers.close()
 
-    def on_signal(number: int, frame: object) -> None:
-        stop.signal = number
-        restore_handlers()
-
-    for number in before:
-        signal.signal(number, on_signal)
-    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handlers.callback(signal.signal, number, signal.signal(number, on_signal))
         yield stop
-    finally:
-        restore_handlers()

@@ -6,8 +6,6 @@ here, most of it before an hour of preparing.
 
 from __future__ import annotations
 
-import itertools
-import math
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -18,19 +16,11 @@ from typing import Any
 
 import torch
 
-from bertmill.config import (
-    MaskingSection,
-    PairsSection,
-    Recipe,
-    TokenizerSection,
-    adopt_model,
-    read_recipe,
-    recipe_from_dict,
-)
+from bertmill.config import Recipe, read_recipe, recipe_from_dict
 from bertmill.data.prepare import open_or_prepare
 from bertmill.data.store import Store, is_store
 from bertmill.errors import BertmillError, InputError, RunError, StoreError
-from bertmill.model.folder import WEIGHTS_FILE, LoadedModel, load_model
+from bertmill.model.folder import WEIGHTS_FILE, LoadedModel, adopt_model, load_model
 from bertmill.storage import file_sha256
 from bertmill.text.tokenizer import load_tokenizer
 from bertmill.train.checkpoint import Checkpoint, newest_checkpoint
@@ -56,15 +46,10 @@ class Request:
     """A name or a file; None: `DEFAULT_RECIPE`, or ``continue`` with `init_from`."""
     settings: Sequence[str] = ()
     """``section.key=value``."""
-    steps: int | None = None
-    budget_seconds: float | None = None
-    seed: int | None = None
     tokenizer: str | None = None
     init_from: str | None = None
     out: str | None = None
     workers: int | None = 1
-    stop_at: float = math.inf
-    """Reading of ``time.monotonic`` at which the session saves and stops."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +64,6 @@ class Plan:
     world: World
     start: Checkpoint | LoadedModel | None
     """Go on from this checkpoint; begin with the weights of this model; or with fresh ones."""
-    stop_at: float
 
     @property
     def budget_seconds(self) -> float | None:
@@ -132,7 +116,7 @@ def plan_run(request: Request, say: Say) -> Plan:
         },
     )
     folder = request.out if request.out is not None else world.agree(_new_folder(recipe.name))
-    return Plan(RunFolder(folder), recipe, facts, data, world, source, request.stop_at)
+    return Plan(RunFolder(folder), recipe, facts, data, world, source)
 
 
 def plan_resume(
@@ -141,7 +125,6 @@ def plan_resume(
     corpus: Sequence[str],
     held_out: Sequence[str],
     workers: int | None,
-    stop_at: float,
     say: Say,
 ) -> Plan:
     """Plan how a run goes on from its newest whole checkpoint, and write down what changes.
@@ -156,8 +139,6 @@ def plan_resume(
         Where the text or the store is now, if it has moved.
     workers : int or None
         Processes that prepare the text, if its store is gone.
-    stop_at : float
-        Reading of ``time.monotonic`` at which the session saves and stops.
     say : callable
         Takes one line about each stage.
 
@@ -172,7 +153,12 @@ def plan_resume(
     if checkpoint is not None:
         _refuse_another_recipe(run, recipe, checkpoint)
     if steps is not None:
-        _refuse_steps(steps, made, recipe, facts)
+        if recipe.train.budget_seconds or facts.budget_seconds:
+            raise InputError("`steps`", "the run has a time budget", "leave `steps` out")
+        if steps < made:
+            raise InputError(
+                "`steps`", f"{steps} is less than the {made} steps already made", "give more"
+            )
         if steps != recipe.train.steps:
             say(f"the run was to have {recipe.train.steps:,} steps, now {steps:,}")
         recipe = _changed(recipe, {"train": {"steps": steps}})
@@ -197,7 +183,7 @@ def plan_resume(
         run.write_facts(facts)
     run.write_recipe(recipe)
     say(f"going on from step {made:,} of {run.path}")
-    return Plan(run, recipe, facts, data, world, start, stop_at)
+    return Plan(run, recipe, facts, data, world, start)
 
 
 # --- the recipe ----------------------------------------------------------------------------------
@@ -213,41 +199,21 @@ def _choose_recipe(
             f"`recipe` {name}", "has no network of its own", "give `init_from` a model"
         )
     values = read_recipe(name, request.settings)
-    brings_tokenizer = "tokenizer" in values
-    knobs = {
-        "steps": request.steps, "budget_seconds": request.budget_seconds, "seed": request.seed
-    }  # fmt: skip
-    _merge(values, "train", {key: value for key, value in knobs.items() if value is not None})
-    takes_own = (
-        source is not None
-        and request.tokenizer is None
-        and not from_store
-        and not _sets(request.settings, "tokenizer.")
-    )
-    if request.tokenizer is not None:
-        _merge(values, "tokenizer", {"path": str(Path(request.tokenizer).absolute())})
     if source is None:
-        return recipe_from_dict(values, name)
-    if takes_own:
-        values["tokenizer"] = TokenizerSection(path=str(source.folder.absolute())).model_dump()
-    about = source.about
-    recipe = adopt_model(
-        values,
-        name,
-        source.model.section,
-        about.pairs if about else PairsSection(),
-        about.masking if about else MaskingSection(),
-    )
-    if takes_own and brings_tokenizer:
-        say("the tokenizer is the model's own, not the recipe's, unless one is given")
+        recipe = recipe_from_dict(values, name)
+    else:
+        brings_tokenizer = "tokenizer" in values
+        is_set = any(setting.startswith("tokenizer.") for setting in request.settings)
+        takes_own = not (request.tokenizer or from_store or is_set)
+        if takes_own:
+            values["tokenizer"] = {"path": str(source.folder.absolute())}
+        recipe = adopt_model(values, name, source)
+        if takes_own and brings_tokenizer:
+            say("the tokenizer is the model's own, not the recipe's, unless one is given")
+    if request.tokenizer is not None:
+        path = str(Path(request.tokenizer).absolute())
+        recipe = _changed(recipe, {"tokenizer": {"path": path}})
     return recipe
-
-
-def _merge(values: dict[str, Any], section: str, changes: dict[str, Any]) -> None:
-    """Write knobs into a section of plain values that are not checked yet."""
-    table = values.setdefault(section, {})
-    if changes and isinstance(table, dict):  # anything else is refused when all is checked
-        table |= changes
 
 
 def _changed(recipe: Recipe, changes: dict[str, dict[str, Any]]) -> Recipe:
@@ -267,32 +233,17 @@ def _with_precision(recipe: Recipe, data: RunData, world: World, say: Say) -> Re
 
 def _refuse_another_recipe(run: RunFolder, recipe: Recipe, checkpoint: Checkpoint) -> None:
     """Raise `RunError` where the run's recipe is not what it began with; only steps may differ."""
-    now, then = recipe.model_dump(), checkpoint.state.recipe
-    knobs = {}
-    for section, values in now.items():
-        if isinstance(values, dict):
-            fields = type(getattr(recipe, section)).model_fields
-            for key, value in values.items():
-                # A run from before there was such a knob began with its default.
-                before = then.get(section, {}).get(key, fields[key].default)
-                knobs[f"{section}.{key}"] = value, before
-    changed = [k for k, (new, old) in knobs.items() if new != old and k != "train.steps"]
-    if changed:
-        new, old = knobs[changed[0]]
-        raise RunError(
-            run.path / "recipe.toml",
-            f"{changed[0]} is {new!r}, the run began with {old!r}",
-            "put it back, or start a new run with `init_from`",
-        )
-
-
-def _refuse_steps(steps: int, made: int, recipe: Recipe, facts: Facts) -> None:
-    if recipe.train.budget_seconds or facts.budget_seconds:
-        raise InputError("`steps`", "the run has a time budget", "leave `steps` out")
-    if steps < made:
-        raise InputError(
-            f"`steps` {steps}", f"is less than the {made} steps already made", "give more"
-        )
+    for section, values in recipe.model_dump(exclude={"name": True, "train": {"steps"}}).items():
+        # A run from before there was such a knob began with its default.
+        defaults = type(getattr(recipe, section))().model_dump()
+        began = defaults | checkpoint.state.recipe.get(section, {})
+        for key, value in values.items():
+            if value != began[key]:
+                raise RunError(
+                    run.path / "recipe.toml",
+                    f"{section}.{key} is {value!r}, the run began with {began[key]!r}",
+                    "put it back, or start a new run with `init_from`",
+                )
 
 
 # --- the store -----------------------------------------------------------------------------------
@@ -307,12 +258,13 @@ def _open_prepared(request: Request, recipe: Recipe) -> Store:
             "prepare all the text into one store",
         )
     folder = request.corpus[0]
-    if late := _sets(request.settings, "text.", "tokenizer."):
-        raise InputError(
-            f"`settings` {late[0]}",
-            f"comes too late for the store {folder}, which is prepared already",
-            "prepare the text with this setting",
-        )
+    for setting in request.settings:
+        if setting.startswith(("text.", "tokenizer.")):
+            raise InputError(
+                f"setting {setting}",
+                f"comes too late for the store {folder}, which is prepared already",
+                "prepare the text with this setting",
+            )
     store = Store(folder)
     if recipe.tokenizer.path:
         wanted = load_tokenizer(recipe.tokenizer.path, recipe.tokenizer)
@@ -340,10 +292,6 @@ def _store_of_the_run(facts: Facts, recipe: Recipe, workers: int | None, say: Sa
     return open_or_prepare(
         facts.corpus, recipe.text, recipe.tokenizer, facts.held_out, workers, say
     )
-
-
-def _sets(settings: Sequence[str], *prefixes: str) -> list[str]:
-    return [setting for setting in settings if setting.startswith(prefixes)]
 
 
 # --- names and weights ---------------------------------------------------------------------------
@@ -377,13 +325,13 @@ def _from_anywhere(source: str) -> str:
 
 def _new_folder(name: str) -> Path:
     """Make and return the first free ``runs/<name>-<n>``; two runs never get the same."""
-    for n in itertools.count(1):
+    n = 1
+    while True:
         path = Path("runs") / f"{name}-{n}"
         try:
             path.mkdir(parents=True)
+            return path
         except FileExistsError:
-            continue
+            n += 1
         except OSError as error:
             raise RunError(path, f"cannot be made ({error.strerror})", "give `out`") from None
-        return path
-    raise AssertionError("count() does not end")

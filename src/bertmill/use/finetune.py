@@ -219,7 +219,7 @@ def _new_task_model(
     loaded: LoadedModel, task: Task, is_pair: bool, learned: LabeledInputs, seed: int
 ) -> TaskModel:
     """Copy the encoder and draw a head."""
-    model = TaskModel(copy.deepcopy(loaded.model), task, is_pair)
+    model = TaskModel(copy.deepcopy(loaded.model), task._replace(is_pair=is_pair))
     generator = torch.Generator().manual_seed(make_key(seed, "task head"))
     std = loaded.model.section.initializer_range
     nn.init.normal_(model.task_head.weight, std=std, generator=generator)

@@ -88,13 +88,13 @@ def predict_texts(
         raise InputError("texts", "come in pairs, but this model labels words of single texts")
     if second is not None and len(second) != len(texts):
         raise InputError("texts", f"{len(second)} second texts for {len(texts)} first ones")
-    if model.is_pair and second is None:
+    if model.task.is_pair and second is None:
         raise InputError(
             "texts",
             "are single texts, but the model was fine-tuned on pairs",
             "name the column of the second texts with `text_b_column`",
         )
-    if model.is_pair is False and second is not None:
+    if model.task.is_pair is False and second is not None:
         raise InputError("texts", "are pairs, but the model was fine-tuned on single texts")
     if is_words:
         inputs = word_inputs(tokenizer, texts, max_length)

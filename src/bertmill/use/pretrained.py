@@ -54,7 +54,7 @@ class Pretrained:
         self.new_weights = loaded.new_weights
         self._task_model = None if loaded.task_model is None else loaded.task_model.to(device)
         self.task = None if loaded.task_model is None else loaded.task_model.task
-        self.is_pair = None if loaded.task_model is None else loaded.task_model.is_pair
+        self.is_pair = None if self.task is None else self.task.is_pair
         self._device, self._loaded = device, loaded
 
     @cached_property
