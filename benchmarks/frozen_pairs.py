@@ -197,7 +197,7 @@ def _to_pair(record: dict[str, Any], where: str, longest: int) -> _FrozenPair:
     except ValidationError as error:
         raise InputError(
             where,
-            f"is not a pair with masks ({first_problem(error).removeprefix('Value error, ')})",
+            f"is not a pair with masks ({first_problem(error)})",
             "write tokens, second_starts, masked_at, labels, kinds and is_next",
         ) from None
     if len(pair.tokens) > longest:

@@ -265,6 +265,8 @@ def first_problem(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
     problem = error.errors()[0]
+    if problem["type"] == "value_error":  # ours, in our words: what; fix
+        return str(problem["ctx"]["error"]).partition("; ")[0]
     where = ".".join(str(part) for part in problem["loc"])
     return f"{where}: {problem['msg']}" if where else str(problem["msg"])
 

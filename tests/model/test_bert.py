@@ -86,7 +86,7 @@ def test_everything_equals_transformers(shape):
     torch.testing.assert_close(hidden, wanted.hidden_states[-1][real], **close)
     pooled = ours.pool(hidden[packed.starts[:-1]])
     torch.testing.assert_close(
-        ours.next_sentence_logits(pooled), wanted.seq_relationship_logits, **close
+        ours.next_sentence_head(pooled), wanted.seq_relationship_logits, **close
     )
     torch.testing.assert_close(
         ours.masked_token_logits(hidden), wanted.prediction_logits[real], **close

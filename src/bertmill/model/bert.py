@@ -346,14 +346,9 @@ OUR_MODEL_TYPE = "bertmill"
 _OURS_ONLY = {"position_embedding", "norm", "init"}
 
 
-def is_published(section: ModelSection) -> bool:
-    """Whether the network is BERT as published, which ``transformers.BertModel`` computes too."""
-    return section.position_embedding == "absolute" and section.norm == "post"
-
-
 def not_in_transformers(section: ModelSection) -> str:
     """Say what is not BERT as published; nothing where all of it is."""
-    if is_published(section):
+    if section.position_embedding == "absolute" and section.norm == "post":
         return ""
     return (
         f"is not BERT as published (position_embedding={section.position_embedding}, "
@@ -373,12 +368,8 @@ def with_todays_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if not name.startswith(("bert.", "cls.", "classifier.")):
             name = f"bert.{name}"
-        for old, new in (
-            ("LayerNorm.gamma", "LayerNorm.weight"),
-            ("LayerNorm.beta", "LayerNorm.bias"),
-        ):
-            name = name.replace(old, new)
-        renamed[name] = tensor
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
+        renamed[name.replace("LayerNorm.beta", "LayerNorm.bias")] = tensor
     if _DECODER_BIAS in renamed:
         renamed[_BIAS] = renamed[_DECODER_BIAS]
     return renamed
@@ -386,7 +377,7 @@ def with_todays_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def to_config(section: ModelSection, kind: str) -> dict[str, Any]:
     """Write the network's part of ``config.json``; `kind` ends the name of the class."""
-    if is_published(section):
+    if not not_in_transformers(section):
         values = section.model_dump(exclude=_OURS_ONLY)
         return {"architectures": [f"Bert{kind}"], "model_type": "bert", **values}
     names = {"architectures": [f"Bertmill{kind}"], "model_type": OUR_MODEL_TYPE}

@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from bertmill.config import NetworkSection
+from bertmill.config import NetworkSection, first_problem
 from bertmill.errors import ModelError
 from bertmill.model.architecture import ARCHITECTURES, Architecture, architecture_of
 from bertmill.model.task import Task
@@ -174,13 +174,7 @@ def from_config(config: Mapping[str, Any], where: object) -> tuple[NetworkSectio
     try:
         section = found[0].section.model_validate(found[0].from_config(config, where))
     except ValidationError as error:
-        problem = error.errors()[0]
-        what = (
-            str(problem["ctx"]["error"]).partition("; ")[0]
-            if problem["type"] == "value_error"
-            else f"{problem['loc'][0]} is {problem['input']!r}: {problem['msg']}"
-        )
-        raise ModelError(where, what, "give another model") from None
+        raise ModelError(where, first_problem(error), "give another model") from None
     vocab_size = config.get("vocab_size")
     if not isinstance(vocab_size, int) or not 1 <= vocab_size <= 2**24:
         raise ModelError(where, f"vocab_size is {vocab_size!r}", "fetch the folder again")

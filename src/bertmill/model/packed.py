@@ -31,11 +31,7 @@ class PackedTokens(NamedTuple):
 
     @classmethod
     def pack(
-        cls,
-        token_ids: Tensor,
-        segment_ids: Tensor,
-        position_ids: Tensor,
-        lengths: Sequence[int],
+        cls, token_ids: Tensor, segment_ids: Tensor, position_ids: Tensor, lengths: Sequence[int]
     ) -> PackedTokens:
         """Count up where each sequence begins."""
         starts = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
@@ -43,13 +39,8 @@ class PackedTokens(NamedTuple):
 
     def to(self, device: torch.device) -> PackedTokens:
         """Copy to a device, without waiting."""
-        return PackedTokens(
-            copy_to(device, self.token_ids),
-            copy_to(device, self.segment_ids),
-            copy_to(device, self.position_ids),
-            copy_to(device, self.starts),
-            self.lengths,
-        )
+        ids, segments, positions, starts = (copy_to(device, tensor) for tensor in self[:4])
+        return PackedTokens(ids, segments, positions, starts, self.lengths)
 
     def first_tokens(self) -> Selection:
         """Select the first token of each sequence, S = B."""

@@ -165,14 +165,10 @@ class PretrainingModel(nn.Module):
         """Map each sequence's first token through the pooler, [B, D]."""
         return torch.tanh(self.pooler(first))
 
-    def next_sentence_logits(self, pooled: Tensor) -> Tensor:
-        """Score [B, 2]: column 0 is "follows", column 1 "random", as in Hugging Face."""
-        return self.next_sentence_head(pooled)  # type: ignore[no-any-return]
-
     def _pair_logits(self, hidden: Tensor, batch: PretrainingInput) -> Tensor:
         """Score each pair from the vectors of the selected tokens: [S, D] to [B, 2]."""
         first = hidden.index_select(0, batch.selection.starts[:-1])
-        return self.next_sentence_logits(self.pool(first))
+        return self.next_sentence_head(self.pool(first))  # type: ignore[no-any-return]
 
     def tensors_by_token(self) -> set[str]:
         """Name the tensors that have a row for each vocabulary entry."""

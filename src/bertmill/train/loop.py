@@ -40,10 +40,7 @@ class Run:
 
 
 def pretrain_loop(
-    plan: Plan,
-    progress: RunProgress,
-    after_checkpoint: Callable[[RunFolder], None],
-    stop_at: float,
+    plan: Plan, progress: RunProgress, after_checkpoint: Callable[[RunFolder], None], stop_at: float
 ) -> Run:
     """Train until the run's end, a limit, or a signal; save; say how it went.
 

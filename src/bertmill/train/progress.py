@@ -109,13 +109,11 @@ class RunProgress:
     def held_out(self, record: HeldOutRecord) -> None:
         """Show a validation."""
         scores = record.scores
-        line = (
-            f"held-out at step {record.step:,}:  {self._losses(scores.mlm_loss, scores.nsp_loss)}"
-        )
-        right = f"  {scores.mlm_accuracy:.1%} of masks right"
+        losses = self._losses(scores.mlm_loss, scores.nsp_loss)
+        right = f"{scores.mlm_accuracy:.1%} of masks right"
         if scores.nsp_accuracy is not None:
             right += f", {scores.nsp_accuracy:.1%} of pairs"
-        self.say(line + right)
+        self.say(f"held-out at step {record.step:,}:  {losses}  {right}")
 
     def _losses(self, mlm_loss: float, nsp_loss: float | None) -> str:
         text = f"mlm {mlm_loss:.3f}"

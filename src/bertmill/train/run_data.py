@@ -49,8 +49,7 @@ class RunData:
             ", ".join(store.manifest["corpus"]),
         )
         statistics = TrainingStatistics(
-            store.token_counts,
-            None if recipe.pairs.kind == "none" else _fit_overlap(train, store),
+            store.token_counts, None if recipe.pairs.kind == "none" else _fit_overlap(train, store)
         )
         # A share of a small corpus may be empty or one document; given text must be good.
         held_out = None

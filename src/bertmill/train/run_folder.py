@@ -31,11 +31,10 @@ from bertmill.train.metrics import HeldOutRecord, Metrics, TrainRecord, read_rec
 from bertmill.train.schedule import Decision
 
 _FACTS, _DIAGNOSIS = "run.json", "diagnosis.json"
-_LINES = TypeAdapter(tuple[str, ...])
 # What a process that was killed before its run began may leave.
 _BEFORE_A_RUN = {"lock", _FACTS, f".{_FACTS}.part", ".recipe.toml.part"}
 
-_Line = TypeVar("_Line")
+_Value = TypeVar("_Value")
 
 
 class FirstWeights(Section):
@@ -106,13 +105,7 @@ class RunFolder:
         """Read recipe and facts of the run that is here."""
         if not self.holds_run:
             raise RunError(self.path, "is not a run (no recipe.toml)", "give a run's folder")
-        path = self.path / _FACTS
-        try:
-            facts = Facts.model_validate_json(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise RunError(
-                path, f"is damaged ({first_problem(error)})", "put it back, or start a new run"
-            ) from None
+        facts = self._read(_FACTS, TypeAdapter(Facts), "put it back, or start a new run")
         return load_recipe(self.path / "recipe.toml"), facts
 
     @contextmanager
@@ -162,13 +155,9 @@ class RunFolder:
 
     def diagnosis(self) -> tuple[str, ...]:
         """Read the findings; none where the run has not finished."""
-        path = self.path / _DIAGNOSIS
-        try:
-            return _LINES.validate_json(path.read_bytes()) if path.is_file() else ()
-        except (OSError, ValueError) as error:
-            raise RunError(
-                path, f"is damaged ({first_problem(error)})", "delete the file"
-            ) from None
+        if not (self.path / _DIAGNOSIS).is_file():
+            return ()
+        return self._read(_DIAGNOSIS, TypeAdapter(tuple[str, ...]), "delete the file")
 
     def record_decision(self, decision: Decision) -> None:
         """Keep a decision safe before it is used."""
@@ -178,11 +167,18 @@ class RunFolder:
             stream.flush()
             os.fsync(stream.fileno())
 
-    def _read_lines(self, name: str, read: Callable[[bytes], _Line]) -> list[_Line]:
+    def _read(self, name: str, kind: TypeAdapter[_Value], fix: str) -> _Value:
+        path = self.path / name
+        try:
+            return kind.validate_json(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise RunError(path, f"is damaged ({first_problem(error)})", fix) from None
+
+    def _read_lines(self, name: str, read: Callable[[bytes], _Value]) -> list[_Value]:
         """Read the JSON objects of a file; a last line that was cut short is left out."""
         path = self.path / name
         lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-        records: list[_Line] = []
+        records: list[_Value] = []
         for number, line in enumerate(lines, 1):
             if not line.endswith(b"\n"):
                 break

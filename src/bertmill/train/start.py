@@ -101,8 +101,7 @@ def plan_run(request: Request, say: Say) -> Plan:
         read = {"text": store.manifest["text"]}
     # From here on the recipe is what is done, not only what was asked for.
     recipe = _changed(recipe, read)
-    data = RunData.open(store, recipe, world.device)
-    recipe = _with_precision(recipe, data, world, say)
+    recipe, data = _open_data(store, recipe, world, say)
     facts = Facts(
         corpus=[_from_anywhere(name) for name in request.corpus],
         held_out=[_from_anywhere(name) for name in request.held_out],
@@ -176,8 +175,7 @@ def plan_resume(
         )
     start = checkpoint or _first_weights(run, facts)
     world = World(open_device(recipe.train.device))
-    data = RunData.open(store, recipe, world.device)
-    recipe = _with_precision(recipe, data, world, say)
+    recipe, data = _open_data(store, recipe, world, say)
     if has_moved:
         facts = facts.model_copy(update={"store": str(store.folder.resolve())})
         run.write_facts(facts)
@@ -224,11 +222,11 @@ def _changed(recipe: Recipe, changes: dict[str, dict[str, Any]]) -> Recipe:
     return recipe_from_dict(values, recipe.name)
 
 
-def _with_precision(recipe: Recipe, data: RunData, world: World, say: Say) -> Recipe:
-    """Write down which precision is computed in, so that a resume does the same."""
-    return _changed(
-        recipe, {"train": {"precision": world.agree(choose_precision(recipe, data, say))}}
-    )
+def _open_data(store: Store, recipe: Recipe, world: World, say: Say) -> tuple[Recipe, RunData]:
+    """Open the data; write down which precision is computed in, so that a resume does the same."""
+    data = RunData.open(store, recipe, world.device)
+    precision = world.agree(choose_precision(recipe, data, say))
+    return _changed(recipe, {"train": {"precision": precision}}), data
 
 
 def _refuse_another_recipe(run: RunFolder, recipe: Recipe, checkpoint: Checkpoint) -> None:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+Compute = Callable[[Tensor, Tensor, Tensor], Tensor]
+
 _LARGE_FLOPS = 5e8
 """oneDNN compiles a product for each new shape, in one or two milliseconds, and all blocks share
 the shapes: from 3 ms per product on that is won back."""
@@ -77,12 +79,7 @@ class Linear(nn.Linear):
         `plain` or `fast`.
     """
 
-    def __init__(
-        self,
-        num_inputs: int,
-        num_outputs: int,
-        compute: Callable[[Tensor, Tensor, Tensor], Tensor],
-    ) -> None:
+    def __init__(self, num_inputs: int, num_outputs: int, compute: Compute) -> None:
         super().__init__(num_inputs, num_outputs)
         self.compute = compute
 
