@@ -54,8 +54,8 @@ def pretrain(out: Path, spins: int, options: argparse.Namespace) -> float:
          "--recipe", options.recipe, "--steps", str(options.steps), "--out", str(out), *settings],
         env=os.environ | {"GOMP_SPINCOUNT": str(spins)}, check=True, capture_output=True,
     )  # fmt: skip
-    records = [record for record in RunFolder(out).metrics() if record["split"] == "train"]
-    return Spread.of(record["pairs_per_second"] for record in records[1:]).median
+    records = RunFolder(out).metrics().train[1:]
+    return Spread.of(record.pairs_per_second for record in records).median
 
 
 def shares_of(

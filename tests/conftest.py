@@ -11,18 +11,21 @@ import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports torch
+if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports numpy or torch
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings
 from matplotlib.figure import Figure
 
+from bertmill.openmp import limit_spinning
 from small import FAST_EXAMPLES, FULL_EXAMPLES, SMALL, make_documents
 
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 LEFT_TO_TEST_ALL = ("slow", "alone")
+
+limit_spinning()  # as a command does: torch is not imported yet
 
 # --- the size of a session, and every error ------------------------------------------------------
 

@@ -613,7 +613,11 @@ def test_argument_that_is_not_utf8(refused, small_run):
     [
         (["pretrian"], ["No such command", "pretrian"]),
         (["pretrain", "--corpus", "not-there.txt"], ["not-there.txt: does not exist"]),
-        (["fill-mask", "not-there", "[MASK]", "--json"], ["not-there: does not exist"]),
+        pytest.param(
+            ["fill-mask", "not-there", "[MASK]", "--json"],
+            ["not-there: does not exist"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_process(args, parts, tmp_path):

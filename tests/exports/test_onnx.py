@@ -197,6 +197,7 @@ def test_the_same_bytes_again_and_nothing_about_this_machine(written, tmp_path):
 # --- weights of 8 bits ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_weights_of_8_bits(save_random_model, tmp_path):
     wide = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512}
     loaded = save_random_model(tmp_path / "model", ModelSection(**SIZES | wide))

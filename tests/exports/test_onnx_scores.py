@@ -84,6 +84,7 @@ def test_the_files_score_as_the_model(kind, small_run, save, held_out, tmp_path)
     assert scores["model.int8.onnx"]["mlm_loss"] != pytest.approx(scores["torch"]["mlm_loss"], 1e-6)
 
 
+@pytest.mark.slow
 def test_each_file_is_scored_by_itself(save, held_out, tmp_path):
     folder = save()
     model, other = load_model(folder), load_model(folder)
