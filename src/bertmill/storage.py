@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,14 +14,13 @@ from pathlib import Path
 
 from bertmill.errors import BertmillError, InputError
 
+_UNFIT_CHARACTER = re.compile("[\0\ud800-\udfff]")
+"""NUL, or half a character: what Python makes of a byte that is not UTF-8."""
+
 
 def refuse_bad_name(out: Path, error: type[BertmillError]) -> None:
     """Raise `error` for a name with NUL or not in UTF-8: not every library can open it."""
-    try:
-        is_bad = b"\0" in str(out).encode("utf-8")
-    except UnicodeEncodeError:
-        is_bad = True
-    if is_bad:
+    if _UNFIT_CHARACTER.search(str(out)):
         raise error(out, "is not a valid file name (it has NUL, or is not valid UTF-8)")
 
 
@@ -81,19 +80,16 @@ def _hidden_folder_next_to(out: Path, error: type[BertmillError]) -> Iterator[Pa
     refuse_bad_name(out, error)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        with tempfile.TemporaryDirectory(
+            prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True
+        ) as folder:
+            yield Path(folder)
     except OSError as failure:
         raise error(
-            out, f"cannot be written ({failure.strerror})", "choose another place"
+            out,
+            f"cannot be written ({failure.strerror or failure})",
+            "choose another place, or free some space",
         ) from None
-    try:
-        yield folder
-    except OSError as failure:
-        raise error(
-            out, f"cannot be written ({failure.strerror or failure})", "free some space, or move it"
-        ) from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def assert_equal(made: Tokenizer, texts: list[str]) -> None:
 @pytest.fixture(scope="module", params=KINDS)
 def made(request) -> Tokenizer:
     made = tokenizer(**KINDS[request.param])
-    assert made._cache is not None
+    assert made._encoder._marks is not None
     return made
 
 
@@ -108,7 +108,7 @@ def test_little_text(made, texts):
 # --- memory --------------------------------------------------------------------------------------
 
 
-def remembered_bytes(cache: stretches.StretchCache) -> int:
+def remembered_bytes(cache: stretches.TextEncoder) -> int:
     pieces = cache._pieces
     return sys.getsizeof(pieces) + sum(
         sys.getsizeof(part) for entry in pieces.items() for part in entry
@@ -122,8 +122,8 @@ def test_what_is_remembered_stays_below_the_cap(monkeypatch):
     for i in range(60):
         assert_equal(made, [" ".join(f"w{i}x{j} é{i}y{j}" for j in range(30))])
         # The entries that are there from the start are not counted.
-        assert 0 <= remembered_bytes(made._cache) - made._cache.num_bytes < 300
-        sizes.append(made._cache.num_bytes)
+        assert 0 <= remembered_bytes(made._encoder) - made._encoder.num_bytes < 300
+        sizes.append(made._encoder.num_bytes)
     assert 50_000 < max(sizes) <= 100_000
     assert sum(b < a for a, b in pairwise(sizes)) >= 2  # forgotten, and again
 
@@ -131,13 +131,13 @@ def test_what_is_remembered_stays_below_the_cap(monkeypatch):
 def test_a_stretch_is_encoded_once(monkeypatch):
     made = tokenizer()
     seen: list[str] = []
-    encode_some = made._encode_some
+    encode_whole = made._encoder._encode_whole
 
     def count(texts):
         seen.extend(texts)
-        return encode_some(texts)
+        return encode_whole(texts)
 
-    monkeypatch.setattr(made, "_encode_some", count)
+    monkeypatch.setattr(made._encoder, "_encode_whole", count)
     for _ in range(3):
         assert_equal(made, ["Zürich, Zürich (Zürich) the Zürich."])
     assert sorted(seen) == sorted({*seen, "Zürich"})
@@ -183,7 +183,7 @@ FOREIGN = {
 @pytest.mark.parametrize("change", FOREIGN.values(), ids=FOREIGN)
 def test_unknown_kinds_are_left_to_the_library(change):
     made = foreign(change)
-    assert made._cache is None
+    assert made._encoder._marks is None
     assert_equal(made, [*TEXTS, "the farmer crosses the farmer crane", ""])
 
 
@@ -202,5 +202,5 @@ NEARLY_OURS = {
 @pytest.mark.parametrize("change", NEARLY_OURS.values(), ids=NEARLY_OURS)
 def test_known_kinds_of_others(change):
     made = foreign(change)
-    assert made._cache is not None
+    assert made._encoder._marks is not None
     assert_equal(made, [*TEXTS, *PIECES, "".join(PIECES), " ".join(PIECES), "[the farmer]"])

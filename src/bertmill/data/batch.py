@@ -292,6 +292,7 @@ class Batches:
             self._tokenizer.cls_id,
             self._tokenizer.sep_id,
         )
+        labels = pairs.is_next if self._has_second else pairs.is_next[:0]
         shown, masked_at, masked_labels = mask_tokens(
             laid.token_ids, laid.starts, laid.is_text, keys, self._masking, self._tokenizer
         )
@@ -302,9 +303,7 @@ class Batches:
             sequence_starts=laid.starts,
             masked_at=masked_at,
             masked_labels=masked_labels,
-            next_sentence_labels=pairs.is_next.astype(np.int64)
-            if self._has_second
-            else np.empty(0, np.int64),
+            next_sentence_labels=labels.astype(np.int64),
         )
 
 

@@ -107,8 +107,7 @@ def _read_json_lines(file: SourceFile) -> Iterator[Row]:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            message = " ".join(str(error).split())
-            raise CorpusError(where, f"is not JSON ({message})", "fix or delete it") from None
+            raise CorpusError(where, f"is not JSON ({error})", "fix or delete it") from None
         if not isinstance(record, dict):
             raise CorpusError(where, "is not a JSON object", "fix or delete it")
         yield where, record
@@ -151,7 +150,6 @@ def _read_table(file: SourceFile, lines: Iterable[list[str]]) -> Iterator[Row]:
 
 def _read_parquet(file: SourceFile, column: str | None) -> Iterator[Row]:
     with open_parquet(file) as table:
-        number = 0
         schema = table.schema_arrow
         _refuse_twins(schema.names, file)
         columns = None
@@ -161,20 +159,18 @@ def _read_parquet(file: SourceFile, column: str | None) -> Iterator[Row]:
                 raise CorpusError(
                     file.url, f"column {column!r} is {kind}, not text", "name another column"
                 )
-        for batch in table.iter_batches(_PARQUET_ROWS_AT_ONCE, columns=columns):
-            for i in range(len(batch)):
-                number += 1
-                where = f"{file.url}, row {number}"
-                try:
-                    values = {name: batch.column(name)[i].as_py() for name in batch.schema.names}
-                except UnicodeDecodeError:
-                    raise CorpusError(where, "is not UTF-8", "write the file again") from None
-                except (ValueError, OverflowError) as error:  # a date that Python lacks
-                    raise CorpusError(
-                        where, f"holds a value that cannot be read ({error})", "write it again"
-                    ) from None
-                if columns is None or values[column] is not None:
-                    yield where, values
+        batches = table.iter_batches(_PARQUET_ROWS_AT_ONCE, columns=columns)
+        rows = (batch.slice(i, 1) for batch in batches for i in range(len(batch)))
+        for number, row in enumerate(rows, 1):
+            where = f"{file.url}, row {number}"
+            try:
+                values = {name: row.column(name)[0].as_py() for name in row.schema.names}
+            except (ValueError, OverflowError) as error:  # not UTF-8, or a date that Python lacks
+                raise CorpusError(
+                    where, f"holds a value that cannot be read ({error})", "write it again"
+                ) from None
+            if columns is None or values[column] is not None:
+                yield where, values
 
 
 def _refuse_twins(names: Sequence[str], file: SourceFile) -> None:

@@ -9,18 +9,27 @@ For the same reason blanks may be put around a character that is always a word b
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, pairwise
+from types import NoneType
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
+
+from bertmill.errors import TokenizerError
 
 Encoded = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 """Ids of several texts end to end, and the number of ids of each."""
 
+_FREQUENT_MARKS = b", . ( ) \" ' - : ; ! ? /"
 _CHARACTERS_AT_ONCE = 1_000_000
+_CHARACTERS_A_RESULT = 100
+"""Memory of the library's result for a text besides its characters, counted in characters."""
 _BETWEEN_TEXTS = " \n "
 """A line feed is a blank like any other, so that one between blanks can part the texts."""
 _CACHE_BYTES = 16_000_000
@@ -30,28 +39,21 @@ _END = -1
 """Stands among the ids where a text ends and another starts."""
 
 
-class StretchCache:
-    """Encode texts, remembering what each stretch became.
+class TextEncoder:
+    """Encode texts with the library's tokenizer, remembering what each stretch became.
+
+    A tokenizer that is not known to treat each stretch by itself encodes every text whole.
 
     Parameters
     ----------
-    encode : callable
-        Turns stretches into ids.
-    encode_words : callable
-        The same for stretches of ASCII letters and digits, which are one word each.
-    marks : str
-        ASCII characters that are always words by themselves and often stand next to others: with
-        blanks around them, "lake," and "(lake" need no entries of their own.
+    backend : tokenizers.Tokenizer
+    plain_ids : ndarray of int64, shape (V,)
+        The id that takes the place of each of the library's.
     """
 
-    def __init__(
-        self,
-        encode: Callable[[Sequence[str]], Encoded],
-        encode_words: Callable[[Sequence[str]], Encoded],
-        marks: str,
-    ) -> None:
-        self._encode, self._encode_words = encode, encode_words
-        self._marks = [mark.encode() for mark in marks]
+    def __init__(self, backend: tokenizers.Tokenizer, plain_ids: npt.NDArray[np.int64]) -> None:
+        self._backend, self._plain_ids = backend, plain_ids
+        self._marks = _isolated_punctuation(backend)
         self._forget()
 
     @property
@@ -59,11 +61,43 @@ class StretchCache:
         """Memory that the remembered stretches and their ids take."""
         return self._entry_bytes + sys.getsizeof(self._pieces)
 
-    def __call__(self, texts: Sequence[str]) -> Encoded:
-        """Turn texts into ids end to end, and the number of ids of each text."""
-        return end_to_end(map(self._encode_group, groups(texts, len(_BETWEEN_TEXTS))))
+    def encode_words(self, text: str) -> tuple[list[int], list[int]]:
+        """Turn a text into ids, and say for each id which word of the text it belongs to."""
+        with _library_errors():
+            encoding = self._backend.encode(text, add_special_tokens=False)
+        words = [0 if word is None else word for word in encoding.word_ids]
+        return self._plain_ids[encoding.ids].tolist(), words
 
-    def _encode_group(self, texts: Sequence[str]) -> Encoded:
+    def encode_batch(self, texts: Sequence[str]) -> Encoded:
+        """Turn texts into ids end to end, and the number of ids of each text."""
+        if self._marks is None:
+            return _in_groups(self._encode_whole, texts, _CHARACTERS_A_RESULT)
+        return _in_groups(self._encode_by_stretch, texts, len(_BETWEEN_TEXTS))
+
+    def _encode_whole(self, texts: Sequence[str]) -> Encoded:
+        with _library_errors():
+            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return self._flatten([encoding.ids for encoding in encodings])
+
+    def _encode_ascii_words(self, words: Sequence[str]) -> Encoded:
+        """Encode words that nothing but lower-casing changes: the model alone is much faster."""
+        model, normalizer = self._backend.model, self._backend.normalizer
+        lowercase = isinstance(normalizer, normalizers.Lowercase) or (
+            isinstance(normalizer, normalizers.BertNormalizer) and normalizer.lowercase
+        )
+        with _library_errors():
+            lists = [
+                [token.id for token in model.tokenize(word.lower() if lowercase else word)]
+                for word in words
+            ]
+        return self._flatten(lists)
+
+    def _flatten(self, lists: Sequence[Sequence[int]]) -> Encoded:
+        lengths = np.fromiter(map(len, lists), np.int64, len(lists))
+        ids = np.fromiter(chain.from_iterable(lists), np.int64, int(lengths.sum()))
+        return self._plain_ids[ids], lengths
+
+    def _encode_by_stretch(self, texts: Sequence[str]) -> Encoded:
         # Two texts, "A lake, a lake" and "a": joined, with blanks around the comma,
         #     \n A lake , a lake \n a \n
         # cut at blanks and numbered by what is distinct (besides empty stretches, of no ids),
@@ -73,7 +107,7 @@ class StretchCache:
         # Between two ends lie the ids of a text: lengths 5 and 1.
         joined = _BETWEEN_TEXTS.join(["", *(text.replace("\n", " ") for text in texts), ""])
         data = joined.encode()  # a byte a mark, where the string may have four
-        for mark in self._marks:
+        for mark in self._marks or []:
             data = data.replace(mark, b" " + mark + b" ")
         offsets = np.array([0, len(data)], np.int32)
         whole = pa.StringArray.from_buffers(1, pa.py_buffer(offsets), pa.py_buffer(data))
@@ -83,8 +117,9 @@ class StretchCache:
         new = [stretch for stretch in distinct if stretch not in pieces]
         words = [stretch for stretch in new if stretch.isascii() and stretch.isalnum()]
         others = [stretch for stretch in new if not (stretch.isascii() and stretch.isalnum())]
-        for some, encode in ((words, self._encode_words), (others, self._encode)):
-            ids, lengths = encode(some)
+        encoded_words = self._encode_ascii_words(words)
+        encoded_others = _in_groups(self._encode_whole, others, _CHARACTERS_A_RESULT)
+        for some, (ids, lengths) in ((words, encoded_words), (others, encoded_others)):
             ends = np.cumsum(lengths) * _ID.itemsize
             flat = ids.astype(_ID).tobytes()
             parts = [flat[i:j] for i, j in pairwise([0, *ends.tolist()])]
@@ -102,25 +137,48 @@ class StretchCache:
         self._entry_bytes = 0
 
 
-def flatten(lists: Sequence[Sequence[int]]) -> Encoded:
-    """Lay lists of ids end to end."""
-    lengths = np.fromiter(map(len, lists), np.int64, len(lists))
-    return np.fromiter(chain.from_iterable(lists), np.int64, int(lengths.sum())), lengths
-
-
-def end_to_end(parts: Iterable[Encoded]) -> Encoded:
-    """Join what groups of texts became."""
-    ids, lengths = zip(*parts, strict=True)
-    return np.concatenate(ids), np.concatenate(lengths)
-
-
-def groups(texts: Sequence[str], characters_a_text: int) -> Iterator[Sequence[str]]:
-    """Cut a list into one list or more, each of which is encoded in bounded memory.
+def _in_groups(
+    encode: Callable[[Sequence[str]], Encoded], texts: Sequence[str], characters_a_text: int
+) -> Encoded:
+    """Encode a group of texts after another, each in bounded memory.
 
     A text counts for so many characters besides its own.
     """
     sizes = np.fromiter(map(len, texts), np.int64, len(texts)) + characters_a_text
     group = np.cumsum(sizes) // _CHARACTERS_AT_ONCE
     starts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(texts)]
-    for i, j in pairwise(starts):
-        yield texts[i:j]
+    ids, lengths = zip(*(encode(texts[i:j]) for i, j in pairwise(starts)), strict=True)
+    return np.concatenate(ids), np.concatenate(lengths)
+
+
+def split_at_blanks() -> pre_tokenizers.Split:
+    """Return what splits a text into words for a word-level vocabulary."""
+    return pre_tokenizers.Split(tokenizers.Regex("[ \t\r\n]+"), "removed")
+
+
+def _isolated_punctuation(backend: tokenizers.Tokenizer) -> list[bytes] | None:
+    """List frequent ASCII punctuation that this tokenizer always splits off as a word.
+
+    None: it is not known to treat each stretch between two blanks by itself (see `TextEncoder`).
+    """
+    normalizer, splitter = backend.normalizer, backend.pre_tokenizer
+    if (
+        not isinstance(normalizer, (NoneType, normalizers.BertNormalizer, normalizers.Lowercase))
+        or not isinstance(backend.model, (models.WordPiece, models.WordLevel))
+        # Special ones are plain text here; another may hold a blank, or be part of a word.
+        or not all(token.special for token in backend.get_added_tokens_decoder().values())
+    ):
+        return None
+    if isinstance(splitter, pre_tokenizers.BertPreTokenizer):
+        return _FREQUENT_MARKS.split()
+    at_blanks = split_at_blanks().__getstate__()
+    return [] if splitter is not None and splitter.__getstate__() == at_blanks else None
+
+
+@contextmanager
+def _library_errors() -> Iterator[None]:
+    """Raise our error where the library fails: a tokenizer that loads but cannot encode."""
+    try:
+        yield
+    except Exception as error:  # it raises bare Exception
+        raise TokenizerError("tokenizer", f"cannot encode ({error})") from None

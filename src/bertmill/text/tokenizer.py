@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -18,15 +16,12 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from bertmill.config import TokenizerSection
 from bertmill.errors import TokenizerError
-from bertmill.text.stretches import Encoded, StretchCache, end_to_end, flatten, groups
+from bertmill.text.stretches import Encoded, TextEncoder
 
 CONTINUATION = "##"
 _LARGEST_VOCABULARY = 2**24
-_FREQUENT_MARKS = ",.()\"'-:;!?/"
 LONGEST_WORD = 100
 """Characters; a longer word is unknown to WordPiece as published, whatever its pieces."""
-_CHARACTERS_A_RESULT = 100
-"""Memory of the library's result for a text besides its characters, counted in characters."""
 _SPECIAL_KEYS = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 
 
@@ -52,15 +47,15 @@ class Tokenizer:
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, special_tokens: Sequence[str]) -> None:
-        ids: list[int] = []
+        vocab = backend.get_vocab(with_added_tokens=True)
         for name in special_tokens:
-            if (special_id := backend.token_to_id(name)) is None:
+            if name not in vocab:
                 raise TokenizerError(
                     "tokenizer",
                     f"the special token {name!r} is not in the vocabulary",
                     "name the five special tokens in the recipe's [tokenizer] section",
                 )
-            ids.append(special_id)
+        ids = [vocab[name] for name in special_tokens]
         backend.no_truncation()
         backend.no_padding()
         backend.post_processor = None  # bertmill frames sequences itself
@@ -68,7 +63,6 @@ class Tokenizer:
         self.backend = backend
         self.special_tokens = tuple(special_tokens)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = ids
-        vocab = backend.get_vocab(with_added_tokens=True)
         self.size = max(vocab.values()) + 1
         if self.size > _LARGEST_VOCABULARY:  # arrays of this size follow
             raise TokenizerError(
@@ -90,14 +84,9 @@ class Tokenizer:
             pieces = [i for token, i in vocab.items() if token.startswith(prefix)]
             self.continues_word[pieces] = True
         # A text that spells a special token out must not become one, except the unknown token.
-        self._plain = np.arange(self.size, dtype=np.int64)
-        self._plain[[i for i in ids if i != self.unk_id]] = self.unk_id
-        marks = _isolated_punctuation(backend)
-        self._cache = (
-            None
-            if marks is None
-            else StretchCache(self._encode_whole, self._encode_ascii_words, marks)
-        )
+        plain_ids = np.arange(self.size, dtype=np.int64)
+        plain_ids[[i for i in ids if i != self.unk_id]] = self.unk_id
+        self._encoder = TextEncoder(backend, plain_ids)
 
     @cached_property
     def identity(self) -> str:
@@ -118,10 +107,7 @@ class Tokenizer:
 
     def encode_words(self, text: str) -> tuple[list[int], list[int]]:
         """Turn a text into ids, and say for each id which word of the text it belongs to."""
-        with _library_errors():
-            encoding = self.backend.encode(text, add_special_tokens=False)
-        words = [0 if word is None else word for word in encoding.word_ids]
-        return [int(i) for i in self._plain[encoding.ids]], words
+        return self._encoder.encode_words(text)
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
         """Turn texts into ids end to end, and the number of ids of each text.
@@ -131,30 +117,7 @@ class Tokenizer:
         ids : ndarray of int64, shape (N,)
         lengths : ndarray of int64, shape (len(texts),)
         """
-        return self._encode_whole(texts) if self._cache is None else self._cache(texts)
-
-    def _encode_whole(self, texts: Sequence[str]) -> Encoded:
-        return end_to_end(map(self._encode_some, groups(texts, _CHARACTERS_A_RESULT)))
-
-    def _encode_some(self, texts: Sequence[str]) -> Encoded:
-        with _library_errors():
-            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        ids, lengths = flatten([encoding.ids for encoding in encodings])
-        return self._plain[ids], lengths
-
-    def _encode_ascii_words(self, words: Sequence[str]) -> Encoded:
-        """Encode words that nothing but lower-casing changes: the model alone is much faster."""
-        model, normalizer = self.backend.model, self.backend.normalizer
-        lowercase = isinstance(normalizer, normalizers.Lowercase) or (
-            isinstance(normalizer, normalizers.BertNormalizer) and normalizer.lowercase
-        )
-        with _library_errors():
-            lists = [
-                [token.id for token in model.tokenize(word.lower() if lowercase else word)]
-                for word in words
-            ]
-        ids, lengths = flatten(lists)
-        return self._plain[ids], lengths
+        return self._encoder.encode_batch(texts)
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """Name each id."""
@@ -249,17 +212,11 @@ def load_tokenizer(path: str | Path, section: TokenizerSection | None = None) ->
     except TokenizerError as error:
         raise TokenizerError(path, error.what, error.fix) from None
     except Exception as error:  # the library raises bare Exception for a broken file
-        message = " ".join(str(error).split())
         raise TokenizerError(
             path,
-            f"is not a tokenizer ({message})",
+            f"is not a tokenizer ({error})",
             "give a folder with tokenizer.json or vocab.txt",
         ) from None
-
-
-def split_at_blanks() -> pre_tokenizers.Split:
-    """Return what splits a text into words for a word-level vocabulary."""
-    return pre_tokenizers.Split(tokenizers.Regex("[ \t\r\n]+"), "removed")
 
 
 def make_wordpiece(
@@ -280,34 +237,6 @@ def make_wordpiece(
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.add_special_tokens([name for name in special_tokens if name in vocab])
     return backend
-
-
-def _isolated_punctuation(backend: tokenizers.Tokenizer) -> str | None:
-    """List frequent ASCII punctuation that this tokenizer always splits off as a word.
-
-    None: it is not known to treat each stretch between two blanks by itself (see `StretchCache`).
-    """
-    normalizer, splitter = backend.normalizer, backend.pre_tokenizer
-    if (
-        not isinstance(normalizer, (NoneType, normalizers.BertNormalizer, normalizers.Lowercase))
-        or not isinstance(backend.model, (models.WordPiece, models.WordLevel))
-        # Special ones are plain text here; another may hold a blank, or be part of a word.
-        or not all(token.special for token in backend.get_added_tokens_decoder().values())
-    ):
-        return None
-    if isinstance(splitter, pre_tokenizers.BertPreTokenizer):
-        return _FREQUENT_MARKS
-    at_blanks = split_at_blanks().__getstate__()
-    return "" if splitter is not None and splitter.__getstate__() == at_blanks else None
-
-
-@contextmanager
-def _library_errors() -> Iterator[None]:
-    """Raise our error where the library fails: a tokenizer that loads but cannot encode."""
-    try:
-        yield
-    except Exception as error:  # it raises bare Exception
-        raise TokenizerError("tokenizer", f"cannot encode ({error})") from None
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from bertmill.config import TokenizerSection
 from bertmill.errors import TokenizerError
+from bertmill.text.stretches import split_at_blanks
 from bertmill.text.tokenizer import (
     CONTINUATION,
     LONGEST_WORD,
     Tokenizer,
     make_wordpiece,
-    split_at_blanks,
 )
 
 _WORDS_AT_ONCE = 1000
