@@ -72,15 +72,8 @@ def open_held_out(
     store = open_or_prepare(sources, recipe.text, tokenizer, say=say)
     if not has_next_sentence_head(loaded):
         say(f"{loaded.folder} has no next-sentence head: no NSP loss")
-    return HeldOut(
-        store.train,
-        loaded.tokenizer,
-        recipe.pairs,
-        recipe.masking,
-        statistics,
-        None,
-        ", ".join(sources),
-    )
+    name = ", ".join(sources)
+    return HeldOut(store.train, loaded.tokenizer, recipe, statistics, None, name)
 
 
 def score_held_out(

@@ -110,20 +110,17 @@ def newest_checkpoint(run: RunFolder, say: Callable[[str], None]) -> Checkpoint 
     found = _by_step(run)
     for number, folder in reversed(list(enumerate(found, 1))):
         try:
-            state = _read_state(folder)
-            bad = [
-                name for name in state.sha256 if file_sha256(folder / name) != state.sha256[name]
-            ]
+            state = _read_whole(folder)
         except (OSError, ValueError) as error:
-            bad = [" ".join(str(error).split())]
-        if not bad:
-            with run.writing(folder):
-                # Links first: a process that is killed in between must not leave them dangling.
-                _point_at(run, found[:number])
-                for rest in [*found[number:], *run.checkpoints.glob(".*.part")]:
-                    shutil.rmtree(rest, ignore_errors=True)
-            return Checkpoint(folder, state)
-        say(f"{folder} is damaged ({bad[0]}); falling back to the one before it")
+            what = " ".join(str(error).split())
+            say(f"{folder} is damaged ({what}); falling back to the one before it")
+            continue
+        with run.writing(folder):
+            # Links first: a process that is killed in between must not leave them dangling.
+            _point_at(run, found[:number])
+            for rest in [*found[number:], *run.checkpoints.glob(".*.part")]:
+                shutil.rmtree(rest, ignore_errors=True)
+        return Checkpoint(folder, state)
     if found:
         raise RunError(run.path, "has no undamaged checkpoint", "start again in another folder")
     return None
@@ -173,6 +170,15 @@ def _read_state(folder: Path) -> State:
         raise ValueError(
             f"missing or unexpected files: {', '.join(sorted(files ^ state.sha256.keys()))}"
         )
+    return state
+
+
+def _read_whole(folder: Path) -> State:
+    """Read a checkpoint's state; ValueError where it or another file is not as it was written."""
+    state = _read_state(folder)
+    for name, sha256 in state.sha256.items():
+        if file_sha256(folder / name) != sha256:
+            raise ValueError(name)
     return state
 
 

@@ -57,8 +57,7 @@ class RunData:
             held_out = HeldOut(
                 store.held_out,
                 store.tokenizer,
-                recipe.pairs,
-                recipe.masking,
+                recipe,
                 statistics,
                 recipe.train.validation_pairs,
                 ", ".join(store.manifest["held_out"]) or "the held-out share of the corpus",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from bertmill.config import MaskingSection, PairsSection
+from bertmill.config import Recipe
 from bertmill.data.batch import Batch, Batches
 from bertmill.data.store import TokenStore
 from bertmill.data.yardsticks import TrainingStatistics, measure_yardsticks
@@ -86,7 +86,8 @@ class HeldOut:
     ----------
     store : TokenStore
     tokenizer : Tokenizer
-    pairs, masking : PairsSection, MaskingSection
+    recipe : Recipe
+        How pairs are drawn and masked.
     statistics : TrainingStatistics or None
         For the yardsticks.
     limit : int or None
@@ -104,12 +105,12 @@ class HeldOut:
         self,
         store: TokenStore,
         tokenizer: Tokenizer,
-        pairs: PairsSection,
-        masking: MaskingSection,
+        recipe: Recipe,
         statistics: TrainingStatistics | None,
         limit: int | None,
         name: str,
     ) -> None:
+        pairs, masking = recipe.pairs, recipe.masking
         batches = Batches(store, tokenizer, pairs, masking, _SEQUENCES_AT_ONCE, _SEED, name)
         size = min(limit or batches.num_examples, batches.num_examples)
         self._batches = [
