@@ -88,7 +88,7 @@ def test_a_full_disk_while_a_shard_is_written(corpus_file, tmp_path):
         ["prepare", "--corpus", corpus_file, "--out", tmp_path / "store", "--set", SMALL_TEXT[0]],
         {"RLIMIT_FSIZE": 6_000},
     )
-    assert_one_line(done, "store", "cannot be written", "free some space")
+    assert_one_line(done, "store", "cannot be written", "free space")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -88,7 +88,7 @@ def _hidden_folder_next_to(out: Path, error: type[BertmillError]) -> Iterator[Pa
         raise error(
             out,
             f"cannot be written ({failure.strerror or failure})",
-            "choose another place, or free some space",
+            "choose another place, or free space",
         ) from None
 
 
