@@ -268,7 +268,11 @@ def first_problem(error: Exception) -> str:
     if problem["type"] == "value_error":  # ours, in our words: what; fix
         return str(problem["ctx"]["error"]).partition("; ")[0]
     where = ".".join(str(part) for part in problem["loc"])
-    return f"{where}: {problem['msg']}" if where else str(problem["msg"])
+    if not where:
+        return str(problem["msg"])
+    shown = repr(problem["input"])
+    value = f" is {shown}" if len(shown) < 60 and problem["type"] != "missing" else ""
+    return f"{where}{value}: {problem['msg']}"
 
 
 def recipe_names() -> list[str]:

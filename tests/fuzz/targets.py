@@ -675,7 +675,8 @@ def _predict(data: bytes, folder: Path) -> None:
     """Predict for texts, pairs of them, and lists of words."""
     texts = _texts(data)
     tuned, by_words = _loaded(folder / "tuned"), _loaded(folder / "word-tuned")
-    tuned._task_model.is_pair = None  # as in another program's folder, which does not say
+    tuned._task_model.task = tuned.task._replace(is_pair=None)  # as another program's folder
+    tuned.task = tuned._task_model.task
     assert len(tuned.predict(texts)) == len(tuned.predict(texts, texts[::-1])) == len(texts)
     lists = [text.split(" ") for text in texts]
     found = by_words.predict([*lists, [], ["", " ", "\0"]])

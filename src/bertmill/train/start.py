@@ -156,7 +156,7 @@ def plan_resume(
             raise InputError("`steps`", "the run has a time budget", "leave `steps` out")
         if steps < made:
             raise InputError(
-                "`steps`", f"{steps} is less than the {made} steps already made", "give more"
+                f"`steps` {steps}", f"is less than the {made} steps already made", "give more"
             )
         if steps != recipe.train.steps:
             say(f"the run was to have {recipe.train.steps:,} steps, now {steps:,}")
@@ -259,7 +259,7 @@ def _open_prepared(request: Request, recipe: Recipe) -> Store:
     for setting in request.settings:
         if setting.startswith(("text.", "tokenizer.")):
             raise InputError(
-                f"setting {setting}",
+                f"`settings` {setting}",
                 f"comes too late for the store {folder}, which is prepared already",
                 "prepare the text with this setting",
             )
