@@ -22,7 +22,7 @@ HEAD = """# Errors
 
 Everything that bertmill raises on purpose, made from the source by `python docs/make_errors.py`. On
 the command line each is one line, `bertmill: where: what; how to fix it`, with exit status 2. In
-Python they are the classes below, all of them `bertmill.BertmillError`. What stands in braces is
+Python they are the classes below, all of them `bertmill.BertmillError`. Names in braces are
 filled in. An argument stands in backticks by its name in Python, `among_file`; the command line
 writes it as its option, `--among-file`. A test raises every one.
 """
@@ -105,7 +105,7 @@ def _template(node: ast.expr) -> str:
 
 
 def _short(node: ast.expr) -> str:
-    """Name what is filled in: the first name that is no function's."""
+    """Name what is filled in: the first name that is not a function's."""
     names = [
         n.attr if isinstance(n, ast.Attribute) else n.id
         for n in ast.walk(node)
@@ -127,7 +127,7 @@ def make_page() -> str:
             f"\n## {kind}\n\n{error.__doc__}\n\n"
             "| where | what is wrong | how to fix it |\n|---|---|---|"
         )
-        # What is all filled in, told elsewhere and passed on, says nothing here.
+        # A message that is made elsewhere and passed on says nothing here.
         rows = {
             (site.where, site.what, site.fix)
             for site in sites

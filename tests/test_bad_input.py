@@ -1,6 +1,6 @@
 """What the user can fix: status 2, nothing on standard output, one line on standard error.
 
-The line says where the fault is, what it is, and how to mend it.
+The line says where the fault is, what it is, and how to fix it.
 """
 
 import gzip
@@ -208,7 +208,7 @@ def test_bad_setting(setting, parts, refused, corpus_file):
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
-        ("[train]\nsteps =\n", ["is not TOML", "line 2", "mend that line"]),
+        ("[train]\nsteps =\n", ["is not TOML", "line 2", "fix that line"]),
         ("[train]\nstep = 5\n", ["train.step: is not a known key (did you mean 'steps'?)"]),
         ("[trian]\nsteps = 5\n", ["trian: is not a known key (did you mean 'train'?)"]),
         ("[train]\nsteps = -5\n", ["train.steps: -5 is not allowed", "greater than or equal to 1"]),
@@ -505,7 +505,7 @@ def test_no_verb_prints_the_help(bertmill):
 def test_model_folder_that_is_none(verb, refused, tmp_path):
     (tmp_path / "empty").mkdir()
     refused([*verb, "not-there", "[MASK]"], "not-there: does not exist; give a run folder or a")
-    refused([*verb, "empty", "[MASK]"], "empty: is no run or model folder", "give ano")
+    refused([*verb, "empty", "[MASK]"], "empty: is not a run or model folder", "give ano")
 
 
 @pytest.mark.parametrize(

@@ -401,7 +401,7 @@ def _read_recipe_file(source: str) -> dict[str, Any]:
     try:
         values = tomllib.loads(path.read_text("utf-8-sig"))
     except (ValueError, RecursionError, OSError) as error:  # a number may have too many digits
-        raise RecipeError(path, f"is not TOML ({error})", "mend that line") from None
+        raise RecipeError(path, f"is not TOML ({error})", "fix that line") from None
     values.setdefault("name", path.stem)
     train = values.get("train")
     # A knob of earlier versions, whose recipes have its default written down.

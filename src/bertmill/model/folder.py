@@ -253,7 +253,7 @@ def model_folder(path: str | Path) -> Path:
             return folder
     if not os.path.exists(path):
         raise ModelError(path, "does not exist", "give a run folder or a model folder")
-    raise ModelError(path, "is no run or model folder (no config.json)", "give another folder")
+    raise ModelError(path, "is not a run or model folder (no config.json)", "give another folder")
 
 
 def _read_about(path: Path, tokenizer: Tokenizer) -> About | None:

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder a step, whole or absent, without pickle.
+"""Checkpoints: one folder per step, whole or absent, without pickle.
 
 ::
 
