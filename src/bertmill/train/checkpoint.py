@@ -129,7 +129,7 @@ def newest_checkpoint(run: RunFolder, say: Callable[[str], None]) -> Checkpoint 
 def restore(
     checkpoint: Checkpoint, model: PretrainingModel, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Put weights and optimizer state back, bit by bit."""
+    """Put weights and optimizer state back, bit for bit."""
     model.load_state_dict(load_model(checkpoint.folder / "model").model.state_dict())
     path = checkpoint.folder / "optimizer.safetensors"
     try:

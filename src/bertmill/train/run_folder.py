@@ -135,7 +135,7 @@ class RunFolder:
         )
 
     def cut(self, step: int) -> None:
-        """Drop what comes after a step, which the resumed run writes again, and torn lines."""
+        """Drop later metrics, which the resumed run writes again, torn lines and any diagnosis."""
         records = self._read_lines("metrics.jsonl", read_record)
         kept = [record.to_dict() for record in records if record.step <= step]
         decisions = [decision.model_dump() for decision in self.decisions()]

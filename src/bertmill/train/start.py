@@ -1,4 +1,4 @@
-"""How a run starts: the user's wishes become one frozen `Plan`, before anything is written.
+"""How a run starts: the user's wishes become one frozen `Plan`, before training starts.
 
 `plan_run` is for a new run, `plan_resume` for one that goes on. Whatever can be refused is refused
 here, most of it before an hour of preparing.
