@@ -458,7 +458,7 @@ def test_two_runs_that_prepare_the_same_corpus_share_one_store(corpus_file, tmp_
     assert sum("tokenizer: " in out for out, _ in outputs) == 1
     [store] = (tmp_path / "cache" / "stores").iterdir()
     facts = [RunFolder(tmp_path / name).read()[1] for name in ("one", "two")]
-    assert facts[0]["store_identity"] == facts[1]["store_identity"] == Store(store).identity
+    assert facts[0].store_identity == facts[1].store_identity == Store(store).identity
 
 
 def test_a_lock_of_a_dead_process_is_taken_over(corpus_file, tmp_path):
