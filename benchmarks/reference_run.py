@@ -78,7 +78,7 @@ def main() -> None:
 def open_batches(folder: Path) -> tuple[Store, Batches, Batches]:
     """Open the run's training and held-out pairs."""
     recipe, facts = RunFolder(folder).read()
-    store = Store(facts["store"])
+    store = Store(facts.store)
     knobs = (store.tokenizer, recipe.pairs, recipe.masking, recipe.train.batch_size)
     train = Batches(store.train, *knobs, recipe.train.seed, "train")
     return store, train, Batches(store.held_out, *knobs, 0, "held out")
