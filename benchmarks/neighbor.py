@@ -1,6 +1,6 @@
 """Training beside another program that computes: what the spinning of idle threads costs it.
 
-    python benchmarks/neighbor.py [--spins 300000 20000 5000] [--recipe d2l] [--steps 20]
+    python benchmarks/neighbor.py [--spins 300000 5000 1000] [--recipe d2l] [--steps 20]
                                   [--rounds 3]
 
 ``bertmill pretrain`` runs in a process of its own with each number of rounds for which an idle
