@@ -67,7 +67,7 @@ def shares_of(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--spins", type=int, nargs="+", default=[300_000, 20_000])
+    parser.add_argument("--spins", type=int, nargs="+", default=[300_000, 1_000])
     parser.add_argument("--recipe", default="d2l")
     parser.add_argument("--corpus", default="sample:sotu")
     parser.add_argument("--steps", type=int, default=20)
