@@ -487,7 +487,7 @@ def test_bad_options(args, parts, refused):
 def test_bad_length_of_time(option, length, refused, corpus_file, tmp_path):
     refused(
         ["pretrain", "--corpus", corpus_file, option, length],
-        f"{option}: {length!r} is not a length of time; write 90s, 10m or 1h30m",
+        f"{option}: {length!r} is not a length of time; write 90s, 10m, 1h30m or 7d",
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -19,6 +19,7 @@ from bertmill.errors import InputError
 from bertmill.use.knobs import FinetuneKnobs
 
 if TYPE_CHECKING:
+    from bertmill.data.cache import CacheContents as CacheContents
     from bertmill.data.store import Store as Store
     from bertmill.evaluation.minimal_pairs import MinimalPairScores as MinimalPairScores
     from bertmill.evaluation.tasks import AllTaskScores as AllTaskScores
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "AllTaskScores": "evaluation.tasks",
+    "CacheContents": "data.cache",
     "Embedded": "use.files",
     "Encoding": "use.pretrained",
     "Filler": "use.fill_mask",
@@ -273,18 +275,26 @@ def _deadline(stop_after: str | float | None) -> float:
 
 
 def parse_duration(text: str | float, where: str) -> float:
-    """Read ``90``, ``90s``, ``10m``, ``1h30m`` as seconds; `where` names it in the error."""
+    """Read ``90``, ``90s``, ``10m``, ``1h30m`` or ``7d`` as seconds; `where` is for the error."""
     if isinstance(text, int | float):
         seconds = float(text)
     else:
-        found = re.fullmatch(
-            r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip()
-        )
+        number = r"(\d+(?:\.\d+)?)"
+        pattern = f"(?:{number}d)?(?:{number}h)?(?:{number}m)?(?:{number}s?)?"
+        found = re.fullmatch(pattern, text.strip())
         parts = [float(part or 0) for part in found.groups()] if found else [0.0]
-        seconds = sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
+        seconds = sum(part * unit for part, unit in zip(parts, (86400, 3600, 60, 1), strict=False))
     if not 0 < seconds < math.inf:
-        raise InputError(where, f"{text!r} is not a length of time", "write 90s, 10m or 1h30m")
+        raise InputError(where, f"{text!r} is not a length of time", "write 90s, 10m, 1h30m or 7d")
     return seconds
+
+
+def _parse_size(text: str, where: str) -> float:
+    """Read ``500MB`` or ``1.5GB`` as bytes; `where` is for the error."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text.strip())
+    if not found:
+        raise InputError(where, f"{text!r} is not a size", "write 500MB or 10GB")
+    return float(found[1]) * 1000.0 ** " kMGT".index(found[2] or " ")
 
 
 @_verb
@@ -343,6 +353,33 @@ def prepare(
         return preparing.prepare(
             read, out, chosen.text, chosen.tokenizer, kept, workers, progress.say
         )
+
+
+@_verb
+def cache(*, older_than: str | float | None = None, max_size: str | None = None) -> "CacheContents":
+    """Show the cache of prepared text, or remove some of it.
+
+    What a run needs of it is prepared again, so nothing is lost but time. A store that another
+    process has open stays.
+
+    Parameters
+    ----------
+    older_than : str or float, optional
+        Remove what no run has opened for this time, such as 30d or 12h.
+    max_size : str, optional
+        Remove what was opened longest ago, until the rest takes no more than this, such as 10GB.
+
+    Raises
+    ------
+    BertmillError
+        Anything that the caller can fix, in one line.
+    """
+    from bertmill.data.cache import prune_cache
+
+    return prune_cache(
+        math.inf if older_than is None else parse_duration(older_than, "`older_than`"),
+        math.inf if max_size is None else _parse_size(max_size, "`max_size`"),
+    )
 
 
 @_verb

@@ -43,6 +43,7 @@ Function = Callable[..., Any]
 VERBS: dict[str, dict[str, Function]] = {
     "pretrain": {"": api.pretrain, "--resume": api.resume},
     "prepare": {"": api.prepare},
+    "cache": {"": api.cache},
     "inspect": {"": api.inspect},
     "encode": {"": api.encode},
     "embed": {"": api.embed},
