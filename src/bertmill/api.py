@@ -615,6 +615,7 @@ def evaluate_held_out(
     held_out: Sources,
     *,
     settings: Sequence[str] = (),
+    workers: Count | None = 1,
     device: str = "auto",
     stream: IO[str] | None = None,
 ) -> "HeldOutScores":
@@ -630,6 +631,8 @@ def evaluate_held_out(
     settings : sequence of str
         Change to how the text is read, cut and masked: ``text.``, ``pairs.`` or
         ``masking.key=value``.
+    workers : int, optional
+        As in `pretrain`.
     device : str
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     stream : file, optional
@@ -649,7 +652,7 @@ def evaluate_held_out(
         raise InputError("`held_out`", "is missing", "give a file or folder with text")
     loaded, where = load_model(model), open_device(device)
     with _progress_on(stream) as progress:
-        return evaluation.evaluate_held_out(loaded, sources, settings, where, progress.say)
+        return evaluation.evaluate_held_out(loaded, sources, settings, where, progress.say, workers)
 
 
 @_verb
@@ -888,6 +891,7 @@ def export_onnx(
     int8: bool = False,
     held_out: Sources = (),
     settings: Sequence[str] = (),
+    workers: Count | None = 1,
     stream: IO[str] | None = None,
 ) -> Path:
     """Write the encoder for onnxruntime, compared with torch while it is written.
@@ -903,7 +907,7 @@ def export_onnx(
     held_out : str, path, or sequence of them
         Text to measure the files on. It is read as `evaluate_held_out` reads it, and ``onnx.json``
         has the scores.
-    settings : sequence of str
+    settings, workers
         As in `evaluate_held_out`.
     stream : file, optional
         Where progress goes; standard output by default.
@@ -928,4 +932,4 @@ def export_onnx(
             f"`settings` {settings[0]}", "changes how `held_out` is read", "give `held_out` too"
         )
     with _progress_on(stream) as progress:
-        return onnx.export_onnx(model, out, int8, sources, settings, progress.say)
+        return onnx.export_onnx(model, out, int8, sources, settings, progress.say, workers)

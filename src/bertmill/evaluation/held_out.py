@@ -24,6 +24,7 @@ def evaluate_held_out(
     settings: Sequence[str],
     device: torch.device,
     say: Callable[[str], None],
+    workers: int | None = 1,
 ) -> HeldOutScores:
     """Score a model on text: all its pairs, with masks that are the same for every model.
 
@@ -40,6 +41,8 @@ def evaluate_held_out(
     device : torch.device
     say : callable
         Takes a line for each stage.
+    workers : int, optional
+        Processes that prepare the text, as in `prepare`.
 
     Raises
     ------
@@ -48,7 +51,7 @@ def evaluate_held_out(
     BertmillError
         The text cannot be read or gives no pairs; a setting is wrong.
     """
-    held_out = open_held_out(loaded, sources, settings, say)
+    held_out = open_held_out(loaded, sources, settings, say, workers)
     return score_held_out(loaded, held_out, loaded.model, device)
 
 
@@ -57,6 +60,7 @@ def open_held_out(
     sources: Sequence[str],
     settings: Sequence[str],
     say: Callable[[str], None],
+    workers: int | None = 1,
 ) -> HeldOut:
     """Read, cut and mask text for a model, as `evaluate_held_out` does."""
     refuse_without_masked_token_head(loaded)
@@ -69,7 +73,7 @@ def open_held_out(
             f"{masking.mask_fraction:.0%} of them masked"
         )
     tokenizer = TokenizerSection(path=str(loaded.folder))
-    store = open_or_prepare(sources, recipe.text, tokenizer, say=say)
+    store = open_or_prepare(sources, recipe.text, tokenizer, workers=workers, say=say)
     if not has_next_sentence_head(loaded):
         say(f"{loaded.folder} has no next-sentence head: no NSP loss")
     name = ", ".join(sources)
