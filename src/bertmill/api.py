@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar, get_args
 
 from bertmill.errors import InputError
+from bertmill.storage import model_folder, refuse_if_there, refuse_unless_run
 from bertmill.use.knobs import FinetuneKnobs
 
 if TYPE_CHECKING:
@@ -79,21 +80,57 @@ R = TypeVar("R")
 
 
 def _verb(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a function public; refuse empty names of files, which would mean the current folder."""
+    """Make a function public, and check its arguments before anything heavy is imported."""
     NAMES.append(function.__name__)
     call = signature(function)
-    names = [name for name, each in call.parameters.items() if Path in get_args(each.annotation)]
 
     @wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         given = call.bind(*args, **kwargs).arguments
-        for name in names:
-            value = given.get(name)
-            if value is not None and "" in _listed(value):
-                raise InputError(f"`{name}`", "has no name", "give the name of a file or folder")
+        names = {}
+        for name, value in given.items():
+            annotation = call.parameters[name].annotation
+            parts = [annotation, *get_args(annotation)]
+            if Path in parts and value is not None:
+                names[name] = _listed(value)
+                if "" in names[name]:  # would mean the current folder
+                    raise InputError(
+                        f"`{name}`", "has no name", "give the name of a file or folder"
+                    )
+            for least in (each for part in parts for each in getattr(part, "__metadata__", ())):
+                if value is not None and value < least:
+                    raise InputError(f"`{name}`", f"is {value}", f"give {least} or more")
+        for name, sources in names.items():
+            _refuse_missing(name, sources)
         return function(*args, **kwargs)
 
     return checked
+
+
+def _refuse_missing(name: str, sources: list[str]) -> None:
+    """Raise `BertmillError` where a file or folder that a parameter names is not there."""
+    if name in ("model", "init_from"):
+        model_folder(sources[0])
+    elif name == "run":
+        refuse_unless_run(Path(sources[0]))
+    elif name in ("source", "among_file", "train", "dev", "minimal_pairs"):
+        from bertmill.text.rows import find_row_files
+
+        find_row_files(sources[0])
+    elif name in ("corpus", "held_out"):
+        from bertmill.data.store import is_store
+        from bertmill.text.files import find_files
+
+        # What is far away is looked for once, later.
+        find_files(each for each in sources if "://" not in each and not is_store(each))
+    elif name == "tokenizer" and not os.path.exists(sources[0]):
+        from bertmill.text.tokenizer import load_tokenizer
+
+        load_tokenizer(sources[0])
+    elif name == "tasks" and not os.path.isdir(sources[0]):
+        raise InputError(
+            f"`tasks` {sources[0]}", "is not a folder", "give one with a folder for each task"
+        )
 
 
 def _listed(sources: Sources) -> list[str]:
@@ -178,8 +215,6 @@ def pretrain(
     >>> run.outcome.held_out.mlm_loss  # doctest: +SKIP
     8.99
     """
-    from bertmill.train.start import Request, plan_run
-
     stop_at = _deadline(stop_after)
     if steps is not None and budget is not None:
         raise InputError("`budget`", "cannot be combined with `steps`", "give one of the two")
@@ -190,6 +225,12 @@ def pretrain(
         "budget_seconds": None if budget is None else parse_duration(budget, "`budget`"),
         "seed": seed,
     }
+    from bertmill.config import load_recipe
+
+    if init_from is None:  # else the model brings the network
+        load_recipe(recipe or "quick", settings)
+    from bertmill.train.start import Request, plan_run
+
     request = Request(
         corpus=_listed(corpus),
         held_out=_listed(held_out),
@@ -503,6 +544,7 @@ def embed(
     BertmillError
         Anything that the caller can fix, in one line.
     """
+    refuse_if_there(Path(out))
     from bertmill.use.files import embed_file
 
     loaded = load(model, device)
@@ -550,7 +592,6 @@ def similar_words(
     BertmillError
         Anything that the caller can fix, in one line.
     """
-    from bertmill.show.words import draw_similar_words, refuse_figure
     from bertmill.text.rows import read_rows, text_of
 
     texts = list(among)
@@ -558,6 +599,8 @@ def similar_words(
         texts += [text_of(row, "text") for row in read_rows(str(among_file))]
     if not texts:
         raise InputError("similar-words", "has no texts to search", "give `among` or `among_file`")
+    from bertmill.show.words import draw_similar_words, refuse_figure
+
     if figure is not None:
         refuse_figure(Path(figure), top)
     found = load(model, device).similar_words(text, word, texts, top)
@@ -800,11 +843,12 @@ def finetune(
     BertmillError
         Anything that the caller can fix, in one line.
     """
+    knobs = FinetuneKnobs(epochs, patience, batch_size, lr, max_length, seed)
+    refuse_if_there(Path(out))
     from bertmill.use.examples import Columns
     from bertmill.use.files import finetune_on_files
 
     columns = Columns(text_column, text_b_column, label_column)
-    knobs = FinetuneKnobs(epochs, patience, batch_size, lr, max_length, seed)
     with _progress_on(stream) as progress:
         return finetune_on_files(
             model, (str(train), str(dev)), Path(out), task, columns, knobs, device, progress
@@ -845,6 +889,7 @@ def predict(
     BertmillError
         Anything that the caller can fix, in one line.
     """
+    refuse_if_there(Path(out))
     from bertmill.use.examples import Columns
     from bertmill.use.files import predict_file
 
@@ -878,6 +923,7 @@ def export_huggingface(model: str | Path, out: str | Path, *, license: str | Non
     BertmillError
         Anything that the caller can fix, in one line.
     """
+    refuse_if_there(Path(out))
     from bertmill.exports import huggingface
 
     return huggingface.export_huggingface(model, out, license)
@@ -922,8 +968,7 @@ def export_onnx(
     BertmillError
         Anything that the caller can fix, in one line.
     """
-    from bertmill.exports import onnx
-
+    refuse_if_there(Path(out))
     sources = _listed(held_out)
     if int8 and not sources:
         raise InputError("`int8`", "needs `held_out`", "give text to measure what 8 bits cost")
@@ -931,5 +976,7 @@ def export_onnx(
         raise InputError(
             f"`settings` {settings[0]}", "changes how `held_out` is read", "give `held_out` too"
         )
+    from bertmill.exports import onnx
+
     with _progress_on(stream) as progress:
         return onnx.export_onnx(model, out, int8, sources, settings, progress.say, workers)

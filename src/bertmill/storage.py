@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from bertmill.errors import BertmillError, InputError
+from bertmill.errors import BertmillError, InputError, ModelError, RunError
 
 _UNFIT_CHARACTER = re.compile("[\0\ud800-\udfff]")
 """NUL, or half a character: what Python makes of a byte that is not UTF-8."""
@@ -30,6 +30,23 @@ def refuse_if_there(out: Path) -> None:
     refuse_bad_name(out, InputError)
     if os.path.exists(out):
         raise InputError(out, "already exists", "choose another `out`")
+
+
+def model_folder(path: str | Path) -> Path:
+    """Return the model's own folder: a run keeps it under ``model``."""
+    path = Path(path)
+    for folder in (path / "model", path):
+        if os.path.isfile(folder / "config.json"):
+            return folder
+    if not os.path.exists(path):
+        raise ModelError(path, "does not exist", "give a run folder or a model folder")
+    raise ModelError(path, "is not a run or model folder (no config.json)", "give another folder")
+
+
+def refuse_unless_run(path: Path) -> None:
+    """Raise `RunError` where there is no run."""
+    if not os.path.isfile(path / "recipe.toml"):
+        raise RunError(path, "is not a run (no recipe.toml)", "give a run's folder")
 
 
 def refuse_as_new_file(out: Path, endings: Iterable[str]) -> None:

@@ -96,7 +96,7 @@ def refuse_without_masked_token_head(loaded: LoadedModel) -> None:
         raise ModelError(
             loaded.folder,
             "has no masked-token head, so it has no masked-token loss",
-            "give a folder that was saved with one, or train one by pretraining with `init_from`",
+            "give the model that it comes from, or pretrain a head with `init_from`",
         )
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -119,8 +118,6 @@ def evaluate_tasks(
         scikit-learn is not installed.
     """
     refuse_without_scikit_learn()
-    if num_seeds < 1:
-        raise InputError("`seeds`", f"is {num_seeds}", "give 1 or more")
     # All are read first: a damaged file is found before the long work begins.
     tasks = {name: _TaskData.read(*files, device) for name, files in _find_tasks(folder)}
     found = {}
@@ -241,10 +238,6 @@ class _TaskData:
 
 def _find_tasks(folder: str) -> Iterator[tuple[str, tuple[str, str]]]:
     """Yield each task's name and files, in the order of their names."""
-    if not os.path.isdir(folder):
-        raise InputError(
-            f"`tasks` {folder}", "is not a folder", "give one with a folder for each task"
-        )
     folders = sorted(
         path for path in Path(folder).iterdir() if path.is_dir() and not path.name.startswith(".")
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import IO, Self
+from typing import IO, TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from bertmill.data.yardsticks import Yardsticks
-from bertmill.train.metrics import HeldOutRecord, TrainRecord
+if TYPE_CHECKING:  # `prepare` shows its progress without importing torch
+    from bertmill.data.yardsticks import Yardsticks
+    from bertmill.train.metrics import HeldOutRecord, TrainRecord
 
 
 class _PatientConsole(Console):

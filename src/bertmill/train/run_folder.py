@@ -26,7 +26,7 @@ from pydantic import Field, TypeAdapter
 
 from bertmill.config import Recipe, Section, first_problem, load_recipe, recipe_to_toml
 from bertmill.errors import RunError
-from bertmill.storage import file_lock, flush_to_disk, refuse_bad_name
+from bertmill.storage import file_lock, flush_to_disk, refuse_bad_name, refuse_unless_run
 from bertmill.train.metrics import HeldOutRecord, Metrics, TrainRecord, read_record
 from bertmill.train.schedule import Decision
 
@@ -103,8 +103,7 @@ class RunFolder:
 
     def read(self) -> tuple[Recipe, Facts]:
         """Read recipe and facts of the run that is here."""
-        if not self.holds_run:
-            raise RunError(self.path, "is not a run (no recipe.toml)", "give a run's folder")
+        refuse_unless_run(self.path)
         facts = self._read(_FACTS, TypeAdapter(Facts), "put it back, or start a new run")
         return load_recipe(self.path / "recipe.toml"), facts
 

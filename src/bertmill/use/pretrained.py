@@ -302,7 +302,7 @@ class Pretrained:
             raise ModelError(
                 self._loaded.folder,
                 f"has no masked-token head ({untrained[0]} is missing)",
-                "give a model that was saved with its pretraining heads",
+                "give the model that it comes from, or pretrain a head with `init_from`",
             )
 
 
