@@ -314,7 +314,7 @@ def test_damaged_csv(put, data):
 def test_values_separated_by_semicolons(put, rest):
     line = refusal(put("a.csv", f"text;label\n{rest}"))
     assert (
-        "has the one column 'text;label': its values seem to be separated by semicolons; write it"
+        "has the one column 'text;label', with semicolons in its name; separate the values with"
         in line
     )
     assert read(put("b.csv", "text;x,label\na,b\n")) == [{"text;x": "a", "label": "b"}]

@@ -149,8 +149,8 @@ def _read_table(file: SourceFile, lines: Iterable[list[str]]) -> Iterator[Row]:
                 if file.suffix == ".csv" and len(names) == 1 and ";" in names[0]:
                     raise CorpusError(
                         file.url,
-                        f"has the one column {names[0]!r}: its values seem to be separated by semicolons",
-                        "write it with commas, or as .tsv with tabs",
+                        f"has the one column {names[0]!r}, with semicolons in its name",
+                        "separate the values with commas, or with tabs in a .tsv",
                     )
                 continue
             where = f"{file.url}, row {number}"
