@@ -229,8 +229,8 @@ class TrainSection(Section):
     """``auto``: CUDA where there is one, else the CPU."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """``bf16``: matrix products of 16-bit factors, everything else fp32. ``auto``: bf16 where the
-    device has units for it, on a CPU only where a measurement finds it clearly faster. A run keeps
-    what was chosen."""
+    device has units for it, on a CPU only for networks 256 wide or more. A run keeps what was
+    chosen."""
     kernels: Literal["auto", "plain"] = "auto"
     """``plain``: every operation as public torch spells it, which is slow; ``auto``: the faster
     forms of ``model/kernels`` too. Losses are equal to rounding; dropout draws other elements."""
