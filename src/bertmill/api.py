@@ -19,50 +19,21 @@ from bertmill.errors import InputError
 from bertmill.use.knobs import FinetuneKnobs
 
 if TYPE_CHECKING:
-    from bertmill.data.store import Store
-    from bertmill.evaluation.minimal_pairs import MinimalPairScores
-    from bertmill.evaluation.tasks import AllTaskScores
-    from bertmill.train.loop import Run
+    from bertmill.data.store import Store as Store
+    from bertmill.evaluation.minimal_pairs import MinimalPairScores as MinimalPairScores
+    from bertmill.evaluation.tasks import AllTaskScores as AllTaskScores
+    from bertmill.train.loop import Run as Run
     from bertmill.train.progress import RunProgress
     from bertmill.train.start import Plan
-    from bertmill.train.validate import HeldOutScores
-    from bertmill.use.files import Embedded, FineTuned, Predicted
-    from bertmill.use.fill_mask import Filler
-    from bertmill.use.predict import Prediction
-    from bertmill.use.pretrained import Encoding, Pretrained
-    from bertmill.use.similar import SimilarWord
-
-__all__ = [
-    "AllTaskScores",
-    "Embedded",
-    "Encoding",
-    "Filler",
-    "FineTuned",
-    "HeldOutScores",
-    "MinimalPairScores",
-    "Predicted",
-    "Prediction",
-    "Pretrained",
-    "Run",
-    "SimilarWord",
-    "Store",
-    "embed",
-    "encode",
-    "evaluate_held_out",
-    "evaluate_minimal_pairs",
-    "evaluate_tasks",
-    "export_huggingface",
-    "export_onnx",
-    "fill_mask",
-    "finetune",
-    "inspect",
-    "load",
-    "predict",
-    "prepare",
-    "pretrain",
-    "resume",
-    "similar_words",
-]
+    from bertmill.train.validate import HeldOutScores as HeldOutScores
+    from bertmill.use.files import Embedded as Embedded
+    from bertmill.use.files import FineTuned as FineTuned
+    from bertmill.use.files import Predicted as Predicted
+    from bertmill.use.fill_mask import Filler as Filler
+    from bertmill.use.predict import Prediction as Prediction
+    from bertmill.use.pretrained import Encoding as Encoding
+    from bertmill.use.pretrained import Pretrained as Pretrained
+    from bertmill.use.similar import SimilarWord as SimilarWord
 
 _MODULES = {
     "AllTaskScores": "evaluation.tasks",
@@ -79,7 +50,10 @@ _MODULES = {
     "SimilarWord": "use.similar",
     "Store": "data.store",
 }
-"""Where the types are, which are loaded when first used."""
+"""Where the public types are, which are loaded when first used."""
+
+NAMES = [*_MODULES]
+"""The public names; each function below adds its own."""
 
 
 def __getattr__(name: str) -> Any:
@@ -103,7 +77,8 @@ R = TypeVar("R")
 
 
 def _verb(function: Callable[P, R]) -> Callable[P, R]:
-    """Refuse empty names of files and folders, which would mean the current folder."""
+    """Make a function public; refuse empty names of files, which would mean the current folder."""
+    NAMES.append(function.__name__)
     call = signature(function)
     names = [name for name, each in call.parameters.items() if Path in get_args(each.annotation)]
 
@@ -400,6 +375,7 @@ def inspect(
     return describe(target, num_pairs, check)
 
 
+@_verb
 def load(path: str | Path, device: str = "auto") -> "Pretrained":
     """Open a run folder, a bertmill model folder or a Hugging Face BERT folder for use.
 
@@ -412,10 +388,8 @@ def load(path: str | Path, device: str = "auto") -> "Pretrained":
 
     Raises
     ------
-    ModelError, TokenizerError
-        Nothing there, another architecture, damaged, or without a tokenizer.
-    RecipeError
-        No such device.
+    BertmillError
+        Nothing there, another architecture, damaged, or without a tokenizer; no such device.
     """
     from bertmill.use import pretrained
 
