@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bertmill.arrays import Bools, Ints, UInts
+from bertmill.arrays import Ints, UInts
 from bertmill.config import MaskingSection
+from bertmill.data.layout import Layout
 from bertmill.data.randomness import below, random_bits, uniform
 from bertmill.text.tokenizer import Tokenizer
 
@@ -32,12 +33,7 @@ class Masked(NamedTuple):
 
 
 def mask_tokens(
-    token_ids: Ints,
-    sequence_starts: Ints,
-    maskable: Bools,
-    keys: UInts,
-    section: MaskingSection,
-    tokenizer: Tokenizer,
+    laid: Layout, keys: UInts, section: MaskingSection, tokenizer: Tokenizer
 ) -> Masked:
     """Choose the predicted tokens of each sequence and put masks in their place.
 
@@ -51,17 +47,14 @@ def mask_tokens(
 
     Parameters
     ----------
-    token_ids : ndarray of int64, shape (N,)
-    sequence_starts : ndarray of int64, shape (B + 1,)
-    maskable : ndarray of bool, shape (N,)
-        False at the special tokens that frame the sequences.
+    laid : Layout
     keys : ndarray of uint64, shape (B,)
         One for each sequence and epoch.
     """
-    lengths = np.diff(sequence_starts)
-    at = np.flatnonzero(maskable)
+    token_ids, lengths = laid.token_ids, np.diff(laid.starts)
+    at = np.flatnonzero(laid.is_text)
     sequence = np.repeat(np.arange(len(lengths)), lengths)[at]
-    inside = at - sequence_starts[sequence]
+    inside = at - laid.starts[sequence]
     wanted = _wanted_predictions(lengths, section)
 
     # A group is what is chosen and treated together: a token, or a word of several pieces.
