@@ -53,7 +53,8 @@ class Workload:
         length, share = self.recipe.pairs.max_length, self.recipe.masking.mask_fraction
         pad_id = self.store.tokenizer.pad_id
         return [
-            pad_batch(batch, length, max(1, round(share * length)), pad_id) for batch in self.batches
+            pad_batch(batch, length, max(1, round(share * length)), pad_id)
+            for batch in self.batches
         ]
 
     def weights(self) -> dict[str, np.ndarray]:

@@ -32,9 +32,7 @@ class Masked(NamedTuple):
     """Their true ids, shape (P,)."""
 
 
-def mask_tokens(
-    laid: Layout, keys: UInts, section: MaskingSection, tokenizer: Tokenizer
-) -> Masked:
+def mask_tokens(laid: Layout, keys: UInts, section: MaskingSection, tokenizer: Tokenizer) -> Masked:
     """Choose the predicted tokens of each sequence and put masks in their place.
 
     Each sequence predicts ``max(1, round(mask_fraction * length))`` tokens, its special tokens
@@ -55,7 +53,7 @@ def mask_tokens(
     at = np.flatnonzero(laid.is_text)
     sequence = np.repeat(np.arange(len(lengths)), lengths)[at]
     inside = at - laid.starts[sequence]
-    wanted = _wanted_predictions(lengths, section)
+    wanted = count_predictions(lengths, 0, section)
 
     # A group is what is chosen and treated together: a token, or a word of several pieces.
     if section.whole_word:
@@ -115,12 +113,8 @@ def count_predictions(lengths: Ints, num_specials: int, section: MaskingSection)
     num_specials : int
         Special tokens in each.
     """
-    return np.minimum(_wanted_predictions(lengths, section), lengths - num_specials)
-
-
-def _wanted_predictions(lengths: Ints, section: MaskingSection) -> Ints:
-    wanted: Ints = np.maximum(1, np.rint(section.mask_fraction * lengths)).astype(np.int64)
-    return wanted
+    wanted: Ints = np.rint(section.mask_fraction * lengths).astype(np.int64)
+    return wanted.clip(1, lengths - num_specials)
 
 
 def _random_tokens(keys: UInts, inside: Ints, tokenizer: Tokenizer) -> Ints:
