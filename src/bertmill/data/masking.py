@@ -89,14 +89,14 @@ def mask_tokens(laid: Layout, keys: UInts, section: MaskingSection, tokenizer: T
     chosen = np.flatnonzero(taken[group])
     masked_at, own_keys = at[chosen], keys[sequence[chosen]]
     kind = uniform(own_keys, _KIND, inside[first[group[chosen]]])
-    labels = token_ids[masked_at]
+    labels, ordinary = token_ids[masked_at], np.flatnonzero(~tokenizer.is_special)
     shown = token_ids.copy()
     shown[masked_at] = np.where(
         kind < section.mask_token_fraction,
         tokenizer.mask_id,
         np.where(
             kind < section.mask_token_fraction + section.random_token_fraction,
-            _random_tokens(own_keys, inside[chosen], tokenizer),
+            ordinary[below(len(ordinary), own_keys, _REPLACEMENT, inside[chosen])],
             labels,
         ),
     )
@@ -115,12 +115,3 @@ def count_predictions(lengths: Ints, num_specials: int, section: MaskingSection)
     """
     wanted: Ints = np.rint(section.mask_fraction * lengths).astype(np.int64)
     return wanted.clip(1, lengths - num_specials)
-
-
-def _random_tokens(keys: UInts, inside: Ints, tokenizer: Tokenizer) -> Ints:
-    specials = np.flatnonzero(tokenizer.is_special)
-    ids = below(tokenizer.size - len(specials), keys, _REPLACEMENT, inside)
-    # The number of an ordinary token becomes its id by stepping over the special ones.
-    for special in specials.tolist():
-        ids += ids >= special
-    return ids
