@@ -16,7 +16,6 @@ from bertmill.data.randomness import make_key
 from bertmill.errors import RunError
 from bertmill.model.folder import LoadedModel
 from bertmill.model.kernels import KERNELS
-from bertmill.model.kernels.attention import takes_all_lengths
 from bertmill.model.pretraining import PretrainingModel, initialize
 from bertmill.model.transfer import transfer_weights
 from bertmill.train.checkpoint import Checkpoint, State, restore, save_checkpoint
@@ -118,10 +117,10 @@ class Session:
             )
 
     def _make_schedule(self) -> Schedule:
-        section, budget_seconds = self.plan.recipe.schedule, self.plan.budget_seconds
-        if budget_seconds is None:
+        section, budget = self.plan.recipe.schedule, self.plan.budget_seconds
+        if budget is None:
             return StepSchedule(section, self.knobs.steps)
-        return BudgetSchedule(section, budget_seconds, self.run.decisions(), self._settle)
+        return BudgetSchedule(section, budget, self.run.decisions(), self._settle)
 
     def _settle(self, decision: Decision) -> Decision:
         decision = self.world.agree(decision)
@@ -284,8 +283,7 @@ class Session:
 
 def _say_start(plan: Plan, progress: RunProgress) -> None:
     """Say what is about to be trained, and on what."""
-    recipe, device = plan.recipe, plan.world.device
-    knobs = recipe.train
+    recipe, knobs = plan.recipe, plan.recipe.train
     if plan.data.held_out is None:
         progress.say("there is no held-out text: give some, or raise text.held_out_fraction")
     if plan.budget_seconds is None and recipe.schedule.warmup_steps > knobs.steps:
@@ -294,11 +292,8 @@ def _say_start(plan: Plan, progress: RunProgress) -> None:
             "schedule.warmup_steps=N shortens it"
         )
     length = "for the time budget" if plan.budget_seconds is not None else f"{knobs.steps:,} steps"
-    dtype = torch.bfloat16 if knobs.precision == "bf16" else torch.float32
-    is_at_once = takes_all_lengths(device, dtype, recipe.model.attention_probs_dropout_prob)
-    attention = "over all lengths at once" if is_at_once else "length by length"
     progress.say(
         f"training {length}, {knobs.batch_size:,} sequences per step, "
-        f"{plan.data.train.num_examples:,} in an epoch, on {device_name(device)} in "
-        f"{knobs.precision}, attention {attention}"
+        f"{plan.data.train.num_examples:,} in an epoch, on {device_name(plan.world.device)} in "
+        f"{knobs.precision}"
     )
