@@ -59,7 +59,7 @@ def test_a_run_keeps_what_was_chosen(run, monkeypatch):
     monkeypatch.setattr(precision, "_LEAST_WIDTH_ON_A_CPU", 16)
     done, weights, lines = run("auto", "train.precision=auto")
     assert load_recipe(done.folder / "recipe.toml").train.precision == "bf16"
-    assert lines[0].endswith("in bf16, attention length by length")
+    assert lines[0].endswith("in bf16")
     _, same, _ = run("said", "train.precision=bf16")
     assert same == weights
     # Nothing is chosen again by a machine that would choose otherwise.
@@ -109,9 +109,7 @@ def test_a_run_in_bf16_goes_on_where_there_are_no_units_and_says_so(run, monkeyp
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     done, _, lines = run("two", run=done.folder, steps=6)
     assert done.outcome.steps == 6
-    assert "has no units for it" in lines[0] and lines[1].endswith(
-        "in bf16, attention length by length"
-    )
+    assert "has no units for it" in lines[0] and lines[1].endswith("in bf16")
 
 
 @pytest.mark.parametrize("name", ["quick", "d2l"])

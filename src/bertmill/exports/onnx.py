@@ -186,7 +186,8 @@ def write_onnx(folder: Path, loaded: LoadedModel) -> float:
     architecture = architecture_of(model.section)
     if architecture.pad is None:
         raise ModelError(
-            loaded.folder, f"is a {architecture.name} network, which bertmill cannot write as ONNX"
+            loaded.folder,
+            f"is a {architecture.MODEL_TYPES[0]} network, which bertmill cannot write as ONNX",
         )
     encoder = [name for name in model.state_dict() if name.startswith("encoder.")]
     save_description(folder, model, loaded.tokenizer, loaded.about, encoder, longest_text(loaded))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import timedelta
 from typing import IO, Self
 
 from rich.console import Console
@@ -49,9 +50,10 @@ class RunProgress:
             self._bar.stop()
             self._bar = None
 
-    def say(self, line: str) -> None:
-        """Print a line, above the bar where there is one."""
-        self._console.print(line, markup=False)
+    def say(self, *lines: str) -> None:
+        """Print lines, above the bar where there is one."""
+        for line in lines:
+            self._console.print(line, markup=False)
 
     def start(self, yardsticks: Yardsticks | None) -> None:
         """From here on show losses beside the yardsticks."""
@@ -99,7 +101,7 @@ class RunProgress:
         line = (
             f"step {record.step:>6,}  {losses}  {record.pairs_per_second:,.0f} pairs/s  "
             f"{record.tokens_per_second:,.0f} tokens/s  mfu {record.mfu:.0%}  "
-            f"{_clock(seconds_left)} left"
+            f"{timedelta(seconds=round(seconds_left))} left"
         )
         if self._bar is None:
             self.say(line)
@@ -122,9 +124,3 @@ class RunProgress:
         if nsp_loss is not None:
             text += f"  nsp {nsp_loss:.3f}"
         return text
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
