@@ -105,13 +105,13 @@ def _training(summary: RunSummary, num_tokens: int | None) -> list[str]:
     lines = [
         "## Training\n",
         f"- Text: {', '.join(map(_public_name, facts.corpus))}{tokens}",
-        f"- Recipe: {recipe.name}, {summary.steps:,} steps of {recipe.train.batch_size:,} "
+        f"- Recipe: {recipe.name}, {summary.metrics.last_step:,} steps of {recipe.train.batch_size:,} "
         f"sequences of up to {recipe.pairs.max_length} tokens",
         f"- Begun with: {begun_with}",
         f"- Versions: {', '.join(f'{name} {v}' for name, v in facts.versions.items())}\n",
     ]
-    if summary.scores is not None:
-        lines.append(_table(summary.scores))
+    if summary.metrics.scores is not None:
+        lines.append(_table(summary.metrics.scores))
     lines += ["<details><summary>The whole recipe</summary>\n", "```toml"]
     lines += [recipe_to_toml(_without_paths(recipe)).rstrip(), "```\n", "</details>\n"]
     return lines
