@@ -267,5 +267,5 @@ def test_a_folder_without_a_masked_token_head(trained, tmp_path):
     network, tokenizer, _ = trained
     BertModel(network.config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"has no masked-token head \(masked_token_head"):
+    with pytest.raises(ModelError, match="has no masked-token head; give a folder"):
         bertmill.load(tmp_path).fill_mask("the [MASK]")

@@ -117,8 +117,7 @@ def score_files(loaded: LoadedModel, folder: Path, held_out: HeldOut) -> dict[st
     for path in sorted(folder.glob("*.onnx")):
         twin = models[path.name] = copy.deepcopy(loaded.model)
         twin.add_module("encoder", OnnxEncoder(path, twin.encoder.word_embeddings))
-    cpu = torch.device("cpu")
-    return {name: score_held_out(loaded, held_out, each, cpu) for name, each in models.items()}
+    return {name: score_held_out(loaded, held_out, each) for name, each in models.items()}
 
 
 class OnnxEncoder(Encoder):
