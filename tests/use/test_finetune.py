@@ -585,7 +585,7 @@ def test_what_predict_refuses(tune, small_run):
     words = package.load(tune("words", name="words", epochs=1).folder)
     with pytest.raises(InputError, match="3 is not text"):
         words.predict([["a", 3]])
-    with pytest.raises(InputError, match="come in pairs, but this model labels words"):
+    with pytest.raises(InputError, match="are pairs, but the model was fine-tuned on single texts"):
         words.predict([["a"]], ["b"])
     assert words.predict([]) == [] and words.predict([[]]) == [[]]
 

@@ -105,9 +105,7 @@ class MaskFiller:
             pieces = self._tokenizer.encode_words(target)[0]
             if not pieces or self._tokenizer.unk_id in pieces:
                 raise InputError(
-                    "`targets`",
-                    f"{target!r} cannot be written with this vocabulary",
-                    "leave it out",
+                    "`targets`", f"{target!r} cannot be written with the model's vocabulary"
                 )
             probability = 1.0
             for done, piece in enumerate(pieces):

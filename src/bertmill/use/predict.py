@@ -79,8 +79,6 @@ def predict_texts(
     if isinstance(texts, str) or (is_words and any(isinstance(text, str) for text in texts)):
         wanted = "labels words: give a list of word lists" if is_words else "takes a list of texts"
         raise InputError("texts", f"are {str(texts)[:80]!r}, but this model {wanted}")
-    if is_words and second is not None:
-        raise InputError("texts", "come in pairs, but this model labels words of single texts")
     if second is not None and len(second) != len(texts):
         raise InputError("texts", f"{len(second)} second texts for {len(texts)} first ones")
     if model.task.is_pair and second is None:
@@ -89,7 +87,7 @@ def predict_texts(
             "are single texts, but the model was fine-tuned on pairs",
             "name the column of the second texts with `text_b_column`",
         )
-    if model.task.is_pair is False and second is not None:
+    if second is not None and (is_words or model.task.is_pair is False):
         raise InputError("texts", "are pairs, but the model was fine-tuned on single texts")
     inputs = make_inputs(tokenizer, examples, max_length)
     outputs = compute_outputs(model, inputs)

@@ -41,11 +41,9 @@ def pseudo_log_likelihoods(
     """
     longest = model.section.max_position_embeddings
     sequences = make_sequences(tokenizer, texts, None, longest)
-    if sequences.num_cut:
+    if too_long := sequences.num_cut:
         raise InputError(
-            "texts",
-            f"{sequences.num_cut} of {len(texts)} have more tokens than the model takes, {longest}",
-            "shorten them",
+            "texts", f"{too_long} of {len(texts)} have more tokens than the model takes, {longest}"
         )
     # Each distinct sequence is computed once: in another batch its last bits would differ.
     bounds = itertools.pairwise(sequences.starts.tolist())
