@@ -26,24 +26,24 @@ if TYPE_CHECKING:
     from bertmill.train.progress import RunProgress
     from bertmill.train.start import Plan
     from bertmill.train.validate import HeldOutScores as HeldOutScores
-    from bertmill.use.files import Embedded as Embedded
-    from bertmill.use.files import FineTuned as FineTuned
-    from bertmill.use.files import Predicted as Predicted
+    from bertmill.use.encode import Encoding as Encoding
     from bertmill.use.fill_mask import Filler as Filler
+    from bertmill.use.finetune import FineTuned as FineTuned
     from bertmill.use.predict import Prediction as Prediction
-    from bertmill.use.pretrained import Encoding as Encoding
+    from bertmill.use.predictions import Predicted as Predicted
     from bertmill.use.pretrained import Pretrained as Pretrained
     from bertmill.use.similar import SimilarWord as SimilarWord
+    from bertmill.use.vectors import Embedded as Embedded
 
 _MODULES = {
     "AllTaskScores": "evaluation.tasks",
-    "Embedded": "use.files",
-    "Encoding": "use.pretrained",
+    "Embedded": "use.vectors",
+    "Encoding": "use.encode",
     "Filler": "use.fill_mask",
-    "FineTuned": "use.files",
+    "FineTuned": "use.finetune",
     "HeldOutScores": "train.validate",
     "MinimalPairScores": "evaluation.minimal_pairs",
-    "Predicted": "use.files",
+    "Predicted": "use.predictions",
     "Prediction": "use.predict",
     "Pretrained": "use.pretrained",
     "Run": "train.loop",
@@ -391,9 +391,11 @@ def load(path: str | Path, device: str = "auto") -> "Pretrained":
     BertmillError
         Nothing there, another architecture, damaged, or without a tokenizer; no such device.
     """
-    from bertmill.use import pretrained
+    from bertmill.model.folder import load_model
+    from bertmill.train.device import open_device
+    from bertmill.use.pretrained import Pretrained
 
-    return pretrained.load(path, device)
+    return Pretrained(load_model(path), open_device(device))
 
 
 @_verb
@@ -466,7 +468,7 @@ def embed(
     BertmillError
         Anything that the caller can fix, in one line.
     """
-    from bertmill.use.files import embed_file
+    from bertmill.use.vectors import embed_file
 
     loaded = load(model, device)
     with _progress_on(stream) as progress:
@@ -603,16 +605,15 @@ def evaluate_held_out(
     BertmillError
         Anything that the caller can fix, in one line.
     """
-    from bertmill.evaluation import held_out as evaluation
-    from bertmill.model.folder import load_model
-    from bertmill.train.device import open_device
+    from bertmill.evaluation.held_out import open_held_out, score_held_out
 
     sources = _listed(held_out)
     if not sources:
         raise InputError("`held_out`", "is missing", "give a file or folder with text")
-    loaded, where = load_model(model), open_device(device)
+    loaded = load(model, device).loaded
     with _progress_on(stream) as progress:
-        return evaluation.evaluate_held_out(loaded, sources, settings, where, progress.say)
+        read = open_held_out(loaded, sources, settings, progress.say)
+        return score_held_out(loaded, read, loaded.model)
 
 
 @_verb
@@ -643,11 +644,9 @@ def evaluate_minimal_pairs(
         Anything that the caller can fix, in one line.
     """
     from bertmill.evaluation import minimal_pairs as evaluation
-    from bertmill.model.folder import load_model
-    from bertmill.train.device import open_device
 
-    loaded, where = load_model(model), open_device(device)
-    return evaluation.evaluate_minimal_pairs(loaded, str(minimal_pairs), mask_rest_of_word, where)
+    opened = load(model, device)
+    return evaluation.evaluate_minimal_pairs(opened, str(minimal_pairs), mask_rest_of_word)
 
 
 @_verb
@@ -684,14 +683,10 @@ def evaluate_tasks(
         Anything that the caller can fix, in one line.
     """
     from bertmill.evaluation import tasks as evaluation
-    from bertmill.model.folder import load_model
-    from bertmill.train.device import open_device
 
-    loaded, where = load_model(model), open_device(device)
+    opened = load(model, device)
     with _progress_on(stream) as progress:
-        return evaluation.evaluate_tasks(
-            loaded, str(tasks), seeds, not probe_only, where, progress.say
-        )
+        return evaluation.evaluate_tasks(opened, str(tasks), seeds, not probe_only, progress.say)
 
 
 @_verb
@@ -761,14 +756,13 @@ def finetune(
         Anything that the caller can fix, in one line.
     """
     from bertmill.use.examples import Columns
-    from bertmill.use.files import finetune_on_files
+    from bertmill.use.finetune import finetune_on_files
 
     columns = Columns(text_column, text_b_column, label_column)
     knobs = FinetuneKnobs(epochs, patience, batch_size, lr, max_length, seed)
+    loaded, sources = load(model, device).loaded, (str(train), str(dev))
     with _progress_on(stream) as progress:
-        return finetune_on_files(
-            model, (str(train), str(dev)), Path(out), task, columns, knobs, device, progress
-        )
+        return finetune_on_files(loaded, sources, Path(out), task, columns, knobs, progress)
 
 
 @_verb
@@ -806,7 +800,7 @@ def predict(
         Anything that the caller can fix, in one line.
     """
     from bertmill.use.examples import Columns
-    from bertmill.use.files import predict_file
+    from bertmill.use.predictions import predict_file
 
     columns = Columns(text_column, text_b_column)
     return predict_file(load(model, device), str(source), Path(out), columns)

@@ -22,5 +22,3 @@ def test_a_panel_for_each_loss(small_run, real_runs, left_out):
     assert picture.shape[:2] == (480, 1200)
     # Something is drawn in the left half, and in the right half, whether in two panels or one.
     assert all(half.std() > 0.01 for half in np.split(picture[..., :3], 2, axis=1))
-
-

@@ -101,11 +101,12 @@ def write_model_card(
 def _training(summary: RunSummary, num_tokens: int | None) -> list[str]:
     recipe, facts = summary.recipe, summary.facts
     tokens = f", {num_tokens:,} tokens" if num_tokens else ""
+    steps, batch_size = summary.metrics.last_step, recipe.train.batch_size
     begun_with = _public_name(facts.init_from.folder) if facts.init_from else "random weights"
     lines = [
         "## Training\n",
         f"- Text: {', '.join(map(_public_name, facts.corpus))}{tokens}",
-        f"- Recipe: {recipe.name}, {summary.metrics.last_step:,} steps of {recipe.train.batch_size:,} "
+        f"- Recipe: {recipe.name}, {steps:,} steps of {batch_size:,} "
         f"sequences of up to {recipe.pairs.max_length} tokens",
         f"- Begun with: {begun_with}",
         f"- Versions: {', '.join(f'{name} {v}' for name, v in facts.versions.items())}\n",

@@ -12,6 +12,7 @@ from bertmill.train.run_folder import Facts, RunFolder
 from bertmill.train.session import Outcome
 from bertmill.train.validate import HeldOutScores
 
+
 @dataclass(frozen=True)
 class RunSummary:
     """What there is to know of a run, read from its folder."""
