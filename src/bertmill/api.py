@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from bertmill.data.store import Store as Store
     from bertmill.evaluation.minimal_pairs import MinimalPairScores as MinimalPairScores
     from bertmill.evaluation.tasks import AllTaskScores as AllTaskScores
-    from bertmill.train.loop import Run as Run
+    from bertmill.show.run import Run as Run
+    from bertmill.train.metrics import Record
     from bertmill.train.progress import RunProgress
     from bertmill.train.start import Plan
     from bertmill.train.validate import HeldOutScores as HeldOutScores
@@ -46,7 +47,7 @@ _MODULES = {
     "Predicted": "use.predictions",
     "Prediction": "use.predict",
     "Pretrained": "use.pretrained",
-    "Run": "train.loop",
+    "Run": "show.run",
     "SimilarWord": "use.similar",
     "Store": "data.store",
 }
@@ -105,6 +106,13 @@ def _progress_on(stream: IO[str] | None) -> "RunProgress":
     return RunProgress(stream)
 
 
+def _run_progress_on(stream: IO[str] | None) -> "RunProgress":
+    """Show a run in a notebook as a picture, elsewhere and on a given stream as lines or a bar."""
+    from bertmill.show.notebook import NotebookProgress, in_notebook
+
+    return NotebookProgress() if stream is None and in_notebook() else _progress_on(stream)
+
+
 @_verb
 def pretrain(
     corpus: Sources,
@@ -120,6 +128,7 @@ def pretrain(
     tokenizer: str | Path | None = None,
     workers: Count | None = 1,
     stop_after: str | float | None = None,
+    on_metrics: "Callable[[Record], object] | None" = None,
     stream: IO[str] | None = None,
 ) -> "Run":
     """Pretrain an encoder from raw text.
@@ -157,8 +166,12 @@ def pretrain(
         script with a ``__main__`` guard, so it is 1 in Python unless you ask for more.
     stop_after : str or float, optional
         Save and stop this session after this time, such as 55m, counted from the start.
+    on_metrics : callable, optional
+        Called with each record: a ``TrainRecord`` per log interval (``step``, ``mlm_loss``,
+        ``nsp_loss``, ``pairs_per_second``, ...), a ``HeldOutRecord`` (``step``, ``scores``) per
+        validation. What it raises ends the session; the last checkpoint is whole.
     stream : file, optional
-        Where progress goes; standard output by default.
+        Where progress goes; by default standard output, and in a notebook a picture that grows.
 
     Returns
     -------
@@ -198,11 +211,11 @@ def pretrain(
         out=_text(out),
         workers=workers,
     )
-    with _progress_on(stream) as progress:
+    with _run_progress_on(stream) as progress:
         plan = plan_run(request, progress.say)
         with plan.run.locked():
             plan.run.create(plan.recipe, plan.facts)
-            return _train(plan, progress, stop_at)
+            return _train(plan, progress, on_metrics, stop_at)
 
 
 @_verb
@@ -214,6 +227,7 @@ def resume(
     held_out: Sources = (),
     workers: Count | None = 1,
     stop_after: str | float | None = None,
+    on_metrics: "Callable[[Record], object] | None" = None,
     stream: IO[str] | None = None,
 ) -> "Run":
     """Go on with a run from its newest whole checkpoint.
@@ -227,7 +241,7 @@ def resume(
         on those of the new length.
     corpus, held_out : str, path, or sequence of them
         Where the text or the store is now, if it has moved.
-    workers, stop_after, stream
+    workers, stop_after, on_metrics, stream
         As in `pretrain`.
 
     Returns
@@ -246,19 +260,27 @@ def resume(
     stop_at, folder = _deadline(stop_after), RunFolder(run)
     moved = _listed(corpus), _listed(held_out)
     folder.read()  # a folder that is not a run gets no lock
-    with _progress_on(stream) as progress, folder.locked():
+    with _run_progress_on(stream) as progress, folder.locked():
         plan = plan_resume(folder, steps, *moved, workers, progress.say)
-        return _train(plan, progress, stop_at)
+        return _train(plan, progress, on_metrics, stop_at)
 
 
-def _train(plan: "Plan", progress: "RunProgress", stop_at: float) -> "Run":
+def _train(
+    plan: "Plan",
+    progress: "RunProgress",
+    on_metrics: "Callable[[Record], object] | None",
+    stop_at: float,
+) -> "Run":
     from bertmill.show.curves import CurvesFile
+    from bertmill.show.run import Run
     from bertmill.train.loop import pretrain_loop
 
-    curves = CurvesFile(progress.say)
-    run = pretrain_loop(plan, progress, curves.update, stop_at)
+    curves, store = CurvesFile(progress.say), plan.data.store
+    note = on_metrics or (lambda record: None)
+    outcome = pretrain_loop(plan, progress, curves.update, note, stop_at)
     curves.draw(plan.run)
-    return run
+    vocab_size, num_documents = store.tokenizer.size, store.train.num_documents
+    return Run(plan.run.path, plan.recipe, vocab_size, num_documents, outcome)
 
 
 def _text(value: str | Path | None) -> str | None:

@@ -58,6 +58,8 @@ class HeldOutRecord(NamedTuple):
         return {"step": self.step, "split": "held_out", **asdict(self.scores)}
 
 
+Record = TrainRecord | HeldOutRecord
+
 Curve = list[tuple[int, float | None]]
 """Steps, and the losses there."""
 
@@ -98,7 +100,7 @@ class Metrics(NamedTuple):
 _SCORES = TypeAdapter(HeldOutScores)
 
 
-def read_record(line: bytes) -> TrainRecord | HeldOutRecord:
+def read_record(line: bytes) -> Record:
     """Read one line of ``metrics.jsonl``.
 
     Raises
