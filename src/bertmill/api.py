@@ -24,32 +24,33 @@ if TYPE_CHECKING:
     from bertmill.data.store import Store as Store
     from bertmill.evaluation.minimal_pairs import MinimalPairScores as MinimalPairScores
     from bertmill.evaluation.tasks import AllTaskScores as AllTaskScores
-    from bertmill.train.loop import Run as Run
+    from bertmill.show.run import Run as Run
+    from bertmill.train.metrics import Record
     from bertmill.train.progress import RunProgress
     from bertmill.train.start import Plan
     from bertmill.train.validate import HeldOutScores as HeldOutScores
-    from bertmill.use.files import Embedded as Embedded
-    from bertmill.use.files import FineTuned as FineTuned
-    from bertmill.use.files import Predicted as Predicted
+    from bertmill.use.encode import Encoding as Encoding
     from bertmill.use.fill_mask import Filler as Filler
+    from bertmill.use.finetune import FineTuned as FineTuned
     from bertmill.use.predict import Prediction as Prediction
-    from bertmill.use.pretrained import Encoding as Encoding
+    from bertmill.use.predictions import Predicted as Predicted
     from bertmill.use.pretrained import Pretrained as Pretrained
     from bertmill.use.similar import SimilarWord as SimilarWord
+    from bertmill.use.vectors import Embedded as Embedded
 
 _MODULES = {
     "AllTaskScores": "evaluation.tasks",
     "CacheContents": "data.cache",
-    "Embedded": "use.files",
-    "Encoding": "use.pretrained",
+    "Embedded": "use.vectors",
+    "Encoding": "use.encode",
     "Filler": "use.fill_mask",
-    "FineTuned": "use.files",
+    "FineTuned": "use.finetune",
     "HeldOutScores": "train.validate",
     "MinimalPairScores": "evaluation.minimal_pairs",
-    "Predicted": "use.files",
+    "Predicted": "use.predictions",
     "Prediction": "use.predict",
     "Pretrained": "use.pretrained",
-    "Run": "train.loop",
+    "Run": "show.run",
     "SimilarWord": "use.similar",
     "Store": "data.store",
 }
@@ -129,7 +130,7 @@ def _refuse_missing(name: str, sources: list[str]) -> None:
         load_tokenizer(sources[0])
     elif name == "tasks" and not os.path.isdir(sources[0]):
         raise InputError(
-            f"`tasks` {sources[0]}", "is not a folder", "give one with a folder for each task"
+            f"`tasks` {sources[0]}", "is not a folder", "put a folder for each task into one"
         )
 
 
@@ -142,6 +143,13 @@ def _progress_on(stream: IO[str] | None) -> "RunProgress":
     from bertmill.train.progress import RunProgress
 
     return RunProgress(stream)
+
+
+def _run_progress_on(stream: IO[str] | None) -> "RunProgress":
+    """Show a run in a notebook as a picture, elsewhere and on a given stream as lines or a bar."""
+    from bertmill.show.notebook import NotebookProgress, in_notebook
+
+    return NotebookProgress() if stream is None and in_notebook() else _progress_on(stream)
 
 
 @_verb
@@ -159,6 +167,7 @@ def pretrain(
     tokenizer: str | Path | None = None,
     workers: Count | None = 1,
     stop_after: str | float | None = None,
+    on_metrics: "Callable[[Record], object] | None" = None,
     stream: IO[str] | None = None,
 ) -> "Run":
     """Pretrain an encoder from raw text.
@@ -196,8 +205,12 @@ def pretrain(
         script with a ``__main__`` guard, so it is 1 in Python unless you ask for more.
     stop_after : str or float, optional
         Save and stop this session after this time, such as 55m, counted from the start.
+    on_metrics : callable, optional
+        Called with each record: a ``TrainRecord`` per log interval (``step``, ``mlm_loss``,
+        ``nsp_loss``, ``pairs_per_second``, ...), a ``HeldOutRecord`` (``step``, ``scores``) per
+        validation. What it raises ends the session; the last checkpoint is whole.
     stream : file, optional
-        Where progress goes; standard output by default.
+        Where progress goes; by default standard output, and in a notebook a picture that grows.
 
     Returns
     -------
@@ -241,11 +254,11 @@ def pretrain(
         out=_text(out),
         workers=workers,
     )
-    with _progress_on(stream) as progress:
+    with _run_progress_on(stream) as progress:
         plan = plan_run(request, progress.say)
         with plan.run.locked():
             plan.run.create(plan.recipe, plan.facts)
-            return _train(plan, progress, stop_at)
+            return _train(plan, progress, on_metrics, stop_at)
 
 
 @_verb
@@ -257,6 +270,7 @@ def resume(
     held_out: Sources = (),
     workers: Count | None = 1,
     stop_after: str | float | None = None,
+    on_metrics: "Callable[[Record], object] | None" = None,
     stream: IO[str] | None = None,
 ) -> "Run":
     """Go on with a run from its newest whole checkpoint.
@@ -270,7 +284,7 @@ def resume(
         on those of the new length.
     corpus, held_out : str, path, or sequence of them
         Where the text or the store is now, if it has moved.
-    workers, stop_after, stream
+    workers, stop_after, on_metrics, stream
         As in `pretrain`.
 
     Returns
@@ -289,19 +303,27 @@ def resume(
     stop_at, folder = _deadline(stop_after), RunFolder(run)
     moved = _listed(corpus), _listed(held_out)
     folder.read()  # a folder that is not a run gets no lock
-    with _progress_on(stream) as progress, folder.locked():
+    with _run_progress_on(stream) as progress, folder.locked():
         plan = plan_resume(folder, steps, *moved, workers, progress.say)
-        return _train(plan, progress, stop_at)
+        return _train(plan, progress, on_metrics, stop_at)
 
 
-def _train(plan: "Plan", progress: "RunProgress", stop_at: float) -> "Run":
+def _train(
+    plan: "Plan",
+    progress: "RunProgress",
+    on_metrics: "Callable[[Record], object] | None",
+    stop_at: float,
+) -> "Run":
     from bertmill.show.curves import CurvesFile
+    from bertmill.show.run import Run
     from bertmill.train.loop import pretrain_loop
 
-    curves = CurvesFile(progress.say)
-    run = pretrain_loop(plan, progress, curves.update, stop_at)
+    curves, store = CurvesFile(progress.say), plan.data.store
+    note = on_metrics or (lambda record: None)
+    outcome = pretrain_loop(plan, progress, curves.update, note, stop_at)
     curves.draw(plan.run)
-    return run
+    vocab_size, num_documents = store.tokenizer.size, store.train.num_documents
+    return Run(plan.run.path, plan.recipe, vocab_size, num_documents, outcome)
 
 
 def _text(value: str | Path | None) -> str | None:
@@ -469,9 +491,11 @@ def load(path: str | Path, device: str = "auto") -> "Pretrained":
     BertmillError
         Nothing there, another architecture, damaged, or without a tokenizer; no such device.
     """
-    from bertmill.use import pretrained
+    from bertmill.model.folder import load_model
+    from bertmill.train.device import open_device
+    from bertmill.use.pretrained import Pretrained
 
-    return pretrained.load(path, device)
+    return Pretrained(load_model(path), open_device(device))
 
 
 @_verb
@@ -545,7 +569,7 @@ def embed(
         Anything that the caller can fix, in one line.
     """
     refuse_if_there(Path(out))
-    from bertmill.use.files import embed_file
+    from bertmill.use.vectors import embed_file
 
     loaded = load(model, device)
     with _progress_on(stream) as progress:
@@ -686,16 +710,15 @@ def evaluate_held_out(
     BertmillError
         Anything that the caller can fix, in one line.
     """
-    from bertmill.evaluation import held_out as evaluation
-    from bertmill.model.folder import load_model
-    from bertmill.train.device import open_device
+    from bertmill.evaluation.held_out import open_held_out, score_held_out
 
     sources = _listed(held_out)
     if not sources:
         raise InputError("`held_out`", "is missing", "give a file or folder with text")
-    loaded, where = load_model(model), open_device(device)
+    loaded = load(model, device).loaded
     with _progress_on(stream) as progress:
-        return evaluation.evaluate_held_out(loaded, sources, settings, where, progress.say, workers)
+        read = open_held_out(loaded, sources, settings, progress.say, workers)
+        return score_held_out(loaded, read, loaded.model)
 
 
 @_verb
@@ -726,11 +749,9 @@ def evaluate_minimal_pairs(
         Anything that the caller can fix, in one line.
     """
     from bertmill.evaluation import minimal_pairs as evaluation
-    from bertmill.model.folder import load_model
-    from bertmill.train.device import open_device
 
-    loaded, where = load_model(model), open_device(device)
-    return evaluation.evaluate_minimal_pairs(loaded, str(minimal_pairs), mask_rest_of_word, where)
+    opened = load(model, device)
+    return evaluation.evaluate_minimal_pairs(opened, str(minimal_pairs), mask_rest_of_word)
 
 
 @_verb
@@ -767,14 +788,10 @@ def evaluate_tasks(
         Anything that the caller can fix, in one line.
     """
     from bertmill.evaluation import tasks as evaluation
-    from bertmill.model.folder import load_model
-    from bertmill.train.device import open_device
 
-    loaded, where = load_model(model), open_device(device)
+    opened = load(model, device)
     with _progress_on(stream) as progress:
-        return evaluation.evaluate_tasks(
-            loaded, str(tasks), seeds, not probe_only, where, progress.say
-        )
+        return evaluation.evaluate_tasks(opened, str(tasks), seeds, not probe_only, progress.say)
 
 
 @_verb
@@ -846,13 +863,12 @@ def finetune(
     knobs = FinetuneKnobs(epochs, patience, batch_size, lr, max_length, seed)
     refuse_if_there(Path(out))
     from bertmill.use.examples import Columns
-    from bertmill.use.files import finetune_on_files
+    from bertmill.use.finetune import finetune_on_files
 
     columns = Columns(text_column, text_b_column, label_column)
+    loaded, sources = load(model, device).loaded, (str(train), str(dev))
     with _progress_on(stream) as progress:
-        return finetune_on_files(
-            model, (str(train), str(dev)), Path(out), task, columns, knobs, device, progress
-        )
+        return finetune_on_files(loaded, sources, Path(out), task, columns, knobs, progress)
 
 
 @_verb
@@ -891,7 +907,7 @@ def predict(
     """
     refuse_if_there(Path(out))
     from bertmill.use.examples import Columns
-    from bertmill.use.files import predict_file
+    from bertmill.use.predictions import predict_file
 
     columns = Columns(text_column, text_b_column)
     return predict_file(load(model, device), str(source), Path(out), columns)

@@ -10,20 +10,21 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, reduce
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
-from bertmill.errors import RecipeError
+from bertmill.errors import BertmillError, RecipeError
 
 _RECIPES = Path(__file__).with_name("recipes")
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+T = TypeVar("T")
 
 
 class Section(BaseModel):
@@ -230,8 +231,8 @@ class TrainSection(Section):
     """``auto``: CUDA where there is one, else the CPU."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """``bf16``: matrix products of 16-bit factors, everything else fp32. ``auto``: bf16 where the
-    device has units for it, on a CPU only where a measurement finds it clearly faster. A run keeps
-    what was chosen."""
+    device has units for it, on a CPU only for networks 256 wide or more. A run keeps what was
+    chosen."""
     kernels: Literal["auto", "plain"] = "auto"
     """``plain``: every operation as public torch spells it, which is slow; ``auto``: the faster
     forms of ``model/kernels`` too. Losses are equal to rounding; dropout draws other elements."""
@@ -274,6 +275,14 @@ def first_problem(error: Exception) -> str:
     shown = repr(problem["input"])
     value = f" is {shown}" if len(shown) < 60 and problem["type"] != "missing" else ""
     return f"{where}{value}: {problem['msg']}"
+
+
+def read_json(path: Path, read: Callable[[bytes], T], error: type[BertmillError], fix: str) -> T:
+    """Read a JSON file with a validator of pydantic; what is wrong with it becomes an `error`."""
+    try:
+        return read(path.read_bytes())
+    except (OSError, ValueError) as problem:
+        raise error(path, f"is damaged ({first_problem(problem)})", fix) from None
 
 
 def recipe_names() -> list[str]:
