@@ -32,8 +32,17 @@ def test_a_run_shorter_than_its_warm_up_only_warms_up():
     assert [schedule.scale(s) for s in range(10)] == [(s + 1) / 100 for s in range(10)]
 
 
+FIVE = ScheduleSection(warmup_steps=5)
+
+
 def simulate(
-    budget, step_seconds, decisions=(), start=(0, 0.0), stop_at=None, pause=lambda step: 0.0
+    budget,
+    step_seconds,
+    decisions=(),
+    start=(0, 0.0),
+    stop_at=None,
+    pause=lambda step: 0.0,
+    section=FIVE,
 ):
     """Run a schedule against a made-up machine: how long steps take, and pauses behind some."""
     made = list(decisions)
@@ -42,7 +51,7 @@ def simulate(
         made.append(decision)
         return decision
 
-    schedule = BudgetSchedule(ScheduleSection(warmup_steps=5), budget, decisions, settle)
+    schedule = BudgetSchedule(section, budget, decisions, settle)
     step, seconds = start
     scales = []
     while schedule.end_step is None or step < schedule.end_step:
@@ -131,7 +140,7 @@ def test_a_decision_is_recorded_before_it_is_used():
 
 
 def kill_and_resume(rng, factor):
-    """A run of some 20 to 2,000 steps, killed at 60 to 99 % and resumed at `factor` of its speed."""
+    """A run of 20 to 2,000 steps, killed at 60 to 99 % and resumed at `factor` of its speed."""
     num_steps = round(20 * 100 ** rng.random())
     one, every = 100.0 / num_steps, rng.randint(1, num_steps // 10)
     stop_at = int(num_steps * rng.uniform(0.6, 0.99))
@@ -162,3 +171,34 @@ def test_a_run_resumed_at_its_speed_keeps_to_its_decisions():
     for factor in [1.0, 0.97, 1.03] * 50:
         *_, decisions, new = kill_and_resume(rng, factor)
         assert all(each.step > decision.step for each in new for decision in decisions)
+
+
+# --- the warm-up of a budget ---------------------------------------------------------------------
+
+TINY = ScheduleSection(warmup_steps=10_000, warmup_fraction=0.01)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "warmup"), [(17, 1), (100, 1), (1_000, 20), (10_000, 100), (30_000, 300)]
+)
+def test_a_budget_has_its_share_of_warm_up(num_steps, warmup):
+    """The first steps are at almost no rate, until the speed is known; none where it is known."""
+    scales = simulate(100.0, lambda t: 100.0 / num_steps, section=TINY)[2]
+    assert scales.index(1.0) == pytest.approx(warmup, abs=2)
+    rising = scales[: scales.index(1.0)]
+    assert all(a < b for a, b in itertools.pairwise(rising))
+
+
+def test_no_warm_up_is_longer_than_its_steps():
+    scales = simulate(1e6, lambda t: 10.0, section=TINY.model_copy(update={"warmup_steps": 50}))[2]
+    assert scales.index(1.0) == 50
+
+
+def test_a_resumed_warm_up_is_the_same():
+    _, _, whole, decisions = simulate(100.0, lambda t: 0.01, section=TINY, stop_at=90)
+    assert [decision.end_scale for decision in decisions] == [1.0]
+    for start in (0, 15, 50):
+        scales = simulate(
+            100.0, lambda t: 0.02, decisions, (start, start * 0.01), section=TINY, stop_at=90
+        )[2]
+        assert scales == whole[start:]
