@@ -199,7 +199,7 @@ class ScheduleSection(Section):
 
     warmup_steps: Annotated[int, Field(ge=0)] = 10_000
     warmup_fraction: Fraction = 0.0
-    """Share of a time budget after which the warm-up ends, if `warmup_steps` are not made before; 0: it
+    """Share of a time budget after which the warm-up ends, unless `warmup_steps` come before; 0: it
     ends after these steps alone."""
     hold_fraction: Fraction = 0.0
     """Share of the steps after which the decay begins (BERT: at once, 0). A run with a time budget

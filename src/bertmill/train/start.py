@@ -234,8 +234,8 @@ def _fit_warmup(
     else:
         return recipe
     say(
-        f"warm-up: {length}, in proportion to {warmup:,} of {own_steps:,} in the recipe; "
-        "schedule.warmup_steps=N sets it"
+        f"warm-up: {length}, in proportion to {warmup:,} of {own_steps:,} steps in the "
+        "recipe; schedule.warmup_steps=N sets it"
     )
     return _changed(recipe, {"schedule": changes})
 
