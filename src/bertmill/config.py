@@ -225,6 +225,8 @@ class TrainSection(Section):
     log_every_steps: Positive = 10
     validate_every_steps: Positive = 500
     checkpoint_every_steps: Positive = 500
+    checkpoint_every_minutes: Annotated[float, Field(ge=0.0)] = 10.0
+    """Save also when the last checkpoint is so old; 0: by steps alone."""
     keep_checkpoints: Positive = 2
     """The newest ones; older ones are deleted."""
     validation_pairs: Positive = 2_048

@@ -507,3 +507,17 @@ def test_a_budget_is_kept(corpus_file, tmp_path):
     assert run.outcome.steps == decisions[-1].end_step
     last = RunFolder(run.folder).metrics().train[-1]
     assert last.lr < 0.05 * run.recipe.optimizer.lr
+
+
+def test_checkpoints_come_by_minutes_too(corpus_file, tmp_path):
+    settings = [s for s in SETTINGS if "checkpoint" not in s] + ["train.keep_checkpoints=9"]
+    for minutes, steps in ((1e-9, [0, 1, 2, 3, 4, 5]), (10.0, [0, 5]), (0.0, [0, 5])):
+        run = bertmill.pretrain(
+            str(corpus_file),
+            "tiny",
+            out=tmp_path / str(minutes),
+            steps=5,
+            settings=[*settings, f"train.checkpoint_every_minutes={minutes}"],
+        )
+        found = sorted(int(path.name[5:]) for path in (run.folder / "checkpoints").iterdir())
+        assert found == steps

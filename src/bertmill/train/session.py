@@ -34,6 +34,8 @@ from bertmill.train.validate import HeldOutScores
 # Of the run; until then a loss at the no-context level is nothing to worry about.
 _FAIR_SHARE = 0.5
 _SKIPPED_IN_A_ROW = 5
+_FORECAST = 5.0
+"""Seconds of steps from which the length of the run can be told."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,9 @@ class Session:
             SpeedMeter(recipe.model, tokenizer.size, peak_flops) for _ in range(2)
         )
         self._saved_at = self._validated_at = -1
+        self._saved_seconds = time.monotonic()
         self._held_out_loss: float | None = None
-        self._is_diagnosed = False
+        self._is_diagnosed = self._is_forecast = False
 
     def _begin_with(self, source: LoadedModel) -> None:
         """Take over a pretrained model's weights, and say which there were."""
@@ -134,6 +137,13 @@ class Session:
     def is_finished(self) -> bool:
         """Whether the run has made all its steps."""
         return self.step == self.schedule.end_step
+
+    @property
+    def is_save_due(self) -> bool:
+        """Whether to save: after so many steps, or so much time."""
+        minutes = self.knobs.checkpoint_every_minutes
+        is_late = minutes > 0 and time.monotonic() - self._saved_seconds >= 60 * minutes
+        return self.is_due(self.knobs.checkpoint_every_steps) or self.world.agree(is_late)
 
     def is_due(self, every_steps: int) -> bool:
         """Whether this is a step for what is done every so many steps."""
@@ -189,6 +199,20 @@ class Session:
         for meter in (self._speed, self._session_speed):
             meter.add(batch.micro_batches, elapsed, batches.waited_seconds)
         self.schedule.decide(self.step, *self.world.agree((self.clock.seconds, elapsed)))
+        done, left = self.schedule.done_and_left(self.step, self.clock.seconds)
+        self._progress.step(self.step, done)
+        self._forecast(done, left)
+
+    def _forecast(self, done: float, left: float) -> None:
+        """Say what the run will take, as soon as the steps so far can tell."""
+        is_known = (
+            self.is_due(self.knobs.log_every_steps) or self._session_speed.seconds > _FORECAST
+        )
+        if is_known and not (self._is_forecast or self.is_finished):
+            self._is_forecast = True
+            epochs = self.step / done * self.knobs.batch_size / self.plan.data.train.num_examples
+            is_by_time = self.plan.budget_seconds is not None
+            self._progress.forecast(left, epochs, is_by_time=is_by_time)
 
     def log(self) -> None:
         """Record and show the log interval; stop a run that no longer learns."""
@@ -242,7 +266,7 @@ class Session:
             keep = self.knobs.keep_checkpoints
             save_checkpoint(self.run, state, self.model, tokenizer, about, self.optimizer, keep)
             self._after_checkpoint(self.run)
-        self._saved_at = self.step
+        self._saved_at, self._saved_seconds = self.step, time.monotonic()
 
     def finish(self, stopped_by: int | None) -> Outcome:
         """Validate a finished run, save, and say how the session went."""
