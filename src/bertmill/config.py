@@ -227,6 +227,8 @@ class TrainSection(Section):
     checkpoint_every_steps: Positive = 500
     checkpoint_every_minutes: Annotated[float, Field(ge=0.0)] = 10.0
     """Save also when the last checkpoint is so old; 0: by steps alone."""
+    diagnosis: bool = True
+    """Say what the run has not learned, and why that may be."""
     keep_checkpoints: Positive = 2
     """The newest ones; older ones are deleted."""
     validation_pairs: Positive = 2_048

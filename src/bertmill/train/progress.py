@@ -139,14 +139,18 @@ class RunProgress:
         scores = record.scores
         losses = self._losses(scores.mlm_loss, scores.nsp_loss)
         right = f"{scores.mlm_accuracy:.1%} of masks right"
-        if scores.nsp_accuracy is not None:
+        if scores.nsp_accuracy is not None and not self._has_one_label:
             right += f", {scores.nsp_accuracy:.1%} of pairs"
         self.say(f"held-out at step {record.step:,}:  {losses}  {right}")
+
+    @property
+    def _has_one_label(self) -> bool:
+        return self._yardsticks is not None and self._yardsticks.nsp_chance_nats == 0
 
     def _losses(self, mlm_loss: float, nsp_loss: float | None) -> str:
         text = f"mlm {mlm_loss:.3f}"
         if self._yardsticks is not None and self._yardsticks.no_context_nats is not None:
             text += f" (no context {self._yardsticks.no_context_nats:.3f})"
-        if nsp_loss is not None:
+        if nsp_loss is not None and not self._has_one_label:
             text += f"  nsp {nsp_loss:.3f}"
         return text

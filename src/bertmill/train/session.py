@@ -20,7 +20,7 @@ from bertmill.model.pretraining import PretrainingModel, initialize
 from bertmill.model.transfer import transfer_weights
 from bertmill.train.checkpoint import Checkpoint, State, restore, save_checkpoint
 from bertmill.train.device import device_name, measure_peak_flops, synchronize, to_device
-from bertmill.train.diagnosis import diagnose_masked_tokens, diagnose_pairs
+from bertmill.train.diagnosis import diagnose, diagnose_masked_tokens, one_label
 from bertmill.train.metrics import Clock, HeldOutRecord, LossMeter, SpeedMeter, TrainRecord
 from bertmill.train.optimizer import make_optimizer
 from bertmill.train.prefetch import Prefetch
@@ -248,7 +248,10 @@ class Session:
         done, _ = self.schedule.done_and_left(self.step, self.clock.seconds)
         if not self._is_diagnosed and done >= _FAIR_SHARE and not self.is_finished:
             self._is_diagnosed = True
-            self._progress.say(*diagnose_masked_tokens(scores, self.plan.recipe, self.step))
+            is_given = self.plan.facts.init_from is not None
+            recipe = self.plan.recipe
+            lines = diagnose_masked_tokens(scores, recipe, self.step, is_given=is_given)
+            self._progress.say(*lines)
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
@@ -278,8 +281,8 @@ class Session:
         scores = metrics.held_out[-1].scores if metrics.held_out else None
         diagnosis: list[str] = []
         if scores and self.is_finished:
-            diagnosis = diagnose_masked_tokens(scores, self.plan.recipe, self.step)
-            diagnosis += diagnose_pairs(scores)
+            loss, is_given = metrics.train[-1].mlm_loss, self.plan.facts.init_from is not None
+            diagnosis = diagnose(scores, self.plan.recipe, self.step, loss, is_given=is_given)
             if self.world.speaks:
                 self.run.write_diagnosis(diagnosis)
         self._progress.say(*diagnosis)
@@ -315,6 +318,7 @@ def _say_start(plan: Plan, progress: RunProgress) -> None:
             f"the warm-up of {recipe.schedule.warmup_steps:,} steps is longer than the run; "
             "schedule.warmup_steps=N shortens it"
         )
+    progress.say(*one_label(recipe))
     length = "for the time budget" if plan.budget_seconds is not None else f"{knobs.steps:,} steps"
     progress.say(
         f"training {length}, {knobs.batch_size:,} sequences per step, "
