@@ -125,6 +125,28 @@ def test_numbers_are_learned(tune, files):
     assert best.loss == min(epoch.dev.loss for epoch in tuned.epochs)
 
 
+@pytest.mark.parametrize(("scale", "shift"), [(1000, 0), (0.001, 0), (1e12, 0), (1, -5000)])
+def test_numbers_of_any_size_are_learned(scale, shift, small_run, files, tmp_path):
+    """The same numbers in another unit are learned as well, and scored in that unit."""
+    names = []
+    for split in ("train", "dev"):
+        labels = read(files, "regression", split)
+        rows = [
+            {"text": text, "label": label * scale + shift}
+            for text, label in zip(labels.first, labels.labels, strict=True)
+        ]
+        names.append(tmp_path / f"{split}.jsonl")
+        names[-1].write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    tuned = package.finetune(small_run.folder, *names, tmp_path / "tuned", **KNOBS)
+    dev = read_examples(str(names[1]), Columns(), None)
+    values = np.array(package.load(tuned.folder).predict(dev.first))
+    error = np.mean((values - dev.labels) ** 2)
+    assert error < 0.1 * np.var(dev.labels)
+    best = tuned.epochs[tuned.best_epoch - 1]
+    assert best.dev.loss == pytest.approx(error, rel=1e-2)
+    assert tuned.epochs[0].loss == pytest.approx(np.var(dev.labels), rel=0.5)
+
+
 def test_words_are_learned(tune, files):
     tuned = tune("words")
     dev = read(files, "words", "dev")

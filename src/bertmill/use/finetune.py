@@ -74,7 +74,8 @@ class Epoch:
         dev = self.dev
         right = "" if dev.accuracy is None else f", {dev.accuracy:.1%} right"
         correlation = "" if dev.pearson is None else f", correlation {dev.pearson:.3f}"
-        losses = f"loss {self.loss:.3f}, on dev {dev.loss:.3f}"
+        form = ".4g" if dev.accuracy is None else ".3f"  # an error is as small as the numbers are
+        losses = f"loss {self.loss:{form}}, on dev {dev.loss:{form}}"
         return f"epoch {self.epoch}: {losses}{right}{correlation}"
 
 
@@ -189,20 +190,26 @@ def learn_task(
         LabeledInputs.read(examples, task, loaded.tokenizer, max_length, source)
         for examples, source in ((train, "`train`"), (dev, "`dev`"))
     )
-    model = _new_task_model(loaded, task, learned, knobs.seed)
+    # Numbers are learned in units of their deviation from their mean, whatever their size.
+    is_number = task.kind == "regression"
+    mean, unit = (learned.targets.mean(), learned.targets.std() or 1.0) if is_number else (0.0, 1.0)
+    learned, unseen = (
+        replace(each, targets=(each.targets - mean) / unit) for each in (learned, unseen)
+    )
+    model = _new_task_model(loaded, task, knobs.seed)
     losses = _learn(model, learned, knobs, knobs.lr_for(loaded), progress)
     history: list[Epoch] = []
     best: Epoch | None = None
     best_weights: dict[str, Tensor] = {}
     for number, loss in enumerate(losses, 1):
-        scores = _score(model, unseen)
+        scores = _score(model, unseen, unit)
         if loss is None or not math.isfinite(scores.loss):
             raise RunError(
                 "finetune",
                 f"the loss or its gradient is not finite in epoch {number}",
                 "give a lower `lr`",
             )
-        history.append(Epoch(number, loss, scores))
+        history.append(Epoch(number, loss * unit**2, scores))
         progress.say(str(history[-1]))
         if best is None or scores.quality > best.dev.quality:
             best = history[-1]
@@ -211,6 +218,10 @@ def learn_task(
             break
     assert best is not None
     model.load_state_dict(best_weights)
+    if is_number:
+        with torch.no_grad():
+            model.task_head.weight.mul_(unit)
+            model.task_head.bias.mul_(unit).add_(mean)
     num_cut = learned.inputs.sequences.num_cut + unseen.inputs.sequences.num_cut
     return TunedModel(model.eval(), tuple(history), best.epoch, num_cut)
 
@@ -277,17 +288,13 @@ def _learn(
         yield total / num_answers if num_answers else None
 
 
-def _new_task_model(
-    loaded: LoadedModel, task: Task, learned: LabeledInputs, seed: int
-) -> TaskModel:
+def _new_task_model(loaded: LoadedModel, task: Task, seed: int) -> TaskModel:
     """Copy the encoder and draw a head."""
     model = TaskModel(copy.deepcopy(loaded.model), task)
     generator = torch.Generator().manual_seed(make_key(seed, "task head"))
     std = loaded.model.section.initializer_range
     nn.init.normal_(model.task_head.weight, std=std, generator=generator)
-    # Numbers start at their mean: a small encoder would take long to get there.
-    mean = float(learned.targets.mean()) if task.kind == "regression" else 0.0
-    nn.init.constant_(model.task_head.bias, mean)
+    nn.init.zeros_(model.task_head.bias)
     return model.to(device_of(loaded.model))
 
 
@@ -298,7 +305,8 @@ def task_loss(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(outputs, targets.long(), reduction="sum")
 
 
-def _score(model: TaskModel, labeled: LabeledInputs) -> DevScores:
+def _score(model: TaskModel, labeled: LabeledInputs, unit: float) -> DevScores:
+    """Score the model; a squared error is that of numbers in this unit."""
     outputs = compute_outputs(model, labeled.inputs)
     targets = labeled.targets
     loss = task_loss(model.task, torch.from_numpy(outputs), torch.from_numpy(targets)).item()
@@ -307,4 +315,4 @@ def _score(model: TaskModel, labeled: LabeledInputs) -> DevScores:
         return DevScores(mean, float((outputs.argmax(-1) == targets).mean()), None)
     varies = np.ptp(outputs) > 0 and np.ptp(targets) > 0
     pearson = float(np.corrcoef(outputs[:, 0], targets)[0, 1]) if varies else None
-    return DevScores(mean, None, pearson)
+    return DevScores(mean * unit**2, None, pearson)
