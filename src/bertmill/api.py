@@ -725,6 +725,7 @@ def finetune(
     dev: str | Path,
     out: str | Path,
     *,
+    test: str | Path | None = None,
     task: Literal["classification", "regression", "words"] | None = None,
     text_column: str | None = None,
     text_b_column: str | None = None,
@@ -748,11 +749,14 @@ def finetune(
         Examples to learn from: .jsonl, .csv, .tsv or .parquet, compressed or not. Words and their
         labels are lists, in .jsonl and .parquet.
     dev : str or Path
-        Examples that choose the epoch to keep, in a file like `train`.
+        Examples that choose the epoch to keep, in a file like `train`. As they choose it, their
+        score is a little too good.
     out : str or Path
         The new folder, which must not exist yet. `predict` takes it; where the network is BERT as
         published, ``transformers`` opens it too: ``BertForSequenceClassification``, or
         ``BertForTokenClassification`` for words.
+    test : str or Path, optional
+        Examples to score the model on in the end, in a file like `train`; they choose nothing.
     task : {"classification", "regression", "words"}, optional
         By default as the labels are: numbers written with a point (5.0, not 5) are regression,
         lists label words, all else are classes.
@@ -789,7 +793,8 @@ def finetune(
 
     columns = Columns(text_column, text_b_column, label_column)
     knobs = FinetuneKnobs(epochs, patience, batch_size, lr, max_length, seed)
-    loaded, sources = load(model, device).loaded, (str(train), str(dev))
+    sources = _listed([train, dev] if test is None else [train, dev, test])
+    loaded = load(model, device).loaded
     with _progress_on(stream) as progress:
         return finetune_on_files(loaded, sources, Path(out), task, columns, knobs, progress)
 
