@@ -239,8 +239,8 @@ def test_what_fill_mask_refuses(refused, small_run):
     args = ["fill-mask", small_run.folder, "the [MASK]"]
     refused([*args, "--max-pieces", 0], "--max-pieces: is 0", "give 1 to ")
     refused([*args, "--max-pieces", 99], "--max-pieces: is 99", "give 1 to ")
-    refused([*args, "--target", "東京"], "東京", "; ")
-    refused([*args, "--target", ""], "; ")
+    refused([*args, "--target", "東京"], "--target: ", "東京")
+    refused([*args, "--target", ""], "--target: ''")
     refused(["fill-mask", small_run.folder, "the river"], "TEXT: has no [MASK]", "; ")
 
 
@@ -268,7 +268,7 @@ def test_finetune_scores_test_examples(bertmill, small_run, examples, tmp_path):
     lines = out.splitlines()
     best = int(lines[-1].split(": ")[1].removeprefix("epoch "))
     scores = lines[best].partition("on dev ")[2]
-    assert lines[3] == f"on 16 test examples, which chose nothing: {scores}"
+    assert lines[3] == f"on test {scores} (16 examples that chose nothing)"
     report = json.loads((tmp_path / "out" / "finetune.json").read_text("utf-8"))
     assert (report["num_test"], report["test"]) == (16, report["epochs"][best - 1]["dev"])
     assert "too good" not in out
@@ -278,7 +278,7 @@ def test_finetune_json(bertmill_json, small_run, examples, tmp_path):
     found, err = bertmill_json(
         *("finetune", small_run.folder, "--train", examples, "--dev", examples, "--out", "out"),
         *("--epochs", 1, "--batch-size", 4, "--lr", "1e-3", "--max-length", 16, "--seed", 5),
-        *("--patience", 1, "--task", "regression", "--text-column", "text"),
+        *("--patience", 1, "--task", "regression", "--column", "text"),
         *("--label-column", "label"),
     )
     assert found.keys() == FINETUNE_KEYS
@@ -306,7 +306,14 @@ def test_predict(bertmill, bertmill_json, tuned, lines, tmp_path):
     assert (found.keys(), err) == (PREDICT_KEYS, "")
     assert found == {"out": "out.jsonl", "task": "classification", "num_texts": 4, "num_cut": 1}
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
-    assert rows == [each._asdict() for each in package.load(tuned).predict(TEXTS)]
+    model = package.load(tuned)
+    assert rows == [
+        {
+            **{"text": text, "label": answer.label, "probability": answer.probability},
+            "probabilities": dict(zip(model.task.labels, answer.probabilities, strict=True)),
+        }
+        for text, answer in zip(TEXTS, model.predict(TEXTS), strict=True)
+    ]
 
 
 @pytest.mark.parametrize("dash", [["-"], []], ids=["dash", "nothing"])

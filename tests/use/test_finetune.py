@@ -176,7 +176,7 @@ def test_pairs_are_learned(small_run, tmp_path):
     assert max(epoch.dev.accuracy for epoch in tuned.epochs) > 0.9
     model = package.load(tuned.folder)
     assert model.is_pair and len(model.predict(["a"], ["b"])) == 1
-    with pytest.raises(InputError, match=r"fine-tuned on pairs; name .*`text_b_column`"):
+    with pytest.raises(InputError, match=r"fine-tuned on pairs; name .*`column_b`"):
         model.predict(["a"])
 
 
@@ -188,7 +188,7 @@ def test_a_model_of_single_texts_is_given_no_pairs(tune, tmp_path):
     texts.write_text('{"text": "the river", "text_b": "a column like any other"}\n', "utf-8")
     assert package.predict(folder, texts, tmp_path / "one.jsonl").num_texts == 1
     with pytest.raises(InputError, match="single texts"):
-        package.predict(folder, texts, tmp_path / "two.jsonl", text_b_column="text_b")
+        package.predict(folder, texts, tmp_path / "two.jsonl", column_b="text_b")
 
 
 # --- repeatable ----------------------------------------------------------------------------------

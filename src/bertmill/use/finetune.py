@@ -150,7 +150,7 @@ def finetune_on_files(
             "dev chose the epoch, so its score is a little too good; test examples give a fair one"
         )
     else:
-        progress.say(f"on {len(test):,} test examples, which chose nothing: {tuned.test}")
+        progress.say(f"on test {tuned.test} ({len(test):,} examples that chose nothing)")
     result = FineTuned(
         folder=out,
         task=task.kind,
