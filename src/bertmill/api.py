@@ -960,12 +960,15 @@ def export_onnx(
     out: str | Path,
     *,
     int8: bool = False,
+    masked_tokens: bool = False,
     held_out: Sources = (),
     settings: Sequence[str] = (),
     workers: Count | None = 1,
     stream: IO[str] | None = None,
 ) -> Path:
-    """Write the encoder for onnxruntime, compared with torch while it is written.
+    """Write the network for onnxruntime, compared with torch while it is written.
+
+    The encoder, with the head of a model that was fine-tuned.
 
     Parameters
     ----------
@@ -974,7 +977,9 @@ def export_onnx(
     out : str or Path
         The new folder, which must not exist yet.
     int8 : bool
-        Also write the encoder with weights of 8 bits; needs `held_out`, to measure what it costs.
+        Also write the network with weights of 8 bits; needs `held_out`, to measure what it costs.
+    masked_tokens : bool
+        Also compute the scores of the masked-token head: of each vocabulary entry, at each token.
     held_out : str, path, or sequence of them
         Text to measure the files on. It is read as `evaluate_held_out` reads it, and ``onnx.json``
         has the scores.
@@ -1004,4 +1009,6 @@ def export_onnx(
     from bertmill.exports import onnx
 
     with _progress_on(stream) as progress:
-        return onnx.export_onnx(model, out, int8, sources, settings, progress.say, workers)
+        return onnx.export_onnx(
+            model, out, int8, sources, settings, progress.say, workers, masked_tokens
+        )

@@ -159,7 +159,7 @@ def test_a_model_that_will_take_shorter_texts(small_run, corpus_file, tmp_path):
         said = []
         settings = [f"pairs.max_length={length}", "train.precision=fp32"]
         wish = {"init_from": str(small_run.folder), "settings": settings, "recipe": "continue"}
-        plan_run(request(corpus_file, tmp_path, **wish), lambda *lines: said.extend(lines))
+        plan_run(request(corpus_file, tmp_path, **wish), said.append)
         line = "the model takes 32 tokens, and will take 16 after this run: more are cut off (pairs"
         assert sum(each.startswith(line) for each in said) == count
         assert sum("after this run" in each for each in said) == count
