@@ -90,7 +90,7 @@ def test_a_run_by_budget_of_an_earlier_version_goes_on_by_its_budget(corpus_file
 
 
 def test_what_ranks_must_share_goes_through_the_world(corpus_file, tmp_path, monkeypatch):
-    """The precision, the folder, the clock of a budget, and whether to stop."""
+    """The precision, the folder, the clock of a budget, whether to save by time, and to stop."""
     agreed = []
 
     def agree(self, value):
@@ -102,8 +102,10 @@ def test_what_ranks_must_share_goes_through_the_world(corpus_file, tmp_path, mon
     run = bertmill.pretrain(str(corpus_file), "tiny", budget=1.0, settings=SMALL)
     assert "fp32" in agreed
     assert run.folder in agreed
-    assert sum(type(value) is bool for value in agreed) == run.outcome.steps
-    assert sum(type(value) is tuple for value in agreed) == run.outcome.steps
+    steps = run.outcome.steps
+    by_steps = steps // 4  # SMALL saves every fourth step, where no clock is asked
+    assert sum(type(value) is bool for value in agreed) == 2 * steps - by_steps
+    assert sum(type(value) is tuple for value in agreed) == steps
     decisions = RunFolder(run.folder).decisions()
     assert decisions and set(decisions) <= {d for d in agreed if type(d) is type(decisions[0])}
 
