@@ -19,53 +19,22 @@ from bertmill.errors import InputError
 from bertmill.use.knobs import FinetuneKnobs
 
 if TYPE_CHECKING:
-    from bertmill.data.store import Store
-    from bertmill.evaluation.minimal_pairs import MinimalPairScores
-    from bertmill.evaluation.tasks import AllTaskScores
-    from bertmill.train.loop import Run
+    from bertmill.data.store import Store as Store
+    from bertmill.evaluation.minimal_pairs import MinimalPairScores as MinimalPairScores
+    from bertmill.evaluation.tasks import AllTaskScores as AllTaskScores
+    from bertmill.show.run import Run as Run
+    from bertmill.train.metrics import Record
     from bertmill.train.progress import RunProgress
     from bertmill.train.start import Plan
-    from bertmill.train.validate import HeldOutScores
-    from bertmill.use.encode import Encoding
-    from bertmill.use.fill_mask import Filler
-    from bertmill.use.finetune import FineTuned
-    from bertmill.use.predict import Prediction
-    from bertmill.use.predictions import Predicted
-    from bertmill.use.pretrained import Pretrained
-    from bertmill.use.similar import SimilarWord
-    from bertmill.use.vectors import Embedded
-
-__all__ = [
-    "AllTaskScores",
-    "Embedded",
-    "Encoding",
-    "Filler",
-    "FineTuned",
-    "HeldOutScores",
-    "MinimalPairScores",
-    "Predicted",
-    "Prediction",
-    "Pretrained",
-    "Run",
-    "SimilarWord",
-    "Store",
-    "embed",
-    "encode",
-    "evaluate_held_out",
-    "evaluate_minimal_pairs",
-    "evaluate_tasks",
-    "export_huggingface",
-    "export_onnx",
-    "fill_mask",
-    "finetune",
-    "inspect",
-    "load",
-    "predict",
-    "prepare",
-    "pretrain",
-    "resume",
-    "similar_words",
-]
+    from bertmill.train.validate import HeldOutScores as HeldOutScores
+    from bertmill.use.encode import Encoding as Encoding
+    from bertmill.use.fill_mask import Filler as Filler
+    from bertmill.use.finetune import FineTuned as FineTuned
+    from bertmill.use.predict import Prediction as Prediction
+    from bertmill.use.predictions import Predicted as Predicted
+    from bertmill.use.pretrained import Pretrained as Pretrained
+    from bertmill.use.similar import SimilarWord as SimilarWord
+    from bertmill.use.vectors import Embedded as Embedded
 
 _MODULES = {
     "AllTaskScores": "evaluation.tasks",
@@ -78,11 +47,14 @@ _MODULES = {
     "Predicted": "use.predictions",
     "Prediction": "use.predict",
     "Pretrained": "use.pretrained",
-    "Run": "train.loop",
+    "Run": "show.run",
     "SimilarWord": "use.similar",
     "Store": "data.store",
 }
-"""Where the types are, which are loaded when first used."""
+"""Where the public types are, which are loaded when first used."""
+
+NAMES = [*_MODULES]
+"""The public names; each function below adds its own."""
 
 
 def __getattr__(name: str) -> Any:
@@ -106,7 +78,8 @@ R = TypeVar("R")
 
 
 def _verb(function: Callable[P, R]) -> Callable[P, R]:
-    """Refuse empty names of files and folders, which would mean the current folder."""
+    """Make a function public; refuse empty names of files, which would mean the current folder."""
+    NAMES.append(function.__name__)
     call = signature(function)
     names = [name for name, each in call.parameters.items() if Path in get_args(each.annotation)]
 
@@ -133,6 +106,13 @@ def _progress_on(stream: IO[str] | None) -> "RunProgress":
     return RunProgress(stream)
 
 
+def _run_progress_on(stream: IO[str] | None) -> "RunProgress":
+    """Show a run in a notebook as a picture, elsewhere and on a given stream as lines or a bar."""
+    from bertmill.show.notebook import NotebookProgress, in_notebook
+
+    return NotebookProgress() if stream is None and in_notebook() else _progress_on(stream)
+
+
 @_verb
 def pretrain(
     corpus: Sources,
@@ -148,6 +128,7 @@ def pretrain(
     tokenizer: str | Path | None = None,
     workers: Count | None = 1,
     stop_after: str | float | None = None,
+    on_metrics: "Callable[[Record], object] | None" = None,
     stream: IO[str] | None = None,
 ) -> "Run":
     """Pretrain an encoder from raw text.
@@ -185,8 +166,12 @@ def pretrain(
         script with a ``__main__`` guard, so it is 1 in Python unless you ask for more.
     stop_after : str or float, optional
         Save and stop this session after this time, such as 55m, counted from the start.
+    on_metrics : callable, optional
+        Called with each record: a ``TrainRecord`` per log interval (``step``, ``mlm_loss``,
+        ``nsp_loss``, ``pairs_per_second``, ...), a ``HeldOutRecord`` (``step``, ``scores``) per
+        validation. What it raises ends the session; the last checkpoint is whole.
     stream : file, optional
-        Where progress goes; standard output by default.
+        Where progress goes; by default standard output, and in a notebook a picture that grows.
 
     Returns
     -------
@@ -226,11 +211,11 @@ def pretrain(
         out=_text(out),
         workers=workers,
     )
-    with _progress_on(stream) as progress:
+    with _run_progress_on(stream) as progress:
         plan = plan_run(request, progress.say)
         with plan.run.locked():
             plan.run.create(plan.recipe, plan.facts)
-            return _train(plan, progress, stop_at)
+            return _train(plan, progress, on_metrics, stop_at)
 
 
 @_verb
@@ -242,6 +227,7 @@ def resume(
     held_out: Sources = (),
     workers: Count | None = 1,
     stop_after: str | float | None = None,
+    on_metrics: "Callable[[Record], object] | None" = None,
     stream: IO[str] | None = None,
 ) -> "Run":
     """Go on with a run from its newest whole checkpoint.
@@ -255,7 +241,7 @@ def resume(
         on those of the new length.
     corpus, held_out : str, path, or sequence of them
         Where the text or the store is now, if it has moved.
-    workers, stop_after, stream
+    workers, stop_after, on_metrics, stream
         As in `pretrain`.
 
     Returns
@@ -274,19 +260,27 @@ def resume(
     stop_at, folder = _deadline(stop_after), RunFolder(run)
     moved = _listed(corpus), _listed(held_out)
     folder.read()  # a folder that is not a run gets no lock
-    with _progress_on(stream) as progress, folder.locked():
+    with _run_progress_on(stream) as progress, folder.locked():
         plan = plan_resume(folder, steps, *moved, workers, progress.say)
-        return _train(plan, progress, stop_at)
+        return _train(plan, progress, on_metrics, stop_at)
 
 
-def _train(plan: "Plan", progress: "RunProgress", stop_at: float) -> "Run":
+def _train(
+    plan: "Plan",
+    progress: "RunProgress",
+    on_metrics: "Callable[[Record], object] | None",
+    stop_at: float,
+) -> "Run":
     from bertmill.show.curves import CurvesFile
+    from bertmill.show.run import Run
     from bertmill.train.loop import pretrain_loop
 
-    curves = CurvesFile(progress.say)
-    run = pretrain_loop(plan, progress, curves.update, stop_at)
+    curves, store = CurvesFile(progress.say), plan.data.store
+    note = on_metrics or (lambda record: None)
+    outcome = pretrain_loop(plan, progress, curves.update, note, stop_at)
     curves.draw(plan.run)
-    return run
+    vocab_size, num_documents = store.tokenizer.size, store.train.num_documents
+    return Run(plan.run.path, plan.recipe, vocab_size, num_documents, outcome)
 
 
 def _text(value: str | Path | None) -> str | None:
@@ -403,6 +397,7 @@ def inspect(
     return describe(target, num_pairs, check)
 
 
+@_verb
 def load(path: str | Path, device: str = "auto") -> "Pretrained":
     """Open a run folder, a bertmill model folder or a Hugging Face BERT folder for use.
 
@@ -415,10 +410,8 @@ def load(path: str | Path, device: str = "auto") -> "Pretrained":
 
     Raises
     ------
-    ModelError, TokenizerError
-        Nothing there, another architecture, damaged, or without a tokenizer.
-    RecipeError
-        No such device.
+    BertmillError
+        Nothing there, another architecture, damaged, or without a tokenizer; no such device.
     """
     from bertmill.model.folder import load_model
     from bertmill.train.device import open_device

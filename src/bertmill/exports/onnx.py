@@ -185,7 +185,8 @@ def write_onnx(folder: Path, loaded: LoadedModel) -> float:
     architecture = architecture_of(model.section)
     if architecture.pad is None:
         raise ModelError(
-            loaded.folder, f"is a {architecture.name} network, which bertmill cannot write as ONNX"
+            loaded.folder,
+            f"is a {architecture.MODEL_TYPES[0]} network, which bertmill cannot write as ONNX",
         )
     encoder = [name for name in model.state_dict() if name.startswith("encoder.")]
     save_description(folder, model, loaded.tokenizer, loaded.about, encoder, longest_text(loaded))
@@ -194,8 +195,7 @@ def write_onnx(folder: Path, loaded: LoadedModel) -> float:
     if not difference <= LARGEST_DIFFERENCE:  # or not a number
         raise ModelError(
             loaded.folder,
-            f"onnxruntime computes vectors that differ by {difference:.2g}, "
-            f"more than {LARGEST_DIFFERENCE:.0e}",
+            f"onnxruntime computes other vectors, by {difference:.2g} (limit {LARGEST_DIFFERENCE})",
             "install another version of onnxruntime or onnxscript",
         )
     return difference

@@ -295,11 +295,7 @@ class Pretrained:
             It was not fine-tuned.
         """
         if self._task_model is None:
-            raise ModelError(
-                self.loaded.folder,
-                "was not fine-tuned for a task",
-                "give a folder that finetune wrote",
-            )
+            raise ModelError(self.loaded.folder, "was not fine-tuned for a task")
         return self._task_model
 
 
