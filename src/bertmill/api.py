@@ -837,7 +837,13 @@ def predict(
 
 
 @_verb
-def export_huggingface(model: str | Path, out: str | Path, *, license: str | None = None) -> Path:
+def export_huggingface(
+    model: str | Path,
+    out: str | Path,
+    *,
+    license: str | None = None,
+    stream: IO[str] | None = None,
+) -> Path:
     """Write a folder that transformers and sentence-transformers open.
 
     Heads that the model was loaded without are left out. Sentence vectors are pooled as the model's
@@ -851,6 +857,8 @@ def export_huggingface(model: str | Path, out: str | Path, *, license: str | Non
         The new folder, which must not exist yet.
     license : str, optional
         Identifier for the model card, such as apache-2.0.
+    stream : file, optional
+        Where progress goes; standard output by default.
 
     Returns
     -------
@@ -864,7 +872,8 @@ def export_huggingface(model: str | Path, out: str | Path, *, license: str | Non
     """
     from bertmill.exports import huggingface
 
-    return huggingface.export_huggingface(model, out, license)
+    with _progress_on(stream) as progress:
+        return huggingface.export_huggingface(model, out, license, progress.say)
 
 
 @_verb

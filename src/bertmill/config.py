@@ -258,6 +258,11 @@ class Recipe(Section):
     schedule: ScheduleSection = ScheduleSection()
     train: TrainSection = TrainSection()
 
+    @property
+    def trains_pairs(self) -> bool:
+        """Whether the pooler and the next-sentence head learn anything."""
+        return self.pairs.kind != "none" and self.train.nsp_weight > 0
+
     @model_validator(mode="after")
     def _sequences_fit_positions(self) -> Self:
         if self.pairs.max_length > self.model.max_position_embeddings:

@@ -13,9 +13,9 @@ import torch
 from transformers import AutoTokenizer, BertModel
 from transformers.utils import logging as transformers_logging
 
+from bertmill import export_huggingface
 from bertmill.config import ModelSection, load_recipe
 from bertmill.errors import ModelError
-from bertmill.exports.huggingface import export_huggingface
 from bertmill.exports.onnx import write_int8, write_onnx
 from bertmill.model import bert
 from bertmill.model.folder import load_model
