@@ -154,3 +154,14 @@ def test_a_recipe_of_a_shorter_run_keeps_its_warm_up(corpus_file, tmp_path):
     own.write_text(recipe_to_toml(plan.recipe), "utf-8")
     again = plan_run(request(corpus_file, tmp_path, recipe=str(own), settings=[]), said.append)
     assert again.recipe.schedule == plan.recipe.schedule
+
+
+def test_a_model_that_will_take_shorter_texts(small_run, corpus_file, tmp_path):
+    for length, count in ((16, 1), (32, 0), (64, 0)):
+        said = []
+        settings = [f"pairs.max_length={length}", "train.precision=fp32"]
+        wish = {"init_from": str(small_run.folder), "settings": settings, "recipe": "continue"}
+        plan_run(request(corpus_file, tmp_path, **wish), lambda *lines: said.extend(lines))
+        line = "the model takes 32 tokens, and will take 16 after this run: more are cut off (pairs"
+        assert sum(each.startswith(line) for each in said) == count
+        assert sum("after this run" in each for each in said) == count

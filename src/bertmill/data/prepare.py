@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from importlib import metadata
 from pathlib import Path
 
 from bertmill.config import TextSection, TokenizerSection
@@ -63,7 +64,7 @@ def prepare(
         raise StoreError(out, "already exists", "choose another `out`, or delete it first")
     text = resolve_text(text, held_out)
     files = _find_both(corpus, held_out)
-    with folder_that_appears_whole(out, StoreError, or_another=True) as folder:
+    with folder_that_appears_whole(out, StoreError) as folder:
         made = make_tokenizer(files["train"], text, tokenizer, say)
         writer = StoreWriter(folder, made)
         with DocumentPool(made, text, workers) as pool:
@@ -96,7 +97,8 @@ def open_or_prepare(
     """Open the store of this corpus and these settings from the cache, or prepare it there.
 
     The cache is ``$BERTMILL_CACHE``, else ``bertmill`` in the user's cache folder. A corpus file
-    that changed, another setting or another tokenizer make another store.
+    that changed, another setting, another tokenizer, or another version of the libraries that cut
+    and encode, make another store.
     """
     text = resolve_text(text, held_out)
     states = [fingerprint(found) for found in _find_both(corpus, held_out).values()]
@@ -106,7 +108,8 @@ def open_or_prepare(
         if tokenizer.path
         else tokenizer.model_dump()
     )
-    parts = [FORMAT, states, text.model_dump(), vocabulary]
+    libraries = {name: metadata.version(name) for name in ("sentencex", "tokenizers")}
+    parts = [FORMAT, states, text.model_dump(), vocabulary, libraries]
     name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
     folder = cache_folder() / "stores" / name
     lock = cache_folder() / "locks" / name
@@ -133,9 +136,9 @@ def open_or_prepare(
             except BertmillError as error:
                 say(f"{error}; preparing it again")
                 shutil.rmtree(folder)
-        for unfinished in folder.parent.glob(f".{name}.*"):  # of a process that was killed
-            shutil.rmtree(unfinished, ignore_errors=True)
-        return prepare(corpus, folder, text, tokenizer, held_out, workers, say)
+        store = prepare(corpus, folder, text, tokenizer, held_out, workers, say)
+        store.check_changed()
+        return store
 
 
 def _open_cached(folder: Path, say: Callable[[str], None]) -> Store:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from datetime import timedelta
-from typing import IO, Self
+from typing import IO, TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from bertmill.data.yardsticks import Yardsticks
-from bertmill.train.metrics import HeldOutRecord, Metrics, TrainRecord
+if TYPE_CHECKING:  # `prepare` shows its progress without importing torch
+    from bertmill.data.yardsticks import Yardsticks
+    from bertmill.train.metrics import HeldOutRecord, Metrics, TrainRecord
 
 _MANY_DAYS = 14
 _MANY_EPOCHS = 40
