@@ -44,6 +44,9 @@ class TextSection(Section):
     without one is dropped, as the reference program does with WikiText."""
     language: str = Field("en", pattern=r"^[a-z]{2,3}(-[a-z]+)*$")
     """ISO 639 code whose rules ``sentencex`` applies."""
+    failures: Literal["skip", "refuse"] = "skip"
+    """``skip``: a document on which a library fails is left out, and named; ``refuse``: it ends the
+    work."""
     held_out_fraction: Annotated[float, Field(ge=0.0, le=0.5)] = 0.02
     """Share of the documents, chosen by a hash of their text, that training never sees."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencex
 
 import bertmill.data.encode as encode_module
 from bertmill.config import TextSection, TokenizerSection, load_recipe
@@ -264,6 +265,66 @@ def test_words_are_counted_over_the_whole_corpus(tmp_path):
     section = TokenizerSection(kind="word", max_training_bytes=300)
     store = prepare([corpus], tmp_path / "out", NOTHING_HELD_OUT, section)
     assert "xyz" in store.tokenizer.tokens(range(store.tokenizer.size))
+
+
+# --- documents that a library fails on -----------------------------------------------------------
+
+
+class PanicException(BaseException):
+    """What a library in Rust raises when it gives up: not an `Exception`."""
+
+
+@pytest.fixture
+def panicking(monkeypatch):
+    """A segmenter that panics at some numbers."""
+    segment = sentencex.segment
+
+    def panic(language, text):
+        if text.endswith(("7", "31")):
+            raise PanicException("byte index 7 is not a char boundary")
+        return segment(language, text)
+
+    monkeypatch.setattr(sentencex, "segment", panic)
+
+
+LEFT = [text for text in numbered(40) if not text.endswith(("7", "31"))]
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_document_that_a_library_panics_on_is_left_out_and_named(
+    tmp_path, word_tokenizer, panicking, given
+):
+    corpus = write_lines(tmp_path / "a.jsonl", numbered(40))
+    lines: list[str] = []
+    section = word_tokenizer if given else WORDS
+    store = prepare([corpus], tmp_path / "out", NOTHING_HELD_OUT, section, say=lines.append)
+    assert split_texts(store.train, store.tokenizer) == LEFT
+    named = [line for line in lines if line.startswith("left out")]
+    assert len(named) == 40 - len(LEFT) == 5
+    assert named[0] == (
+        f"left out {corpus}, document 7: cannot be split into sentences "
+        "(byte index 7 is not a char boundary)"
+    )
+
+
+def test_a_document_that_a_library_panics_on_is_refused_where_the_recipe_says_so(
+    tmp_path, word_tokenizer, panicking
+):
+    corpus = write_lines(tmp_path / "a.jsonl", numbered(40))
+    text = TextSection(held_out_fraction=0.0, failures="refuse")
+    with pytest.raises(CorpusError, match=r"a\.jsonl, document 7: cannot be split into sentences"):
+        prepare([corpus], tmp_path / "out", text, word_tokenizer)
+    assert names(tmp_path) == ["a.jsonl"]
+
+
+def test_an_interrupt_is_not_a_failure_of_a_library(tmp_path, word_tokenizer, monkeypatch):
+    def interrupt(language, text):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sentencex, "segment", interrupt)
+    corpus = write_lines(tmp_path / "a.jsonl", numbered(4))
+    with pytest.raises(KeyboardInterrupt):
+        prepare([corpus], tmp_path / "out", NOTHING_HELD_OUT, word_tokenizer)
 
 
 # --- refusals ------------------------------------------------------------------------------------

@@ -68,9 +68,12 @@ def prepare(
         writer = StoreWriter(folder, made)
         with DocumentPool(made, text, workers) as pool:
             for name in ("train", "held_out"):
-                for train_part, held_out_part in pool.encode(read_documents(files[name], text)):
-                    writer.add(name, train_part)
-                    writer.add("held_out", held_out_part)
+                for encoded in pool.encode(read_documents(files[name], text)):
+                    if isinstance(encoded, str):
+                        say(encoded)
+                    else:
+                        writer.add(name, encoded[0])
+                        writer.add("held_out", encoded[1])
         num_documents, num_tokens = writer.close(
             {
                 "corpus": [str(source) for source in corpus],
@@ -196,7 +199,10 @@ def make_tokenizer(
             if section.kind == "wordpiece" and num_bytes >= section.max_training_bytes:
                 say(f"tokenizer: trained on the first {num_bytes:,} bytes of the corpus")
                 break
-            sentences = "\n".join(split_sentences(document.text, text))
+            try:
+                sentences = "\n".join(split_sentences(document.text, text))
+            except CorpusError:  # named when it is encoded
+                continue
             num_bytes += len(sentences.encode())
             yield sentences
 
