@@ -88,7 +88,7 @@ class PairsSection(Section):
     """How two token ranges are drawn from the store (Devlin et al. 2019, section 3.1)."""
 
     kind: Literal["segments", "sentences", "none"] = "segments"
-    """``segments``: runs of whole sentences, as BERT; ``sentences``: two sentences, as the
+    """``segments``: runs of sentences, as BERT; ``sentences``: two sentences that fit, as the
     reference program; ``none``: full blocks, no second segment, masked language modeling alone."""
     max_length: Annotated[int, Field(ge=8, le=2**15)] = 128
     """Tokens in a sequence at most, special tokens included."""

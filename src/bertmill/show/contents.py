@@ -78,7 +78,7 @@ def _describe_store(path: Path, num_pairs: int, check: bool) -> dict[str, Any]:
         "kind": "store",
         **counts,
         "text": store.manifest["text"],
-        "pairs": masked_samples(store, pairs, MaskingSection(), 1, num_pairs),
+        **masked_samples(store, pairs, MaskingSection(), 1, num_pairs),
     }
 
 
@@ -91,7 +91,7 @@ def _describe_run(run: RunFolder, num_pairs: int, check: bool) -> dict[str, Any]
     if is_store(facts.store):
         store, counts = _open_store(facts.store, check)
         pairs, masking, seed = recipe.pairs, recipe.masking, recipe.train.seed
-        found |= {**counts, "pairs": masked_samples(store, pairs, masking, seed, num_pairs)}
+        found |= {**counts, **masked_samples(store, pairs, masking, seed, num_pairs)}
     return {**found, "recipe": recipe.model_dump()}
 
 

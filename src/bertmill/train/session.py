@@ -340,6 +340,7 @@ def _say_start(plan: Plan, progress: RunProgress) -> None:
     attention = "over all lengths at once" if is_at_once else "length by length"
     progress.say(
         f"training {length}, {knobs.batch_size:,} sequences per step, "
-        f"{plan.data.train.num_examples:,} in an epoch, on {device_name(device)} in "
+        f"{plan.data.train.num_examples:,} in an epoch, which sees "
+        f"{plan.data.train.seen_fraction():.1%} of the tokens, on {device_name(device)} in "
         f"{knobs.precision}, attention {attention}"
     )
