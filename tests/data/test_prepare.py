@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -228,6 +229,54 @@ def test_held_out_sources_leave_the_corpus_whole(tmp_path, word_tokenizer):
     store = prepare([corpus], tmp_path / "out", text, word_tokenizer, [other])
     assert split_texts(store.train, store.tokenizer) == numbered(100)
     assert split_texts(store.held_out, store.tokenizer) == numbered(20, 300)
+
+
+def link_file(path, target):
+    path.symlink_to(target)
+    return path
+
+
+def link_folder(path, target):
+    path.symlink_to(target.parent)
+    return path / target.name
+
+
+def hard_link(path, target):
+    path.hardlink_to(target)
+    return path
+
+
+def copy(path, target):
+    return Path(shutil.copy(target, path))
+
+
+def other_kind(path, target):
+    path = path.with_suffix(".txt")
+    path.write_text("\n\n".join(numbered(20, 100)), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("another_name", [link_file, link_folder, hard_link, copy, other_kind])
+@pytest.mark.parametrize("given", [True, False])
+def test_held_out_text_under_another_name_is_not_trained_on(
+    tmp_path, word_tokenizer, another_name, given
+):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    write_lines(folder / "a.jsonl", numbered(100))
+    inside = folder / "b.jsonl"
+    write_lines(inside, numbered(20, 100))
+    outside = another_name(tmp_path / "other.jsonl", inside)
+    lines: list[str] = []
+    section = word_tokenizer if given else WORDS
+    corpus, held_out = str(folder), str(outside)
+    store = prepare([corpus], tmp_path / "s", TextSection(), section, [held_out], say=lines.append)
+    assert split_texts(store.train, store.tokenizer) == numbered(100)
+    assert store.held_out.num_documents == 20
+    if not given:
+        assert "119" not in store.tokenizer.tokens(range(store.tokenizer.size))
+    wanted = another_name not in (link_file, link_folder)  # those are the very file
+    assert ("left out 20 documents that are held out too" in lines) == wanted
 
 
 @pytest.mark.parametrize("kind", ["word", "wordpiece"])
