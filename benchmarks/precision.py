@@ -17,7 +17,7 @@ from bertmill.data.prepare import open_or_prepare
 from bertmill.model.pretraining import PretrainingModel, initialize
 from bertmill.train.device import measure_peak_flops, to_device
 from bertmill.train.optimizer import make_optimizer
-from bertmill.train.step import take_step
+from bertmill.train.step import StepInput, take_step
 from bertmill.train.world import World
 
 # Recipe, vocabulary and sequences in a step.
@@ -35,8 +35,8 @@ def make_step(recipe, vocab_size, batch):
     model = PretrainingModel(recipe.model, vocab_size).train()
     initialize(model, recipe.model, torch.Generator().manual_seed(1))
     optimizer = make_optimizer(model, recipe.optimizer)
-    inputs = [to_device(batch, CPU)]
-    return lambda: take_step(model, optimizer, inputs, batch.counts, recipe, 0, World(CPU))
+    made = StepInput([to_device(batch, CPU)], batch.counts)
+    return lambda: take_step(model, optimizer, made, recipe, 0, World(CPU))
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from bertmill.model.pretraining import PretrainingModel, initialize
 from bertmill.train.device import to_device
 from bertmill.train.malloc import freed_memory_kept
 from bertmill.train.optimizer import make_optimizer
-from bertmill.train.step import take_step
+from bertmill.train.step import StepInput, take_step
 from bertmill.train.world import World
 from peers.workload import Workload
 
@@ -40,6 +40,5 @@ class Bertmill:
         self.inputs = [to_device(batch, CPU) for batch in self.workload.batches]
 
     def step(self, number):
-        counts = self.workload.batches[number].counts
-        inputs = [self.inputs[number]]
-        take_step(self.model, self.optimizer, inputs, counts, self.recipe, number, World(CPU))
+        made = StepInput([self.inputs[number]], self.workload.batches[number].counts)
+        take_step(self.model, self.optimizer, made, self.recipe, number, World(CPU))

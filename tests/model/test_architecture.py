@@ -1,7 +1,8 @@
-"""A second network is a file and a record: a small one, made here, goes through all of bertmill."""
+"""A second network is a module: a small one, made here, goes through all of bertmill."""
 
 import json
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -68,14 +69,13 @@ def from_config(config: Mapping[str, Any], where: object) -> dict[str, Any]:
     return {key: config[key] for key in MeanSection.model_fields if key in config}
 
 
-MEAN = Architecture(
-    name="mean",
-    section=MeanSection,
+MEAN: Architecture = SimpleNamespace(
+    SECTION=MeanSection,
     build=MeanEncoder,
     initialize=initialize,
     step_flops=step_flops,
-    model_types=("mean",),
-    names={
+    MODEL_TYPES=("mean",),
+    NAMES={
         "encoder.tokens": "embeddings",
         "encoder.mix": ("mix.upper", "mix.lower"),
         "pooler": "pooler",
@@ -87,6 +87,9 @@ MEAN = Architecture(
     to_config=to_config,
     from_config=from_config,
     not_in_transformers=lambda section: "is a mean network",
+    with_copies=dict,
+    with_todays_names=dict,
+    pad=None,
 )
 
 

@@ -24,7 +24,7 @@ from bertmill.train.device import repeatable_kernels, to_device
 from bertmill.train.metrics import LossMeter
 from bertmill.train.optimizer import make_optimizer
 from bertmill.train.precision import autocast
-from bertmill.train.step import take_step
+from bertmill.train.step import StepInput, take_step
 from bertmill.train.world import World
 
 LENGTHS = [32, 19, 19, 12, 7, 7, 7, 3]
@@ -67,9 +67,8 @@ def step(model, optimizer, meter, batch, device, recipe, precision="fp32"):
     knobs = recipe.train.model_copy(update={"precision": precision})
     on_device = to_device(batch, device)
     recipe = recipe.model_copy(update={"train": knobs})
-    sums, is_skipped = take_step(
-        model, optimizer, [on_device], batch.counts, recipe, 0, World(device)
-    )
+    made = StepInput([on_device], batch.counts)
+    sums, is_skipped = take_step(model, optimizer, made, recipe, 0, World(device))
     meter.add(sums, batch.counts, is_skipped)
 
 

@@ -64,9 +64,8 @@ def gradients(monkeypatch):
         monkeypatch.setattr(step, "update", keep)
         optimizer = make_optimizer(model, recipe.optimizer)
         inputs = [to_device(part, CPU) for part in parts]
-        sums, _ = step.take_step(
-            wrap(model), optimizer, inputs, counts, recipe, number, world or World(CPU)
-        )
+        batch = step.StepInput(inputs, counts)
+        sums, _ = step.take_step(wrap(model), optimizer, batch, recipe, number, world or World(CPU))
         return sums, found
 
     return take

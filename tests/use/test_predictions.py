@@ -170,7 +170,7 @@ def test_models_and_files_that_are_none(tuned, small_run, refused, tmp_path):
     (tmp_path / "in.txt").write_text("river\n", "utf-8")
     (tmp_path / "empty.txt").write_text("", "utf-8")
     out = ["--out", "out.csv"]
-    refused(["predict", small_run.folder, "in.txt", *out], "was not fine-tuned for a task", "; ")
+    refused(["predict", small_run.folder, "in.txt", *out], "was not fine-tuned for a task")
     refused(["predict", "gone", "in.txt", *out], "gone: does not exist", "; ")
     model = tuned["regression"]
     refused(["predict", model, "gone.txt", *out], "gone.txt", "; ")

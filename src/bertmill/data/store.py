@@ -48,7 +48,7 @@ FORMAT = 2
 BLOCK_TOKENS = 2**22
 """A block is closed once it holds this many tokens: 8 MB in memory, far below int32 offsets."""
 LONGEST_DOCUMENT_TOKENS = 2**24
-_SHARD_BLOCKS = 64
+_SHARD_BLOCKS = 8
 _MANIFEST_FILE, _COUNTS_FILE = "manifest.json", "token-counts.npy"
 
 _Size = Annotated[int, Field(ge=1, lt=2**31)]

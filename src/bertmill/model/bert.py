@@ -23,6 +23,10 @@ from bertmill.model.kernels.dropout import Dropout
 from bertmill.model.kernels.linear import Linear
 from bertmill.model.packed import Encoder, PackedTokens, Selection
 
+SECTION = ModelSection
+OUR_MODEL_TYPE = "bertmill"
+"""Hugging Face's mark of an architecture that transformers has no class for."""
+MODEL_TYPES: tuple[str, ...] = ("bert", OUR_MODEL_TYPE)
 _ROTARY_BASE = 10_000.0
 
 
@@ -312,6 +316,8 @@ class _PaddedAttention(nn.Module):
         return self.output(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
+build, pad = BertEncoder, PaddedBert
+
 NAMES: dict[str, str | tuple[str, ...]] = {
     "encoder.embeddings.word": "bert.embeddings.word_embeddings",
     "encoder.embeddings.position": "bert.embeddings.position_embeddings",
@@ -341,8 +347,6 @@ NAMES: dict[str, str | tuple[str, ...]] = {
 # An untied decoder has a bias of its own in transformers, and `cls.predictions.bias` is not used.
 _BIAS, _DECODER_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
 _DECODER = "cls.predictions.decoder.weight"
-# Hugging Face's mark of an architecture that transformers has no class for.
-OUR_MODEL_TYPE = "bertmill"
 _OURS_ONLY = {"position_embedding", "norm", "init"}
 
 

@@ -22,9 +22,7 @@ _TASK_CLASSES = {
 }
 
 
-def to_huggingface(
-    architecture: Architecture[Any], state: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def to_huggingface(architecture: Architecture, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename our tensors; one that has several of their names is cut into so many."""
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -34,7 +32,7 @@ def to_huggingface(
 
 
 def from_huggingface(
-    architecture: Architecture[Any],
+    architecture: Architecture,
     tensors: Mapping[str, Tensor],
     wanted: Mapping[str, Tensor],
     required: Collection[str],
@@ -128,32 +126,27 @@ def task_from_config(config: Mapping[str, Any], where: object) -> Task | None:
     ModelError
         Its labels are damaged.
     """
-    classes = config.get("architectures")
+    classes, is_pair = config.get("architectures"), config.get(_IS_PAIR)
     name = str(classes[0]) if isinstance(classes, list) and classes else ""
-    is_pair = config.get(_IS_PAIR) if isinstance(config.get(_IS_PAIR), bool) else None
-    is_words = name.endswith(_TASK_CLASSES["words"])
-    kind = config.get("problem_type")
-    if not is_words and not name.endswith(_TASK_CLASSES["classification"]):
+    if not name.endswith(tuple(_TASK_CLASSES.values())):
         return None
-    if not is_words and kind not in (None, "regression", "single_label_classification"):
+    is_words = name.endswith(_TASK_CLASSES["words"])
+    kind = None if is_words else config.get("problem_type")
+    if kind not in (None, "regression", "single_label_classification"):
         return None  # several labels at once: the encoder is good all the same
     listed = config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})  # Hugging Face's default
     try:
         labels = tuple(listed[str(i)] for i in range(len(listed)))
         if not labels or not all(isinstance(label, str) for label in labels):
             raise ValueError(labels)
-        "".join(labels).encode("utf-8")  # half a character could be written nowhere
     except (KeyError, TypeError, ValueError):
         raise ModelError(
             where, "id2label does not name the classes 0, 1, ...", "fetch the folder again"
         ) from None
-    if is_words:
-        return Task("words", labels, is_pair)
-    if kind == "single_label_classification" or (kind is None and len(labels) > 1):
-        return Task("classification", labels, is_pair)
-    return (
-        Task("regression", (), is_pair) if len(labels) == 1 else None
-    )  # or several numbers at once
+    is_pair = is_pair if isinstance(is_pair, bool) else None
+    if is_words or kind == "single_label_classification" or (kind is None and len(labels) > 1):
+        return Task("words" if is_words else "classification", labels, is_pair)
+    return Task("regression", (), is_pair) if len(labels) == 1 else None  # or several numbers
 
 
 def from_config(config: Mapping[str, Any], where: object) -> tuple[NetworkSection, int]:
@@ -165,14 +158,14 @@ def from_config(config: Mapping[str, Any], where: object) -> tuple[NetworkSectio
         Another architecture, or a setting that our encoder does not compute.
     """
     kind, known = config.get("model_type"), ARCHITECTURES.values()
-    found = [each for each in known if kind in each.model_types]
+    found = [each for each in known if kind in each.MODEL_TYPES]
     if not found:
-        names = " or ".join(repr(each.model_types[0]) for each in known)
+        names = " or ".join(repr(each.MODEL_TYPES[0]) for each in known)
         raise ModelError(
             where, f"model_type is {kind!r}, not {names}", "give a BERT folder or a run of bertmill"
         )
     try:
-        section = found[0].section.model_validate(found[0].from_config(config, where))
+        section = found[0].SECTION.model_validate(found[0].from_config(config, where))
     except ValidationError as error:
         raise ModelError(where, first_problem(error), "give another model") from None
     vocab_size = config.get("vocab_size")
@@ -181,14 +174,14 @@ def from_config(config: Mapping[str, Any], where: object) -> tuple[NetworkSectio
     return section, vocab_size
 
 
-def _their_names(architecture: Architecture[Any], name: str) -> list[str]:
+def _their_names(architecture: Architecture, name: str) -> list[str]:
     """Look up, for ``encoder.blocks.3.attention.output.weight``, the row of ``blocks.*``."""
     block = next((part for part in name.split(".") if part.isdigit()), "")
     pattern = name.replace(f".{block}.", ".*.") if block else name
     leaf = ""
-    if pattern not in architecture.names:
+    if pattern not in architecture.NAMES:
         pattern, _, leaf = pattern.rpartition(".")
         leaf = f".{leaf}"
-    theirs = architecture.names[pattern]
+    theirs = architecture.NAMES[pattern]
     stems = (theirs,) if isinstance(theirs, str) else theirs
     return [(stem + leaf).replace("*", block) for stem in stems]

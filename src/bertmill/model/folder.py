@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Annotated, Any
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from bertmill.config import (
     MaskingSection,
@@ -29,18 +28,12 @@ from bertmill.config import (
     Recipe,
     Section,
     TextSection,
-    first_problem,
+    read_json,
     recipe_from_dict,
 )
 from bertmill.errors import ModelError, RecipeError
+from bertmill.model import conversion
 from bertmill.model.architecture import architecture_of
-from bertmill.model.conversion import (
-    from_config,
-    from_huggingface,
-    task_from_config,
-    to_config,
-    to_huggingface,
-)
 from bertmill.model.pretraining import PretrainingModel, initialize, shapes_alone
 from bertmill.model.task import Task, TaskModel
 from bertmill.storage import write_json
@@ -48,6 +41,7 @@ from bertmill.text.tokenizer import Tokenizer, load_tokenizer
 
 WEIGHTS_FILE = "model.safetensors"
 _ABOUT_FILE = "bertmill.json"
+_OBJECT = TypeAdapter(dict[str, Any])
 # What may differ between a pretrained model and the recipe that goes on from it.
 _FREE_TO_CHANGE = {
     "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "init"
@@ -110,7 +104,7 @@ def save_model(
     state = {n: t.detach().cpu() for n, t in model.state_dict().items() if n not in leave_out}
     save_description(folder, model, tokenizer, about, state, max_length)
     architecture = architecture_of(model.section)
-    save_tensors(folder / WEIGHTS_FILE, to_huggingface(architecture, state))
+    save_tensors(folder / WEIGHTS_FILE, conversion.to_huggingface(architecture, state))
 
 
 def save_description(
@@ -124,7 +118,7 @@ def save_description(
     """Write all of a model folder but the tensors; `state` names those that go with it."""
     tokenizer.save(folder, max_length)
     task = model.task if isinstance(model, TaskModel) else None
-    config = to_config(model.section, model.vocab_size, tokenizer.pad_id, state, task)
+    config = conversion.to_config(model.section, model.vocab_size, tokenizer.pad_id, state, task)
     write_json(folder / "config.json", config)
     if about is not None:
         (folder / _ABOUT_FILE).write_text(about.model_dump_json() + "\n", "utf-8")
@@ -151,12 +145,12 @@ def load_model(path: str | Path) -> LoadedModel:
     """
     folder = model_folder(path)
     config_file = folder / "config.json"
-    config = _read_json(config_file)
-    section, vocab_size = from_config(config, config_file)
+    config = read_json(config_file, _OBJECT.validate_json, ModelError, "fetch the folder again")
+    section, vocab_size = conversion.from_config(config, config_file)
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         raise ModelError(folder, f"has no {WEIGHTS_FILE}", "give a folder with safetensors weights")
-    task = task_from_config(config, config_file)
+    task = conversion.task_from_config(config, config_file)
     try:
         tensors = safetensors.torch.load_file(weights)
     except (safetensors.SafetensorError, OSError) as error:
@@ -172,7 +166,8 @@ def load_model(path: str | Path) -> LoadedModel:
     if task_model is not None:
         wanted |= task_model.state_dict()
         required |= {name.partition(".")[0] for name in task_model.state_dict()}
-    found = from_huggingface(architecture_of(section), tensors, wanted, required, weights)
+    architecture = architecture_of(section)
+    found = conversion.from_huggingface(architecture, tensors, wanted, required, weights)
     new_weights = tuple(name for name in wanted if name not in found)
     if new_weights:
         model, task_model = _make(section, vocab_size, task)
@@ -187,14 +182,8 @@ def load_model(path: str | Path) -> LoadedModel:
             f"the tokenizer has {tokenizer.size:,} entries, the model {vocab_size:,}",
             "put the tokenizer that the model was trained with into the folder",
         )
-    return LoadedModel(
-        folder,
-        model,
-        tokenizer,
-        _read_about(folder / _ABOUT_FILE, tokenizer),
-        new_weights,
-        task_model,
-    )
+    about = _read_about(folder / _ABOUT_FILE, tokenizer)
+    return LoadedModel(folder, model, tokenizer, about, new_weights, task_model)
 
 
 def adopt_model(values: Mapping[str, Any], source: str, loaded: LoadedModel) -> Recipe:
@@ -245,8 +234,6 @@ def _make(
 
 def model_folder(path: str | Path) -> Path:
     """Return the model's own folder: a run keeps it under ``model``."""
-    if not str(path):
-        raise ModelError("MODEL", "has no name", "give a run folder or a model folder")
     path = Path(path)
     for folder in (path / "model", path):
         if os.path.isfile(folder / "config.json"):
@@ -259,26 +246,9 @@ def model_folder(path: str | Path) -> Path:
 def _read_about(path: Path, tokenizer: Tokenizer) -> About | None:
     if not path.is_file():
         return None
-    try:
-        about = About.model_validate_json(path.read_bytes())
-        if len(about.token_counts) != tokenizer.size:
-            raise ValueError(
-                f"it counts {len(about.token_counts):,} tokens, not {tokenizer.size:,}"
-            )
-    except (ValueError, OSError) as error:
-        raise ModelError(
-            path,
-            f"cannot be used ({first_problem(error)})",
-            "fetch the folder again, or delete this file",
-        ) from None
+    fix = "fetch the folder again, or delete this file"
+    about = read_json(path, About.model_validate_json, ModelError, fix)
+    if len(about.token_counts) != tokenizer.size:
+        counted = f"{len(about.token_counts):,} tokens, not {tokenizer.size:,}"
+        raise ModelError(path, f"counts {counted}", fix)
     return about
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
-        raise ModelError(path, f"cannot be read ({error})", "fetch the folder again") from None
-    if not isinstance(values, dict):
-        raise ModelError(path, "is not a JSON object", "fetch the folder again")
-    return values

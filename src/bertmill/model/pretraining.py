@@ -115,11 +115,10 @@ class PretrainingModel(nn.Module):
             `nsp` is 0 where the batch has no pairs.
         """
         hidden = self.encode(batch.packed, batch.selection)
+        head = self.masked_token_head
+        masked = head(hidden.index_select(0, batch.masked_rows))
         mlm = self.kernels.vocabulary_loss(
-            self.masked_token_head(hidden.index_select(0, batch.masked_rows)),
-            self.decoder_weight,
-            self.masked_token_head.bias,
-            batch.masked_labels,
+            masked, self.decoder_weight, head.bias, batch.masked_labels
         )
         if not len(batch.next_sentence_labels):
             return LossSums(mlm, mlm.new_zeros(()))
@@ -131,11 +130,8 @@ class PretrainingModel(nn.Module):
         """Score every answer of a batch; the model should be in evaluation mode."""
         hidden = self.encode(batch.packed, batch.selection)
         mlm, mlm_right = [], []
-        for rows, labels in zip(
-            torch.split(batch.masked_rows, _ROWS_AT_ONCE),
-            torch.split(batch.masked_labels, _ROWS_AT_ONCE),
-            strict=True,
-        ):
+        parts = (torch.split(x, _ROWS_AT_ONCE) for x in (batch.masked_rows, batch.masked_labels))
+        for rows, labels in zip(*parts, strict=True):
             logits = self.masked_token_logits(hidden.index_select(0, rows))
             mlm.append(F.cross_entropy(logits, labels, reduction="none"))
             mlm_right.append(logits.argmax(-1) == labels)

@@ -202,11 +202,7 @@ def load_tokenizer(path: str | Path, section: TokenizerSection | None = None) ->
             return Tokenizer(backend, names)
         vocab_file = path / "vocab.txt" if path.is_dir() else path
         if not vocab_file.is_file():
-            raise TokenizerError(
-                path,
-                "holds neither tokenizer.json nor vocab.txt",
-                "give a folder that has one of them",
-            )
+            raise TokenizerError(path, "holds neither tokenizer.json nor vocab.txt")
         tokens = vocab_file.read_text("utf-8").removesuffix("\n").split("\n")
         lowercase = bool(config.get("do_lower_case", section.lowercase))
         accents = config.get("strip_accents")
@@ -218,11 +214,7 @@ def load_tokenizer(path: str | Path, section: TokenizerSection | None = None) ->
     except BaseException as error:  # the library raises bare Exception for a broken file
         if not is_library_failure(error):
             raise
-        raise TokenizerError(
-            path,
-            f"is not a tokenizer ({error})",
-            "give a folder with tokenizer.json or vocab.txt",
-        ) from None
+        raise TokenizerError(path, f"is not a tokenizer ({error})") from None
 
 
 def make_wordpiece(

@@ -15,7 +15,7 @@ from torch import Tensor
 from bertmill.config import NetworkSection, Section
 from bertmill.data.batch import Counts
 from bertmill.model.pretraining import LossSums, PretrainingInput, count_step_flops
-from bertmill.train.validate import HeldOutScores
+from bertmill.train.validate import LOSS_NAMES, HeldOutScores
 
 SUM_NAMES = ("mlm", "nsp", "predictions", "pairs", "skipped", "skipped_in_a_row")
 
@@ -58,17 +58,49 @@ class HeldOutRecord(NamedTuple):
         return {"step": self.step, "split": "held_out", **asdict(self.scores)}
 
 
+Record = TrainRecord | HeldOutRecord
+
+Curve = list[tuple[int, float | None]]
+"""Steps, and the losses there."""
+
+
 class Metrics(NamedTuple):
     """All records of a run, each list in the order of its steps."""
 
     train: list[TrainRecord]
+    """One record per log interval."""
     held_out: list[HeldOutRecord]
+    """One record per validation, yardsticks included."""
+
+    @property
+    def last_step(self) -> int:
+        """Updates that were recorded."""
+        return max((record.step for records in self for record in records[-1:]), default=0)
+
+    @property
+    def scores(self) -> HeldOutScores | None:
+        """Of the last validation; with the yardsticks."""
+        return self.held_out[-1].scores if self.held_out else None
+
+    @property
+    def loss_kinds(self) -> list[str]:
+        """The losses that were recorded: ``mlm``, and ``nsp`` with pairs."""
+        curves = {kind: self.train_curve(kind) + self.held_out_curve(kind) for kind in LOSS_NAMES}
+        return [k for k, curve in curves.items() if any(loss is not None for _, loss in curve)]
+
+    def train_curve(self, kind: str) -> Curve:
+        """Return steps and training losses of one kind; None where no update was made."""
+        return [(record.step, getattr(record, f"{kind}_loss")) for record in self.train]
+
+    def held_out_curve(self, kind: str) -> Curve:
+        """Return steps and held-out losses of one kind."""
+        return [(record.step, getattr(record.scores, f"{kind}_loss")) for record in self.held_out]
 
 
 _SCORES = TypeAdapter(HeldOutScores)
 
 
-def read_record(line: bytes) -> TrainRecord | HeldOutRecord:
+def read_record(line: bytes) -> Record:
     """Read one line of ``metrics.jsonl``.
 
     Raises
@@ -91,31 +123,25 @@ class LossMeter:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._sums = {
-            name: torch.zeros((), dtype=torch.float64, device=device) for name in SUM_NAMES
-        }
+        self._sums = torch.zeros(len(SUM_NAMES), dtype=torch.float64, device=device)
 
     def reset(self) -> None:
         """Begin a new interval; how many steps were skipped in a row goes on."""
-        for name, value in self._sums.items():
-            if name != "skipped_in_a_row":
-                value.zero_()
+        self._sums[:-1] = 0.0
 
     def add(self, sums: LossSums, counts: Counts, is_skipped: Tensor) -> None:
         """Count a step; `is_skipped` is a bool on the device."""
         taken = ~is_skipped
-        own = self._sums
-        own["mlm"] += torch.where(taken, sums.mlm.detach(), 0.0)
-        own["nsp"] += torch.where(taken, sums.nsp.detach(), 0.0)
-        own["predictions"] += taken * counts.num_predictions
-        own["pairs"] += taken * counts.num_pairs
-        own["skipped"] += is_skipped
-        own["skipped_in_a_row"].add_(1.0).mul_(is_skipped)
+        losses = [torch.where(taken, x.detach(), 0.0) for x in sums]
+        answers = [taken * count for count in counts]
+        step = [x.double() for x in (*losses, *answers, is_skipped, is_skipped)]
+        self._sums += torch.stack(step)
+        self._sums[-1] *= is_skipped
 
     @property
     def skipped_in_a_row(self) -> int:
         """Steps skipped up to the last one; this waits for the device."""
-        return int(self._sums["skipped_in_a_row"])
+        return int(self._sums[-1])
 
     def means(self) -> dict[str, Any]:
         """Divide the sums, once: losses in nats, None where nothing was predicted."""
@@ -128,12 +154,11 @@ class LossMeter:
 
     def state(self) -> dict[str, float]:
         """Read the sums as numbers that `load_state` takes back exactly."""
-        return {name: value.item() for name, value in self._sums.items()}
+        return dict(zip(SUM_NAMES, self._sums.tolist(), strict=True))
 
     def load_state(self, state: dict[str, float]) -> None:
         """Go on from saved sums."""
-        for name, value in state.items():
-            self._sums[name].fill_(value)
+        self._sums.copy_(torch.tensor([state[name] for name in SUM_NAMES], dtype=torch.float64))
 
 
 class SpeedMeter:

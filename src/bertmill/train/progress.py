@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import timedelta
 from typing import IO, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from bertmill.data.yardsticks import Yardsticks
-from bertmill.train.metrics import HeldOutRecord, TrainRecord
+from bertmill.train.metrics import HeldOutRecord, Metrics, TrainRecord
 
 
 class _PatientConsole(Console):
@@ -37,7 +38,10 @@ class RunProgress:
     """
 
     def __init__(self, stream: IO[str] | None = None) -> None:
-        self._console = _PatientConsole(file=stream or sys.stdout, soft_wrap=True, highlight=False)
+        # Lines, in a notebook too: rich would make a page of each there.
+        self._console = _PatientConsole(
+            file=stream or sys.stdout, soft_wrap=True, highlight=False, force_jupyter=False
+        )
         self._bar: Progress | None = None
         self._yardsticks: Yardsticks | None = None
 
@@ -49,12 +53,13 @@ class RunProgress:
             self._bar.stop()
             self._bar = None
 
-    def say(self, line: str) -> None:
-        """Print a line, above the bar where there is one."""
-        self._console.print(line, markup=False)
+    def say(self, *lines: str) -> None:
+        """Print lines, above the bar where there is one."""
+        for line in lines:
+            self._console.print(line, markup=False)
 
-    def start(self, yardsticks: Yardsticks | None) -> None:
-        """From here on show losses beside the yardsticks."""
+    def start(self, yardsticks: Yardsticks | None, metrics: Metrics) -> None:
+        """From here on show losses beside the yardsticks, after those that `metrics` has."""
         self._yardsticks = yardsticks
         self.show("first step ...", 0.0)
 
@@ -90,17 +95,7 @@ class RunProgress:
             Share of the run.
         seconds_left : float
         """
-        skipped = f"{record.skipped_steps:,} updates skipped (not finite)"
-        if record.mlm_loss is None:
-            losses = f"all {skipped}"
-        else:
-            losses = self._losses(record.mlm_loss, record.nsp_loss)
-            losses += f"  {skipped}" if record.skipped_steps else ""
-        line = (
-            f"step {record.step:>6,}  {losses}  {record.pairs_per_second:,.0f} pairs/s  "
-            f"{record.tokens_per_second:,.0f} tokens/s  mfu {record.mfu:.0%}  "
-            f"{_clock(seconds_left)} left"
-        )
+        line = self.line(record, seconds_left)
         if self._bar is None:
             self.say(line)
         else:
@@ -108,12 +103,30 @@ class RunProgress:
 
     def held_out(self, record: HeldOutRecord) -> None:
         """Show a validation."""
+        self.say(self.held_out_line(record))
+
+    def line(self, record: TrainRecord, seconds_left: float) -> str:
+        """Say in one line how a log interval went."""
+        skipped = f"{record.skipped_steps:,} updates skipped (not finite)"
+        if record.mlm_loss is None:
+            losses = f"all {skipped}"
+        else:
+            losses = self._losses(record.mlm_loss, record.nsp_loss)
+            losses += f"  {skipped}" if record.skipped_steps else ""
+        return (
+            f"step {record.step:>6,}  {losses}  {record.pairs_per_second:,.0f} pairs/s  "
+            f"{record.tokens_per_second:,.0f} tokens/s  mfu {record.mfu:.0%}  "
+            f"{timedelta(seconds=round(seconds_left))} left"
+        )
+
+    def held_out_line(self, record: HeldOutRecord) -> str:
+        """Say in one line how a validation went."""
         scores = record.scores
         losses = self._losses(scores.mlm_loss, scores.nsp_loss)
         right = f"{scores.mlm_accuracy:.1%} of masks right"
         if scores.nsp_accuracy is not None:
             right += f", {scores.nsp_accuracy:.1%} of pairs"
-        self.say(f"held-out at step {record.step:,}:  {losses}  {right}")
+        return f"held-out at step {record.step:,}:  {losses}  {right}"
 
     def _losses(self, mlm_loss: float, nsp_loss: float | None) -> str:
         text = f"mlm {mlm_loss:.3f}"
@@ -122,9 +135,3 @@ class RunProgress:
         if nsp_loss is not None:
             text += f"  nsp {nsp_loss:.3f}"
         return text
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -25,9 +25,10 @@ class RunData:
 
     store: Store
     train: Batches
-    statistics: TrainingStatistics
     held_out: HeldOut | None
     """None where the store holds nothing out."""
+    about: About
+    """The training, for whoever judges the model."""
     device: torch.device
 
     @classmethod
@@ -39,41 +40,28 @@ class RunData:
         CorpusError
             A split gives no example, or is a single document where random seconds are needed.
         """
+        pairs, masking, knobs = recipe.pairs, recipe.masking, recipe.train
+        corpus, own = (", ".join(store.manifest[name]) for name in ("corpus", "held_out"))
         train = Batches(
-            store.train,
-            store.tokenizer,
-            recipe.pairs,
-            recipe.masking,
-            recipe.train.batch_size,
-            recipe.train.seed,
-            ", ".join(store.manifest["corpus"]),
+            store.train, store.tokenizer, pairs, masking, knobs.batch_size, knobs.seed, corpus
         )
-        statistics = TrainingStatistics(
-            store.token_counts, None if recipe.pairs.kind == "none" else _fit_overlap(train, store)
-        )
+        overlap = None if pairs.kind == "none" else _fit_overlap(train, store)
         # A share of a small corpus may be empty or one document; given text must be good.
         held_out = None
-        if store.manifest["held_out"] or store.held_out.num_documents > 1:
+        if own or store.held_out.num_documents > 1:
+            statistics = TrainingStatistics(store.token_counts, overlap)
+            name = own or "the held-out share of the corpus"
             held_out = HeldOut(
-                store.held_out,
-                store.tokenizer,
-                recipe,
-                statistics,
-                recipe.train.validation_pairs,
-                ", ".join(store.manifest["held_out"]) or "the held-out share of the corpus",
+                store.held_out, store.tokenizer, recipe, statistics, knobs.validation_pairs, name
             )
-        return cls(store, train, statistics, held_out, device)
-
-    def about(self, recipe: Recipe) -> About:
-        """Describe the training for whoever judges the model."""
-        counts, overlap = self.statistics.token_counts, self.statistics.overlap
-        return About(
+        about = About(
             text=recipe.text,
-            pairs=recipe.pairs,
-            masking=recipe.masking,
-            token_counts=tuple(counts.tolist()),
+            pairs=pairs,
+            masking=masking,
+            token_counts=tuple(store.token_counts.tolist()),
             overlap_weights=overlap.weights if overlap else None,
         )
+        return cls(store, train, held_out, about, device)
 
 
 def _fit_overlap(train: Batches, store: Store) -> OverlapRule:

@@ -20,20 +20,21 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter
 
-from bertmill.config import Recipe, Section, first_problem, load_recipe, recipe_to_toml
+from bertmill.config import Recipe, Section, load_recipe, read_json, recipe_to_toml
 from bertmill.errors import RunError
 from bertmill.storage import file_lock, flush_to_disk, refuse_bad_name
-from bertmill.train.metrics import HeldOutRecord, Metrics, TrainRecord, read_record
+from bertmill.train.metrics import HeldOutRecord, Metrics, Record, TrainRecord, read_record
 from bertmill.train.schedule import Decision
 
 _FACTS, _DIAGNOSIS = "run.json", "diagnosis.json"
 # What a process that was killed before its run began may leave.
 _BEFORE_A_RUN = {"lock", _FACTS, f".{_FACTS}.part", ".recipe.toml.part"}
 
+_LINES = TypeAdapter(tuple[str, ...])
 _Value = TypeVar("_Value")
 
 
@@ -107,7 +108,8 @@ class RunFolder:
         """Read recipe and facts of the run that is here."""
         if not self.holds_run:
             raise RunError(self.path, "is not a run (no recipe.toml)", "give a run's folder")
-        facts = self._read(_FACTS, TypeAdapter(Facts), "put it back, or start a new run")
+        fix = "put it back, or start a new run"
+        facts = read_json(self.path / _FACTS, Facts.model_validate_json, RunError, fix)
         return load_recipe(self.path / "recipe.toml"), facts
 
     @contextmanager
@@ -122,11 +124,9 @@ class RunFolder:
                 held.enter_context(file_lock(self.path / "lock", refuse))
             yield
 
-    def log(self, record: TrainRecord | HeldOutRecord) -> None:
+    def log(self, record: Record) -> None:
         """Append a line to the metrics."""
-        path = self.path / "metrics.jsonl"
-        with self.writing(path), path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record.to_dict()) + "\n")
+        self._append("metrics.jsonl", record.to_dict())
 
     def metrics(self) -> Metrics:
         """Read all metrics."""
@@ -157,24 +157,21 @@ class RunFolder:
 
     def diagnosis(self) -> tuple[str, ...]:
         """Read the findings; none where the run has not finished."""
-        if not (self.path / _DIAGNOSIS).is_file():
+        path = self.path / _DIAGNOSIS
+        if not path.is_file():
             return ()
-        return self._read(_DIAGNOSIS, TypeAdapter(tuple[str, ...]), "delete the file")
+        return read_json(path, _LINES.validate_json, RunError, "delete the file")
 
     def record_decision(self, decision: Decision) -> None:
         """Keep a decision safe before it is used."""
-        path = self.path / "decisions.jsonl"
-        with self.writing(path), path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(decision.model_dump()) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        with self.writing(self.path / "decisions.jsonl"):
+            flush_to_disk(self._append("decisions.jsonl", decision.model_dump()))
 
-    def _read(self, name: str, kind: TypeAdapter[_Value], fix: str) -> _Value:
+    def _append(self, name: str, values: dict[str, Any]) -> Path:
         path = self.path / name
-        try:
-            return kind.validate_json(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise RunError(path, f"is damaged ({first_problem(error)})", fix) from None
+        with self.writing(path), path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(values) + "\n")
+        return path
 
     def _read_lines(self, name: str, read: Callable[[bytes], _Value]) -> list[_Value]:
         """Read the JSON objects of a file; a last line that was cut short is left out."""

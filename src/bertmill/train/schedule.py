@@ -60,6 +60,10 @@ class StepSchedule:
     def decide(self, step: int, seconds: float, step_seconds: float) -> None:
         """Decide nothing: the length is known."""
 
+    def done_and_left(self, step: int, seconds: float) -> tuple[float, float]:
+        """Share of the run that `step` updates in `seconds` are, and the seconds left."""
+        return step / self.end_step, (self.end_step - step) * seconds / step
+
 
 class BudgetSchedule:
     """Linear warm-up, hold, then a decay whose end is decided from the measured speed.
@@ -123,6 +127,10 @@ class BudgetSchedule:
         )
         self._decisions.append(self._settle(decision))
         self._steps, self._stepping = 0, 0.0
+
+    def done_and_left(self, step: int, seconds: float) -> tuple[float, float]:
+        """Share of the run that is done, and the seconds left."""
+        return seconds / self._budget, max(0.0, self._budget - seconds)
 
     def _is_due(self, step: int, seconds: float, last: Decision | None) -> bool:
         """Whether a point of the budget has gone by, or half of what was left to do.

@@ -7,30 +7,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from bertmill.data.batch import Counts
 from bertmill.data.randomness import make_key
 from bertmill.errors import RunError
 from bertmill.model.folder import LoadedModel
 from bertmill.model.kernels import KERNELS
-from bertmill.model.kernels.attention import takes_all_lengths
-from bertmill.model.pretraining import PretrainingInput, PretrainingModel, initialize
+from bertmill.model.pretraining import PretrainingModel, initialize
 from bertmill.model.transfer import transfer_weights
 from bertmill.train.checkpoint import Checkpoint, State, restore, save_checkpoint
 from bertmill.train.device import device_name, measure_peak_flops, synchronize, to_device
 from bertmill.train.diagnosis import diagnose_masked_tokens, diagnose_pairs
-from bertmill.train.metrics import Clock, HeldOutRecord, LossMeter, SpeedMeter, TrainRecord
+from bertmill.train.metrics import Clock, HeldOutRecord, LossMeter, Record, SpeedMeter, TrainRecord
 from bertmill.train.optimizer import make_optimizer
 from bertmill.train.prefetch import Prefetch
 from bertmill.train.progress import RunProgress
 from bertmill.train.run_folder import RunFolder
 from bertmill.train.schedule import BudgetSchedule, Decision, Schedule, StepSchedule
 from bertmill.train.start import Plan
-from bertmill.train.step import take_step
+from bertmill.train.step import StepInput, take_step
 from bertmill.train.validate import HeldOutScores
 
 # Of the run; until then a loss at the no-context level is nothing to worry about.
@@ -63,15 +61,6 @@ class Outcome:
     """What the finished run was found not to have learned, one line for each finding."""
 
 
-@dataclass(frozen=True)
-class StepInput:
-    """What a step computes on: this rank's part of its batch, on the device."""
-
-    micro_batches: list[PretrainingInput]
-    counts: Counts
-    """Of the whole batch, over all ranks."""
-
-
 class Session:
     """The state of a run between two checkpoints, and the operations of its loop.
 
@@ -81,6 +70,8 @@ class Session:
     progress : RunProgress
     after_checkpoint : callable
         Called with the run whenever a checkpoint is whole.
+    on_metrics : callable
+        Called with each record once it is kept.
 
     Attributes
     ----------
@@ -89,11 +80,16 @@ class Session:
     """
 
     def __init__(
-        self, plan: Plan, progress: RunProgress, after_checkpoint: Callable[[RunFolder], None]
+        self,
+        plan: Plan,
+        progress: RunProgress,
+        after_checkpoint: Callable[[RunFolder], None],
+        on_metrics: Callable[[Record], object],
     ) -> None:
         recipe, world, tokenizer = plan.recipe, plan.world, plan.data.store.tokenizer
         self.plan, self.run, self.world, self.knobs = plan, plan.run, world, recipe.train
         self._progress, self._after_checkpoint = progress, after_checkpoint
+        self._on_metrics = on_metrics
         _say_start(plan, progress)
         kernels = self.knobs.kernels
         self.model = PretrainingModel(recipe.model, tokenizer.size, KERNELS[kernels])
@@ -128,10 +124,10 @@ class Session:
             )
 
     def _make_schedule(self) -> Schedule:
-        section, budget_seconds = self.plan.recipe.schedule, self.plan.budget_seconds
-        if budget_seconds is None:
+        section, budget = self.plan.recipe.schedule, self.plan.budget_seconds
+        if budget is None:
             return StepSchedule(section, self.knobs.steps)
-        return BudgetSchedule(section, budget_seconds, self.run.decisions(), self._settle)
+        return BudgetSchedule(section, budget, self.run.decisions(), self._settle)
 
     def _settle(self, decision: Decision) -> Decision:
         decision = self.world.agree(decision)
@@ -168,7 +164,7 @@ class Session:
             if self.is_finished:
                 self._progress.say("the run is finished already; more steps make it longer")
         held_out = self.plan.data.held_out
-        self._progress.start(held_out.yardsticks if held_out else None)
+        self._progress.start(held_out.yardsticks if held_out else None, self.run.metrics())
 
     def prefetch(self) -> Prefetch[StepInput]:
         """Make the coming batches in a thread of their own."""
@@ -188,23 +184,17 @@ class Session:
         rate = self.plan.recipe.optimizer.lr * self.schedule.scale(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        made = batches.take()
+        batch = batches.take()
         sums, is_skipped = take_step(
-            self._wrapped,
-            self.optimizer,
-            made.micro_batches,
-            made.counts,
-            self.plan.recipe,
-            self.step,
-            self.world,
+            self._wrapped, self.optimizer, batch, self.plan.recipe, self.step, self.world
         )
         self.step += 1
         if self.is_due(self.knobs.log_every_steps) or self.is_finished:
             synchronize(self.world.device)  # so that the clock shows what the device has done
         elapsed = time.perf_counter() - started
-        self._losses.add(sums, made.counts, is_skipped)
+        self._losses.add(sums, batch.counts, is_skipped)
         for meter in (self._speed, self._session_speed):
-            meter.add(made.micro_batches, elapsed, batches.waited_seconds)
+            meter.add(batch.micro_batches, elapsed, batches.waited_seconds)
         self.schedule.decide(self.step, *self.world.agree((self.clock.seconds, elapsed)))
 
     def log(self) -> None:
@@ -216,9 +206,8 @@ class Session:
             lr=self.optimizer.param_groups[0]["lr"],
             seconds=self.clock.seconds,
         )
-        if self.world.speaks:
-            self.run.log(record)
-        self._progress.update(record, *self._done_and_left())
+        self._keep(record)
+        self._progress.update(record, *self.schedule.done_and_left(self.step, self.clock.seconds))
         if self._losses.skipped_in_a_row >= _SKIPPED_IN_A_ROW:
             raise self._not_finite("the loss or its gradient")
         self._losses.reset()
@@ -235,13 +224,12 @@ class Session:
         if not math.isfinite(scores.mlm_loss + (scores.nsp_loss or 0.0)):
             raise self._not_finite("the held-out loss")
         record = HeldOutRecord(self.step, scores)
-        if self.world.speaks:
-            self.run.log(record)
+        self._keep(record)
         self._progress.held_out(record)
-        done, _ = self._done_and_left()
+        done, _ = self.schedule.done_and_left(self.step, self.clock.seconds)
         if not self._is_diagnosed and done >= _FAIR_SHARE and not self.is_finished:
             self._is_diagnosed = True
-            self._say_all(diagnose_masked_tokens(scores, self.plan.recipe, self.step))
+            self._progress.say(*diagnose_masked_tokens(scores, self.plan.recipe, self.step))
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
@@ -255,16 +243,9 @@ class Session:
                 held_out_loss=self._held_out_loss if self._validated_at == self.step else None,
                 recipe=self.plan.recipe.model_dump(),
             )
-            data = self.plan.data
-            save_checkpoint(
-                self.run,
-                state,
-                self.model,
-                data.store.tokenizer,
-                data.about(self.plan.recipe),
-                self.optimizer,
-                self.knobs.keep_checkpoints,
-            )
+            tokenizer, about = self.plan.data.store.tokenizer, self.plan.data.about
+            keep = self.knobs.keep_checkpoints
+            save_checkpoint(self.run, state, self.model, tokenizer, about, self.optimizer, keep)
             self._after_checkpoint(self.run)
         self._saved_at = self.step
 
@@ -278,14 +259,11 @@ class Session:
         scores = metrics.held_out[-1].scores if metrics.held_out else None
         diagnosis: list[str] = []
         if scores and self.is_finished:
-            recipe = self.plan.recipe
-            diagnosis = [
-                *diagnose_masked_tokens(scores, recipe, self.step),
-                *diagnose_pairs(scores),
-            ]
+            diagnosis = diagnose_masked_tokens(scores, self.plan.recipe, self.step)
+            diagnosis += diagnose_pairs(scores)
             if self.world.speaks:
                 self.run.write_diagnosis(diagnosis)
-        self._say_all(diagnosis)
+        self._progress.say(*diagnosis)
         return Outcome(
             steps=self.step,
             finished=self.is_finished,
@@ -299,20 +277,10 @@ class Session:
             diagnosis=tuple(diagnosis),
         )
 
-    # --- what these share ------------------------------------------------------------------------
-
-    def _done_and_left(self) -> tuple[float, float]:
-        """Share of the run that is done, and seconds left."""
-        budget_seconds, end_step = self.plan.budget_seconds, self.schedule.end_step
-        if budget_seconds is not None:
-            left = max(0.0, budget_seconds - self.clock.seconds)
-            return self.clock.seconds / budget_seconds, left
-        assert end_step is not None
-        return self.step / end_step, (end_step - self.step) * self.clock.seconds / self.step
-
-    def _say_all(self, lines: Sequence[str]) -> None:
-        for line in lines:
-            self._progress.say(line)
+    def _keep(self, record: Record) -> None:
+        if self.world.speaks:
+            self.run.log(record)
+        self._on_metrics(record)
 
     def _not_finite(self, what: str) -> RunError:
         return RunError(
@@ -325,8 +293,7 @@ class Session:
 
 def _say_start(plan: Plan, progress: RunProgress) -> None:
     """Say what is about to be trained, and on what."""
-    recipe, device = plan.recipe, plan.world.device
-    knobs = recipe.train
+    recipe, knobs = plan.recipe, plan.recipe.train
     if plan.data.held_out is None:
         progress.say("there is no held-out text: give some, or raise text.held_out_fraction")
     if plan.budget_seconds is None and recipe.schedule.warmup_steps > knobs.steps:
@@ -335,12 +302,9 @@ def _say_start(plan: Plan, progress: RunProgress) -> None:
             "schedule.warmup_steps=N shortens it"
         )
     length = "for the time budget" if plan.budget_seconds is not None else f"{knobs.steps:,} steps"
-    dtype = torch.bfloat16 if knobs.precision == "bf16" else torch.float32
-    is_at_once = takes_all_lengths(device, dtype, recipe.model.attention_probs_dropout_prob)
-    attention = "over all lengths at once" if is_at_once else "length by length"
     progress.say(
         f"training {length}, {knobs.batch_size:,} sequences per step, "
         f"{plan.data.train.num_examples:,} in an epoch, which sees "
-        f"{plan.data.train.seen_fraction():.1%} of the tokens, on {device_name(device)} in "
-        f"{knobs.precision}, attention {attention}"
+        f"{plan.data.train.seen_fraction():.1%} of the tokens, on "
+        f"{device_name(plan.world.device)} in {knobs.precision}"
     )

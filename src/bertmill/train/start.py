@@ -94,14 +94,13 @@ def plan_run(request: Request, say: Say) -> Plan:
         RunFolder(request.out).refuse_if_taken()
     if from_store:
         store = _open_prepared(request, recipe)
-        read = {name: store.manifest[name] for name in ("text", "tokenizer")}
     else:
         store = open_or_prepare(
             request.corpus, recipe.text, recipe.tokenizer, request.held_out, request.workers, say
         )
-        read = {"text": store.manifest["text"]}
     # From here on the recipe is what is done, not only what was asked for.
-    recipe = _changed(recipe, read)
+    sections = ("text", "tokenizer") if from_store else ("text",)
+    recipe = _changed(recipe, {name: store.manifest[name] for name in sections})
     recipe, data = _open_data(store, recipe, world, say)
     facts = Facts(
         corpus=[_from_anywhere(name) for name in request.corpus],
@@ -233,7 +232,7 @@ def _changed(recipe: Recipe, changes: dict[str, dict[str, Any]]) -> Recipe:
 def _open_data(store: Store, recipe: Recipe, world: World, say: Say) -> tuple[Recipe, RunData]:
     """Open the data; write down which precision is computed in, so that a resume does the same."""
     data = RunData.open(store, recipe, world.device)
-    precision = world.agree(choose_precision(recipe, data, say))
+    precision = world.agree(choose_precision(recipe, world.device, say))
     return _changed(recipe, {"train": {"precision": precision}}), data
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,11 +16,18 @@ from bertmill.train.precision import autocast
 from bertmill.train.world import World
 
 
+class StepInput(NamedTuple):
+    """What a step computes on: this rank's part of its batch, on the device."""
+
+    micro_batches: list[PretrainingInput]
+    counts: Counts
+    """Of the whole batch, over all ranks."""
+
+
 def take_step(
     model: PretrainingModel,
     optimizer: torch.optim.AdamW,
-    micro_batches: Sequence[PretrainingInput],
-    counts: Counts,
+    batch: StepInput,
     recipe: Recipe,
     step: int,
     world: World,
@@ -36,10 +43,7 @@ def take_step(
     ----------
     model : PretrainingModel
     optimizer : AdamW
-    micro_batches : sequence of PretrainingInput
-        This rank's part of the batch, itself in parts.
-    counts : Counts
-        Of the whole batch, over all ranks.
+    batch : StepInput
     recipe : Recipe
         Its precision is chosen.
     step : int
@@ -55,16 +59,16 @@ def take_step(
     """
     knobs = recipe.train
     assert knobs.precision != "auto"
-    parts = []
-    for number, batch in enumerate(micro_batches):
+    all_sums = []
+    for number, part in enumerate(batch.micro_batches):
         torch.manual_seed(_dropout_key(knobs.seed, step, world.rank, number))
         with autocast(world.device, knobs.precision):
-            sums = model(batch)
-        _mean_loss(sums, counts, knobs.nsp_weight).backward()  # type: ignore[no-untyped-call]
-        parts.append(LossSums(sums.mlm.detach(), sums.nsp.detach()))
-    total = LossSums(*(torch.stack(column).sum() for column in zip(*parts, strict=True)))
+            sums = model(part)
+        _mean_loss(sums, batch.counts, knobs.nsp_weight).backward()  # type: ignore[no-untyped-call]
+        all_sums.append(LossSums(sums.mlm.detach(), sums.nsp.detach()))
+    total = LossSums(*(torch.stack(column).sum() for column in zip(*all_sums, strict=True)))
     world.sum(*total)
-    loss = _mean_loss(total, counts, knobs.nsp_weight)
+    loss = _mean_loss(total, batch.counts, knobs.nsp_weight)
     return total, update(optimizer, loss, recipe.optimizer.clip_norm)
 
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Value = TypeVar("Value")
-Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class World:
         """Whether this rank writes to the run's folder and to the screen."""
         return self.rank == 0
 
-    def wrap(self, model: Module) -> Module:
+    def wrap(self, model: Value) -> Value:
         """Return the model whose `forward` computes the gradients of all ranks together."""
         return model
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,36 @@ import pyarrow.parquet as pq
 
 from bertmill.errors import InputError
 from bertmill.storage import file_that_appears_whole, refuse_as_new_file
+from bertmill.use.examples import Columns, read_texts
 from bertmill.use.predict import Prediction, Predictions
+from bertmill.use.pretrained import Pretrained
 
 
-def refuse_predictions_file(out: Path) -> None:
-    """Raise `InputError` unless predictions can go to a new file of this name."""
+@dataclass(frozen=True)
+class Predicted:
+    """What `predict` wrote."""
+
+    out: Path
+    task: str
+    num_texts: int
+    num_cut: int
+    """Texts longer than the examples of fine-tuning could be; their ends do not count."""
+
+
+def predict_file(model: Pretrained, source: str, out: Path, columns: Columns) -> Predicted:
+    """Answer for each text of a file with a fine-tuned model; see `bertmill.predict`.
+
+    Raises
+    ------
+    BertmillError
+        Anything that the caller can fix.
+    """
     refuse_as_new_file(out, _WRITERS)
+    task = model.require_task_model().task
+    examples = read_texts(source, columns, task)
+    predictions, num_cut = model.predict_counted(examples)
+    write_predictions(out, predictions)
+    return Predicted(out, task.kind, len(examples), num_cut)
 
 
 def write_predictions(out: Path, predictions: Predictions) -> None:

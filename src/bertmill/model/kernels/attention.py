@@ -15,7 +15,7 @@ reads), D hidden, H heads; C sequences of equal length L with Q query tokens in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -62,7 +62,9 @@ def fast(
     q: Tensor, kv: Tensor, queries: PackedTokens | Selection, packed: PackedTokens, dropout: float
 ) -> Tensor:
     """Do what `plain` does, in the fastest way that there is for such numbers."""
-    if q.requires_grad and q.device.type == "cpu" and _softmax_gradient() is not None:
+    # torch makes no promise about its operator for dS.
+    has_operator = hasattr(torch.ops.aten, "_softmax_backward_data")
+    if q.requires_grad and q.device.type == "cpu" and has_operator:
         return in_training(q, kv, queries, packed, dropout)
     if takes_all_lengths(q.device, q.dtype, dropout):
         return at_once(q, kv, queries, packed, dropout)
@@ -192,8 +194,7 @@ class _Attention(torch.autograd.Function):
         dtype, d_mixed = d_mixed.dtype, d_mixed.reshape(ctx.q_shape)
         d_q, d_kv = torch.empty_like(d_mixed), d_mixed.new_empty(ctx.kv_shape)
         zero, scale = d_mixed.new_empty(()), ctx.q_shape[-1] ** -0.5
-        softmax_gradient = _softmax_gradient()
-        assert softmax_gradient is not None
+        softmax_gradient = torch.ops.aten._softmax_backward_data
         saved = ctx.saved_tensors
         for i, group in enumerate(ctx.groups):
             queries, keys_values, weights, scales = saved[4 * i : 4 * i + 4]
@@ -207,11 +208,6 @@ class _Attention(torch.autograd.Function):
             d_queries = torch.baddbmm(zero, d_scores, keys_values[0], beta=0, alpha=scale)
             group.put(d_queries, d_q[group.queries])
         return d_q, d_kv, None, None
-
-
-def _softmax_gradient() -> Callable[..., Tensor] | None:
-    """Look up torch's dS, an operator that it makes no promise about; None where it is missing."""
-    return getattr(torch.ops.aten, "_softmax_backward_data", None)
 
 
 def _multiply(x: Tensor, scales: Tensor | None) -> Tensor:

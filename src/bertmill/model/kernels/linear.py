@@ -39,21 +39,16 @@ def fast(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def has_onednn(x: Tensor) -> bool:
     """Whether `multiply` takes such numbers, and torch was built with oneDNN."""
-    return x.dtype == torch.float32 and x.device.type == "cpu" and _operator() is not None
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        return False
+    is_built_in = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    # torch makes no promise about this operator.
+    return is_built_in and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return ``x @ weight.T + bias`` by oneDNN, where `has_onednn`; records no gradients."""
-    operator = _operator()
-    assert operator is not None
-    return operator(x, weight, bias, "none", [], "")
-
-
-def _operator() -> Callable[..., Tensor] | None:
-    """Look up an operator that torch makes no promise about; None where it is missing."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return None
-    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
 
 
 class _OneDnnLinear(torch.autograd.Function):
