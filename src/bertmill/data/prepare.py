@@ -88,7 +88,7 @@ def prepare(
             }
         )
         if training.num_left_out:
-            say(f"left out {training.num_left_out:,} documents that are held out too")
+            say(f"held out too, so not trained on: {training.num_left_out:,} of the documents")
         if not num_documents:
             raise training.is_empty()
     say(f"store: {num_documents:,} documents, {num_tokens:,} tokens in {out}")
