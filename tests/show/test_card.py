@@ -240,7 +240,8 @@ def run_of_paths(small_run, corpus_file, tmp_path):
         text = (small_run.folder / "recipe.toml").read_text("utf-8")
         recipe.write_text(text.replace('name = "tiny"', 'name = "mine"'), "utf-8")
         shutil.copytree(small_run.folder / "model", place / "base")
-        held_out = shutil.copy(corpus_file, place / "unseen.txt")
+        held_out = place / "unseen.txt"
+        held_out.write_text(corpus_file.read_text("utf-8").upper(), "utf-8")
         return package.pretrain(
             list(corpus) or [str(shutil.copy(corpus_file, place / "books.txt"))],
             str(recipe),

@@ -26,6 +26,12 @@ from bertmill.errors import BertmillError, CorpusError, MissingExtraError
 
 SAMPLE_SOTU = "sample:sotu"
 CORPUS_ENDINGS = (".txt", ".tokens", ".jsonl", ".csv", ".tsv", ".parquet")
+# What is in runs, stores and model folders and looks like text, and what lies beside it there.
+_MADE_FILES = {
+    "vocab.txt": ("tokenizer.json", "config.json"),
+    "metrics.jsonl": ("run.json",),
+    "decisions.jsonl": ("run.json",),
+}
 
 _Item = TypeVar("_Item")
 # What a damaged file raises. UnicodeDecodeError: a Parquet column's name; lines have their message.
@@ -101,7 +107,8 @@ def _find(source: str, endings: Sequence[str]) -> list[SourceFile]:
     try:
         fs, path = fsspec.core.url_to_fs(source)
         if fs.isdir(path):
-            paths = [p for p in sorted(fs.find(path)) if _kind(p, endings)]
+            found = set(fs.find(path))
+            paths = [p for p in sorted(found) if _kind(p, endings) and not _is_made(p, found)]
             if not paths:
                 raise CorpusError(
                     source,
@@ -136,6 +143,12 @@ def _source_file(fs: Any, path: str, endings: Sequence[str]) -> SourceFile:
             url, "is of an unknown kind", f"use a file whose name ends in {_listed(endings)}"
         )
     return SourceFile(url, *kind, _state(fs.info(path)), partial(fs.open, path, "rb"))
+
+
+def _is_made(path: str, found: set[str]) -> bool:
+    """Whether this is a file of a run, a store or a model folder, as what lies beside it says."""
+    folder, _, name = path.rpartition("/")
+    return any(f"{folder}/{other}" in found for other in _MADE_FILES.get(name, ()))
 
 
 def _kind(path: str, endings: Sequence[str]) -> tuple[str, str] | None:

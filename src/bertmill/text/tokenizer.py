@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from bertmill.config import TokenizerSection
-from bertmill.errors import TokenizerError
+from bertmill.errors import TokenizerError, is_library_failure
 from bertmill.text.stretches import Encoded, TextEncoder
 
 CONTINUATION = "##"
@@ -212,7 +212,9 @@ def load_tokenizer(path: str | Path, section: TokenizerSection | None = None) ->
         return Tokenizer(make_wordpiece(tokens, names, lowercase, bool(accents)), names)
     except TokenizerError as error:
         raise TokenizerError(path, error.what, error.fix) from None
-    except Exception as error:  # the library raises bare Exception for a broken file
+    except BaseException as error:  # the library raises bare Exception for a broken file
+        if not is_library_failure(error):
+            raise
         raise TokenizerError(path, f"is not a tokenizer ({error})", fix) from None
 
 

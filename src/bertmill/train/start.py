@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from bertmill.config import Recipe, TrainSection, read_recipe, recipe_from_dict
+from bertmill.data.pairs import SEGMENTS_RULE
 from bertmill.data.prepare import open_or_prepare
 from bertmill.data.store import Store, is_store
 from bertmill.errors import BertmillError, InputError, RunError, StoreError
@@ -112,6 +113,7 @@ def plan_run(request: Request, say: Say) -> Plan:
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
+        segments_rule=SEGMENTS_RULE,
     )
     folder = request.out if request.out is not None else world.agree(_new_folder(recipe.name))
     return Plan(RunFolder(folder), recipe, facts, data, world, source)
@@ -160,6 +162,12 @@ def plan_resume(
         if steps != recipe.train.steps:
             say(f"the run was to have {recipe.train.steps:,} steps, now {steps:,}")
         recipe = _changed(recipe, {"train": {"steps": steps}})
+    if recipe.pairs.kind == "segments" and facts.segments_rule != SEGMENTS_RULE:
+        raise RunError(
+            run.path,
+            "was begun by an earlier version, which made other pairs of the same text",
+            "start a new run; `init_from` takes this one's weights",
+        )
     has_moved = bool(corpus or held_out)
     if has_moved:
         sources = {"corpus": corpus or facts.corpus, "held_out": held_out or facts.held_out}
