@@ -99,12 +99,16 @@ class RunProgress:
         >>> with RunProgress() as progress:
         ...     progress.show("half of it", 0.5)
         """
+        bar_width = max(1, min(20, self._console.width - 80))
+        room = self._console.width - bar_width - len("  100 %")
+        while len(description) > room and "  " in description:
+            description = description.rpartition("  ")[0]  # the last field is the least wanted
         if self._bar is None:
             if not self._console.is_terminal:
                 return
             self._bar = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=20),
+                BarColumn(bar_width),
                 TextColumn("{task.percentage:3.0f} %" if done is not None else ""),
                 console=self._console,
                 transient=True,
@@ -141,9 +145,9 @@ class RunProgress:
             losses = self._losses(record.mlm_loss, record.nsp_loss)
             losses += f"  {skipped}" if record.skipped_steps else ""
         return (
-            f"{losses}  {record.pairs_per_second:,.0f} pairs/s  "
-            f"{record.tokens_per_second:,.0f} tokens/s  mfu {record.mfu:.0%}  "
-            f"{timedelta(seconds=round(seconds_left))} left"
+            f"{losses}  {timedelta(seconds=round(seconds_left))} left  "
+            f"{record.pairs_per_second:,.0f} pairs/s  {record.tokens_per_second:,.0f} tokens/s  "
+            f"mfu {record.mfu:.0%}"
         )
 
     def held_out_line(self, record: HeldOutRecord) -> str:
