@@ -27,17 +27,14 @@ from bertmill.data.batch import Batch
 from bertmill.data.layout import lay_out
 from bertmill.data.yardsticks import measure_yardsticks
 from bertmill.errors import BertmillError, InputError
-from bertmill.evaluation.held_out import (
-    has_next_sentence_head,
-    refuse_without_masked_token_head,
-    training_statistics,
-)
+from bertmill.evaluation.held_out import has_next_sentence_head, training_statistics
 from bertmill.model.folder import LoadedModel, load_model
 from bertmill.show.summary import score_lines
 from bertmill.text.rows import read_rows
 from bertmill.text.tokenizer import Tokenizer
 from bertmill.train.device import open_device
 from bertmill.train.validate import HeldOutScores, score_batches
+from bertmill.use.pretrained import refuse_without_masked_token_head
 
 # The file's names of the special tokens, in the order of `Tokenizer.special_tokens`.
 _SPECIAL_NAMES = ("<pad>", "<unk>", "<cls>", "<sep>", "<mask>")

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from frozen_pairs import evaluate_frozen_pairs
 from matplotlib.figure import Figure
+from rectangles import pad_batch
 from torch.nn import functional as F
 from transformers import BertForPreTraining
 from transformers.utils import logging
@@ -112,7 +113,7 @@ def check_formula(folder: Path, step: int) -> dict[str, float]:
     batch = train.batch_at(step)
     model = load_model(folder).model
     theirs = BertForPreTraining.from_pretrained(folder / "model").eval()
-    padded = batch.padded(LENGTH, PREDICTIONS, store.tokenizer.pad_id)
+    padded = pad_batch(batch, LENGTH, PREDICTIONS, store.tokenizer.pad_id)
     tokens, segments, lengths, at, weights, labels, is_next = map(torch.as_tensor, padded)
     with torch.no_grad():
         sums = model(to_device(batch, torch.device("cpu")))

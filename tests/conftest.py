@@ -143,8 +143,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory):
 class Pixel(Figure):
     """A picture that takes no time."""
 
-    def savefig(self, path):
-        Path(path).write_bytes(
+    def savefig(self, stream):
+        stream.write(
             bytes.fromhex(
                 "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
                 "0000000a49444154789c6360000000020001482af6040000000049454e44ae426082"

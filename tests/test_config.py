@@ -142,7 +142,7 @@ def test_a_value_out_of_range_or_of_another_type_is_refused(setting):
         ("train.batchsize=8", "train.batchsize: .*did you mean 'batch_size'"),
         ("trian.batch_size=8", "trian: .*did you mean 'train'"),
         ("train.batch.size=8", "train.batch.size: .*did you mean 'batch_size'"),
-        ("name.first=8", "is not a section"),
+        ("name.first=8", "name.first: is not a known key"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_known_ones(setting, message):

@@ -114,11 +114,6 @@ def test_what_another_process_made_meanwhile_stays(appear, tmp_path):
     assert (out / "theirs").exists()
 
 
-def test_a_model_without_a_name():
-    with pytest.raises(errors.ModelError, match="has no name"):
-        bertmill.load("")
-
-
 def test_a_file_system_that_fails(monkeypatch):
     def fail(self, path):
         raise OSError("no route to host")

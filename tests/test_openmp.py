@@ -8,7 +8,7 @@ import pytest
 
 from bertmill.openmp import limit_spinning
 
-OURS = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
+OURS = {"GOMP_SPINCOUNT": "200", "KMP_BLOCKTIME": "1"}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from rectangles import pad_batch
 from torch.nn import functional as F
 
 from bertmill.config import MaskingSection, ModelSection, PairsSection
@@ -128,7 +129,7 @@ def test_losses_and_gradients_are_the_references(batch, dtype, tolerance):
     our_gradients = torch.autograd.grad(mlm + nsp, list(model.parameters()))
 
     p = dict(model.named_parameters())
-    theirs = reference_losses(p, SECTION, batch.padded(64, 10, PAD))
+    theirs = reference_losses(p, SECTION, pad_batch(batch, 64, 10, PAD))
     their_gradients = torch.autograd.grad(sum(theirs), list(p.values()))
 
     # Dividing by the weights plus 1e-8 makes the reference's first loss a hair smaller.
@@ -141,7 +142,7 @@ def test_losses_and_gradients_are_the_references(batch, dtype, tolerance):
 
 
 def test_rectangles_hold_the_batch(batch):
-    padded = batch.padded(64, 10, PAD)
+    padded = pad_batch(batch, 64, 10, PAD)
     assert padded.tokens.shape == padded.segments.shape == (len(batch.lengths), 64)
     assert padded.masked_positions.shape == (len(batch.lengths), 10)
     for row, (start, length) in enumerate(
@@ -159,6 +160,6 @@ def test_rectangles_hold_the_batch(batch):
 
 def test_rectangles_that_are_too_narrow_are_refused():
     with pytest.raises(ValueError, match="17 tokens and 4 predictions"):
-        made_by_hand().padded(16, 10, PAD)
+        pad_batch(made_by_hand(), 16, 10, PAD)
     with pytest.raises(ValueError, match="4 predictions"):
-        made_by_hand().padded(64, 3, PAD)
+        pad_batch(made_by_hand(), 64, 3, PAD)

@@ -8,10 +8,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from rectangles import PaddedBatch, pad_batch
 from safetensors.numpy import load_file, save_file
 
 from bertmill.config import Recipe
-from bertmill.data.batch import Batch, Batches, PaddedBatch
+from bertmill.data.batch import Batch, Batches
 from bertmill.data.prepare import open_or_prepare
 from bertmill.data.store import Store
 
@@ -52,7 +53,8 @@ class Workload:
         length, share = self.recipe.pairs.max_length, self.recipe.masking.mask_fraction
         pad_id = self.store.tokenizer.pad_id
         return [
-            batch.padded(length, max(1, round(share * length)), pad_id) for batch in self.batches
+            pad_batch(batch, length, max(1, round(share * length)), pad_id)
+            for batch in self.batches
         ]
 
     def weights(self) -> dict[str, np.ndarray]:

@@ -33,8 +33,8 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     api = import_module("bertmill.api")
     if name == "__all__":
-        return ["BertmillError", "__version__", *api.__all__]
-    if name not in api.__all__:
+        return ["BertmillError", "__version__", *api.NAMES]
+    if name not in api.NAMES:
         raise AttributeError(f"module 'bertmill' has no attribute {name!r}")
     return getattr(api, name)
 

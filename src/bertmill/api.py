@@ -19,67 +19,42 @@ from bertmill.errors import InputError
 from bertmill.use.knobs import FinetuneKnobs
 
 if TYPE_CHECKING:
-    from bertmill.data.store import Store
-    from bertmill.evaluation.minimal_pairs import MinimalPairScores
-    from bertmill.evaluation.tasks import AllTaskScores
-    from bertmill.train.loop import Run
+    from bertmill.data.store import Store as Store
+    from bertmill.evaluation.minimal_pairs import MinimalPairScores as MinimalPairScores
+    from bertmill.evaluation.tasks import AllTaskScores as AllTaskScores
+    from bertmill.show.run import Run as Run
+    from bertmill.train.metrics import Record
     from bertmill.train.progress import RunProgress
     from bertmill.train.start import Plan
-    from bertmill.train.validate import HeldOutScores
-    from bertmill.use.files import Embedded, FineTuned, Predicted
-    from bertmill.use.fill_mask import Filler
-    from bertmill.use.predict import Prediction
-    from bertmill.use.pretrained import Encoding, Pretrained
-    from bertmill.use.similar import SimilarWord
-
-__all__ = [
-    "AllTaskScores",
-    "Embedded",
-    "Encoding",
-    "Filler",
-    "FineTuned",
-    "HeldOutScores",
-    "MinimalPairScores",
-    "Predicted",
-    "Prediction",
-    "Pretrained",
-    "Run",
-    "SimilarWord",
-    "Store",
-    "embed",
-    "encode",
-    "evaluate_held_out",
-    "evaluate_minimal_pairs",
-    "evaluate_tasks",
-    "export_huggingface",
-    "export_onnx",
-    "fill_mask",
-    "finetune",
-    "inspect",
-    "load",
-    "predict",
-    "prepare",
-    "pretrain",
-    "resume",
-    "similar_words",
-]
+    from bertmill.train.validate import HeldOutScores as HeldOutScores
+    from bertmill.use.encode import Encoding as Encoding
+    from bertmill.use.fill_mask import Filler as Filler
+    from bertmill.use.finetune import FineTuned as FineTuned
+    from bertmill.use.predict import Prediction as Prediction
+    from bertmill.use.predictions import Predicted as Predicted
+    from bertmill.use.pretrained import Pretrained as Pretrained
+    from bertmill.use.similar import SimilarWord as SimilarWord
+    from bertmill.use.vectors import Embedded as Embedded
 
 _MODULES = {
     "AllTaskScores": "evaluation.tasks",
-    "Embedded": "use.files",
-    "Encoding": "use.pretrained",
+    "Embedded": "use.vectors",
+    "Encoding": "use.encode",
     "Filler": "use.fill_mask",
-    "FineTuned": "use.files",
+    "FineTuned": "use.finetune",
     "HeldOutScores": "train.validate",
     "MinimalPairScores": "evaluation.minimal_pairs",
-    "Predicted": "use.files",
+    "Predicted": "use.predictions",
     "Prediction": "use.predict",
     "Pretrained": "use.pretrained",
-    "Run": "train.loop",
+    "Run": "show.run",
     "SimilarWord": "use.similar",
     "Store": "data.store",
 }
-"""Where the types are, which are loaded when first used."""
+"""Where the public types are, which are loaded when first used."""
+
+NAMES = [*_MODULES]
+"""The public names; each function below adds its own."""
 
 
 def __getattr__(name: str) -> Any:
@@ -103,7 +78,8 @@ R = TypeVar("R")
 
 
 def _verb(function: Callable[P, R]) -> Callable[P, R]:
-    """Refuse empty names of files and folders, which would mean the current folder."""
+    """Make a function public; refuse empty names of files, which would mean the current folder."""
+    NAMES.append(function.__name__)
     call = signature(function)
     names = [name for name, each in call.parameters.items() if Path in get_args(each.annotation)]
 
@@ -130,6 +106,13 @@ def _progress_on(stream: IO[str] | None) -> "RunProgress":
     return RunProgress(stream)
 
 
+def _run_progress_on(stream: IO[str] | None) -> "RunProgress":
+    """Show a run in a notebook as a picture, elsewhere and on a given stream as lines or a bar."""
+    from bertmill.show.notebook import NotebookProgress, in_notebook
+
+    return NotebookProgress() if stream is None and in_notebook() else _progress_on(stream)
+
+
 @_verb
 def pretrain(
     corpus: Sources,
@@ -145,6 +128,7 @@ def pretrain(
     tokenizer: str | Path | None = None,
     workers: Count | None = 1,
     stop_after: str | float | None = None,
+    on_metrics: "Callable[[Record], object] | None" = None,
     stream: IO[str] | None = None,
 ) -> "Run":
     """Pretrain an encoder from raw text.
@@ -182,8 +166,12 @@ def pretrain(
         script with a ``__main__`` guard, so it is 1 in Python unless you ask for more.
     stop_after : str or float, optional
         Save and stop this session after this time, such as 55m, counted from the start.
+    on_metrics : callable, optional
+        Called with each record: a ``TrainRecord`` per log interval (``step``, ``mlm_loss``,
+        ``nsp_loss``, ``pairs_per_second``, ...), a ``HeldOutRecord`` (``step``, ``scores``) per
+        validation. What it raises ends the session; the last checkpoint is whole.
     stream : file, optional
-        Where progress goes; standard output by default.
+        Where progress goes; by default standard output, and in a notebook a picture that grows.
 
     Returns
     -------
@@ -223,11 +211,11 @@ def pretrain(
         out=_text(out),
         workers=workers,
     )
-    with _progress_on(stream) as progress:
+    with _run_progress_on(stream) as progress:
         plan = plan_run(request, progress.say)
         with plan.run.locked():
             plan.run.create(plan.recipe, plan.facts)
-            return _train(plan, progress, stop_at)
+            return _train(plan, progress, on_metrics, stop_at)
 
 
 @_verb
@@ -239,6 +227,7 @@ def resume(
     held_out: Sources = (),
     workers: Count | None = 1,
     stop_after: str | float | None = None,
+    on_metrics: "Callable[[Record], object] | None" = None,
     stream: IO[str] | None = None,
 ) -> "Run":
     """Go on with a run from its newest whole checkpoint.
@@ -252,7 +241,7 @@ def resume(
         on those of the new length.
     corpus, held_out : str, path, or sequence of them
         Where the text or the store is now, if it has moved.
-    workers, stop_after, stream
+    workers, stop_after, on_metrics, stream
         As in `pretrain`.
 
     Returns
@@ -271,19 +260,27 @@ def resume(
     stop_at, folder = _deadline(stop_after), RunFolder(run)
     moved = _listed(corpus), _listed(held_out)
     folder.read()  # a folder that is not a run gets no lock
-    with _progress_on(stream) as progress, folder.locked():
+    with _run_progress_on(stream) as progress, folder.locked():
         plan = plan_resume(folder, steps, *moved, workers, progress.say)
-        return _train(plan, progress, stop_at)
+        return _train(plan, progress, on_metrics, stop_at)
 
 
-def _train(plan: "Plan", progress: "RunProgress", stop_at: float) -> "Run":
+def _train(
+    plan: "Plan",
+    progress: "RunProgress",
+    on_metrics: "Callable[[Record], object] | None",
+    stop_at: float,
+) -> "Run":
     from bertmill.show.curves import CurvesFile
+    from bertmill.show.run import Run
     from bertmill.train.loop import pretrain_loop
 
-    curves = CurvesFile(progress.say)
-    run = pretrain_loop(plan, progress, curves.update, stop_at)
+    curves, store = CurvesFile(progress.say), plan.data.store
+    note = on_metrics or (lambda record: None)
+    outcome = pretrain_loop(plan, progress, curves.update, note, stop_at)
     curves.draw(plan.run)
-    return run
+    vocab_size, num_documents = store.tokenizer.size, store.train.num_documents
+    return Run(plan.run.path, plan.recipe, vocab_size, num_documents, outcome)
 
 
 def _text(value: str | Path | None) -> str | None:
@@ -400,6 +397,7 @@ def inspect(
     return describe(target, num_pairs, check)
 
 
+@_verb
 def load(path: str | Path, device: str = "auto") -> "Pretrained":
     """Open a run folder, a bertmill model folder or a Hugging Face BERT folder for use.
 
@@ -412,14 +410,14 @@ def load(path: str | Path, device: str = "auto") -> "Pretrained":
 
     Raises
     ------
-    ModelError, TokenizerError
-        Nothing there, another architecture, damaged, or without a tokenizer.
-    RecipeError
-        No such device.
+    BertmillError
+        Nothing there, another architecture, damaged, or without a tokenizer; no such device.
     """
-    from bertmill.use import pretrained
+    from bertmill.model.folder import load_model
+    from bertmill.train.device import open_device
+    from bertmill.use.pretrained import Pretrained
 
-    return pretrained.load(path, device)
+    return Pretrained(load_model(path), open_device(device))
 
 
 @_verb
@@ -492,7 +490,7 @@ def embed(
     BertmillError
         Anything that the caller can fix, in one line.
     """
-    from bertmill.use.files import embed_file
+    from bertmill.use.vectors import embed_file
 
     loaded = load(model, device)
     with _progress_on(stream) as progress:
@@ -629,16 +627,15 @@ def evaluate_held_out(
     BertmillError
         Anything that the caller can fix, in one line.
     """
-    from bertmill.evaluation import held_out as evaluation
-    from bertmill.model.folder import load_model
-    from bertmill.train.device import open_device
+    from bertmill.evaluation.held_out import open_held_out, score_held_out
 
     sources = _listed(held_out)
     if not sources:
         raise InputError("`held_out`", "is missing", "give a file or folder with text")
-    loaded, where = load_model(model), open_device(device)
+    loaded = load(model, device).loaded
     with _progress_on(stream) as progress:
-        return evaluation.evaluate_held_out(loaded, sources, settings, where, progress.say)
+        read = open_held_out(loaded, sources, settings, progress.say)
+        return score_held_out(loaded, read, loaded.model)
 
 
 @_verb
@@ -669,11 +666,9 @@ def evaluate_minimal_pairs(
         Anything that the caller can fix, in one line.
     """
     from bertmill.evaluation import minimal_pairs as evaluation
-    from bertmill.model.folder import load_model
-    from bertmill.train.device import open_device
 
-    loaded, where = load_model(model), open_device(device)
-    return evaluation.evaluate_minimal_pairs(loaded, str(minimal_pairs), mask_rest_of_word, where)
+    opened = load(model, device)
+    return evaluation.evaluate_minimal_pairs(opened, str(minimal_pairs), mask_rest_of_word)
 
 
 @_verb
@@ -710,14 +705,10 @@ def evaluate_tasks(
         Anything that the caller can fix, in one line.
     """
     from bertmill.evaluation import tasks as evaluation
-    from bertmill.model.folder import load_model
-    from bertmill.train.device import open_device
 
-    loaded, where = load_model(model), open_device(device)
+    opened = load(model, device)
     with _progress_on(stream) as progress:
-        return evaluation.evaluate_tasks(
-            loaded, str(tasks), seeds, not probe_only, where, progress.say
-        )
+        return evaluation.evaluate_tasks(opened, str(tasks), seeds, not probe_only, progress.say)
 
 
 @_verb
@@ -727,9 +718,10 @@ def finetune(
     dev: str | Path,
     out: str | Path,
     *,
+    test: str | Path | None = None,
     task: Literal["classification", "regression", "words"] | None = None,
-    text_column: str | None = None,
-    text_b_column: str | None = None,
+    column: str | None = None,
+    column_b: str | None = None,
     label_column: str | None = None,
     epochs: int = FinetuneKnobs.epochs,
     patience: int = FinetuneKnobs.patience,
@@ -750,17 +742,20 @@ def finetune(
         Examples to learn from: .jsonl, .csv, .tsv or .parquet, compressed or not. Words and their
         labels are lists, in .jsonl and .parquet.
     dev : str or Path
-        Examples that choose the epoch to keep, in a file like `train`.
+        Examples that choose the epoch to keep, in a file like `train`. As they choose it, their
+        score is a little too good.
     out : str or Path
         The new folder, which must not exist yet. `predict` takes it; where the network is BERT as
         published, ``transformers`` opens it too: ``BertForSequenceClassification``, or
         ``BertForTokenClassification`` for words.
+    test : str or Path, optional
+        Examples to score the model on in the end, in a file like `train`; they choose nothing.
     task : {"classification", "regression", "words"}, optional
         By default as the labels are: numbers written with a point (5.0, not 5) are regression,
         lists label words, all else are classes.
-    text_column : str, optional
+    column : str, optional
         Column of the text, or of the words; by default text, sentence1, sentence, words or tokens.
-    text_b_column : str, optional
+    column_b : str, optional
         Column of the second text; by default text_b or sentence2 where there is one.
     label_column : str, optional
         Column of the labels; by default label or labels.
@@ -787,14 +782,14 @@ def finetune(
         Anything that the caller can fix, in one line.
     """
     from bertmill.use.examples import Columns
-    from bertmill.use.files import finetune_on_files
+    from bertmill.use.finetune import finetune_on_files
 
-    columns = Columns(text_column, text_b_column, label_column)
+    columns = Columns(column, column_b, label_column)
     knobs = FinetuneKnobs(epochs, patience, batch_size, lr, max_length, seed)
+    sources = _listed([train, dev] if test is None else [train, dev, test])
+    loaded = load(model, device).loaded
     with _progress_on(stream) as progress:
-        return finetune_on_files(
-            model, (str(train), str(dev)), Path(out), task, columns, knobs, device, progress
-        )
+        return finetune_on_files(loaded, sources, Path(out), task, columns, knobs, progress)
 
 
 @_verb
@@ -803,8 +798,8 @@ def predict(
     source: str | Path,
     out: str | Path,
     *,
-    text_column: str | None = None,
-    text_b_column: str | None = None,
+    column: str | None = None,
+    column_b: str | None = None,
     device: str = "auto",
 ) -> "Predicted":
     """Answer for each text of a file with a fine-tuned model.
@@ -819,9 +814,12 @@ def predict(
         .txt (one text per line), .jsonl, .csv, .tsv or .parquet (also .gz .xz .zst); ``-`` is the
         lines of standard input. Labels are not needed.
     out : str or Path
-        New .jsonl, .csv or .parquet file. It has one row per text, in their order, with ``label``
-        and ``probability``, with ``value``, or with ``labels`` and ``probabilities``.
-    text_column, text_b_column : str, optional
+        New .jsonl, .csv or .parquet file, or ``-`` for JSON lines on standard output. It has the
+        rows of the source, in their order, with the answer beside their own values: ``label``, its
+        ``probability`` and, of all classes, ``probabilities``; ``value`` for a number; the lists
+        ``labels`` and ``probabilities`` for words. A value that has one of these names already is
+        kept under another, such as ``input_label``.
+    column, column_b : str, optional
         As in `finetune`.
     device : str
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -832,9 +830,9 @@ def predict(
         Anything that the caller can fix, in one line.
     """
     from bertmill.use.examples import Columns
-    from bertmill.use.files import predict_file
+    from bertmill.use.predictions import predict_file
 
-    columns = Columns(text_column, text_b_column)
+    columns = Columns(column, column_b)
     return predict_file(load(model, device), str(source), Path(out), columns)
 
 

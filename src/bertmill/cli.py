@@ -112,9 +112,9 @@ def _all_names() -> set[str]:
 
 @cache
 def parameters_of(function: Function) -> dict[str, Parameter]:
-    """Return the parameters that the command line gives; where progress goes is not one."""
+    """Return the parameters that the command line gives, which are not those for Python alone."""
     found = signature(function).parameters
-    return {name: each for name, each in found.items() if name != "stream"}
+    return {name: each for name, each in found.items() if name not in ("stream", "on_metrics")}
 
 
 @cache

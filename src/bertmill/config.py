@@ -11,8 +11,7 @@ import difflib
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
-from importlib import resources
+from functools import cache, reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -20,6 +19,8 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from bertmill.errors import BertmillError, RecipeError
+
+_RECIPES = Path(__file__).with_name("recipes")
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -237,8 +238,8 @@ class TrainSection(Section):
     """``auto``: CUDA where there is one, else the CPU."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """``bf16``: matrix products of 16-bit factors, everything else fp32. ``auto``: bf16 where the
-    device has units for it, on a CPU only where a measurement finds it clearly faster. A run keeps
-    what was chosen."""
+    device has units for it, on a CPU only for networks 256 wide or more. A run keeps what was
+    chosen."""
     kernels: Literal["auto", "plain"] = "auto"
     """``plain``: every operation as public torch spells it, which is slow; ``auto``: the faster
     forms of ``model/kernels`` too. Losses are equal to rounding; dropout draws other elements."""
@@ -293,8 +294,7 @@ def read_json(path: Path, read: Callable[[bytes], T], error: type[BertmillError]
 
 def recipe_names() -> list[str]:
     """Return the names of the recipes that ship with the package, sorted."""
-    folder = resources.files("bertmill") / "recipes"
-    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name[-5:] == ".toml")
+    return sorted(path.stem for path in _RECIPES.glob("*.toml"))
 
 
 def load_recipe(name_or_file: str | Path, settings: Iterable[str] = ()) -> Recipe:
@@ -332,7 +332,22 @@ def read_recipe(name_or_file: str | Path, settings: Iterable[str] = ()) -> dict[
     RecipeError
         Unknown name, broken file, or a setting that is none.
     """
-    values = _read_recipe_file(str(name_or_file))
+    source, names = str(name_or_file), recipe_names()
+    path = _RECIPES / f"{source}.toml" if source in names else Path(source)
+    if not os.path.isfile(path):
+        raise RecipeError(
+            f"recipe {source!r}",
+            "is neither a known name nor a file" + _did_you_mean(source, names),
+            f"known names are {', '.join(names)}",
+        )
+    try:
+        values = tomllib.loads(path.read_text("utf-8-sig"))
+    except (ValueError, RecursionError, OSError) as error:  # a number may have too many digits
+        raise RecipeError(path, f"is not TOML ({error})", "fix that line") from None
+    values.setdefault("name", path.stem)
+    train = values.get("train")
+    if isinstance(train, dict) and train.get("compile") is False:
+        del train["compile"]  # a knob of earlier versions, whose recipes write its default down
     apply_settings(values, settings)
     return values
 
@@ -347,7 +362,8 @@ def apply_settings(values: dict[str, Any], settings: Iterable[str]) -> None:
     """
     for setting in settings:
         dotted, equals, text = setting.partition("=")
-        section, dot, key = dotted.strip().partition(".")
+        dotted = dotted.strip()
+        section, dot, key = dotted.partition(".")
         if not (equals and dot and key):
             raise RecipeError(
                 f"--set {setting}",
@@ -358,13 +374,10 @@ def apply_settings(values: dict[str, Any], settings: Iterable[str]) -> None:
             value = tomllib.loads(f"value = {text}")["value"]
         except (ValueError, RecursionError):
             value = text.strip()
-        table = values.setdefault(section, {})
-        if not isinstance(table, dict):
-            known = ", ".join(name for name in Recipe.model_fields if name != "name")
-            raise RecipeError(
-                f"--set {setting}", f"{section!r} is not a section", f"sections are {known}"
-            )
-        table[key] = value
+        if isinstance(table := values.setdefault(section, {}), dict):
+            table[key] = value
+        else:  # is refused as unknown, when all values are checked
+            values[dotted] = value
 
 
 def recipe_from_dict(values: Mapping[str, Any], source: str) -> Recipe:
@@ -402,34 +415,6 @@ def recipe_to_toml(recipe: Recipe) -> str:
     return tomli_w.dumps(recipe.model_dump())
 
 
-def _read_recipe_file(source: str) -> dict[str, Any]:
-    names = recipe_names()
-    if source in names:
-        text = (resources.files("bertmill") / "recipes" / f"{source}.toml").read_text("utf-8")
-        return tomllib.loads(text)
-    path = Path(source)
-    if not os.path.isfile(path):
-        raise RecipeError(
-            f"recipe {source!r}",
-            "is neither a known name nor a file" + _did_you_mean(source, names),
-            f"known names are {', '.join(names)}",
-        )
-    try:
-        values = tomllib.loads(path.read_text("utf-8-sig"))
-    except (ValueError, RecursionError, OSError) as error:  # a number may have too many digits
-        raise RecipeError(path, f"is not TOML ({error})", "fix that line") from None
-    values.setdefault("name", path.stem)
-    train = values.get("train")
-    # A knob of earlier versions, whose recipes have its default written down.
-    if isinstance(train, dict) and train.pop("compile", False) is not False:
-        raise RecipeError(
-            f"recipe {path}: train.compile",
-            "is no longer supported",
-            "delete the line, and start a new run",
-        )
-    return values
-
-
 def _recipe_error(error: ValidationError, source: str, kind: type[Recipe]) -> RecipeError:
     """Turn the first thing that pydantic found into our one line."""
     problem = error.errors()[0]
@@ -437,7 +422,8 @@ def _recipe_error(error: ValidationError, source: str, kind: type[Recipe]) -> Re
     dotted = ".".join(path)
     where = f"recipe {source}: {dotted}" if dotted else f"recipe {source}"
     if problem["type"] == "extra_forbidden":
-        known = _known_keys(kind, path[:-1])
+        section = reduce(getattr, path[:-1], kind(name="any"))
+        known = sorted(type(section).model_fields)
         return RecipeError(
             where,
             "is not a known key" + _did_you_mean(path[-1], known),
@@ -445,7 +431,7 @@ def _recipe_error(error: ValidationError, source: str, kind: type[Recipe]) -> Re
         )
     if problem["type"] == "value_error":
         what, _, fix = str(problem["ctx"]["error"]).partition("; ")
-        return RecipeError(f"recipe {source}", what, fix or "change it")
+        return RecipeError(f"recipe {source}", what, fix)
     if problem["type"] == "model_type":
         return RecipeError(
             where, "is a section, not a value", f"write [{dotted}] and keys below it"
@@ -454,13 +440,6 @@ def _recipe_error(error: ValidationError, source: str, kind: type[Recipe]) -> Re
     what = f"{shown if len(shown) < 60 else shown[:60] + '...'} is not allowed"
     message = problem["msg"]
     return RecipeError(where, what, message[0].lower() + message[1:])
-
-
-def _known_keys(kind: type[Recipe], section: list[str]) -> list[str]:
-    owner: BaseModel = kind(name="any")
-    for name in section:
-        owner = getattr(owner, name)
-    return sorted(type(owner).model_fields)
 
 
 def _did_you_mean(word: str, known: list[str]) -> str:

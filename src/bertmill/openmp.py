@@ -7,9 +7,9 @@ from collections.abc import MutableMapping
 # GNU's library takes 300,000 rounds, some ten milliseconds, and LLVM's and Intel's 200 ms. With the
 # machine to itself that saves a few microseconds for each operation. Beside another program the
 # loop takes the core that a thread with work would need, and training falls to two fifths of its
-# speed. Of the numbers that benchmarks/neighbor.py was run with, 1,000 rounds keep most of it
-# beside another program (0.54 of the speed alone; 20,000 keep 0.31), and cost nothing alone.
-_ROUNDS = "1000"
+# speed. Of the numbers that benchmarks/neighbor.py was run with, 200 rounds keep most of it beside
+# another program (0.55 of the speed alone; 20,000 keep 0.31), and cost next to nothing alone.
+_ROUNDS = "200"
 _MILLISECONDS = "1"
 
 

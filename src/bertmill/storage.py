@@ -40,56 +40,42 @@ def refuse_as_new_file(out: Path, endings: Iterable[str]) -> None:
 
 
 @contextmanager
-def folder_that_appears_whole(
+def file_that_appears_whole(
     out: Path, error: type[BertmillError], *, or_another: bool = False
 ) -> Iterator[Path]:
-    """Give a hidden folder that takes the name `out` when the block ends well, else vanishes.
+    """Give a hidden name on the same disk, which becomes `out` when the block ends well.
 
-    An `OSError` in the block becomes an `error`. Where another process has made `out`
-    meanwhile, that one stays, which is an `error` too unless it is as good (`or_another`).
+    Otherwise what was written vanishes. An `OSError` in the block becomes an `error`. Where another
+    process has made `out` meanwhile, that one stays, which is an `error` too unless it is as good
+    (`or_another`).
     """
-    with _hidden_folder_next_to(out, error) as folder:
-        yield folder
-        folder.chmod(0o755)
-        try:
-            folder.rename(out)
-        except OSError:
-            if not out.exists():
-                raise
-            if not or_another:
-                raise _made_meanwhile(out, error) from None
-
-
-@contextmanager
-def file_that_appears_whole(out: Path, error: type[BertmillError]) -> Iterator[Path]:
-    """Give the name of a file that is renamed to `out` when the block ends well, else vanishes."""
-    with _hidden_folder_next_to(out, error) as folder:
-        yield folder / out.name
-        if out.exists():
-            raise _made_meanwhile(out, error)
-        (folder / out.name).rename(out)
-
-
-def _made_meanwhile(out: Path, error: type[BertmillError]) -> BertmillError:
-    return error(out, "was made by another process meanwhile", "choose another `out`")
-
-
-@contextmanager
-def _hidden_folder_next_to(out: Path, error: type[BertmillError]) -> Iterator[Path]:
-    """Give a folder on the same disk that is gone afterwards; an `OSError` becomes an `error`."""
     refuse_bad_name(out, error)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
             prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True
-        ) as folder:
-            yield Path(folder)
+        ) as hidden:
+            yield Path(hidden, out.name)
+            if not out.exists():
+                Path(hidden, out.name).rename(out)
+            elif not or_another:
+                raise error(out, "was made by another process meanwhile", "choose another `out`")
     except OSError as failure:
         raise error(
             out,
             f"cannot be written ({failure.strerror or failure})",
             "choose another place, or free space",
         ) from None
+
+
+@contextmanager
+def folder_that_appears_whole(
+    out: Path, error: type[BertmillError], *, or_another: bool = False
+) -> Iterator[Path]:
+    """Give a folder that is hidden until the block ends well, as `file_that_appears_whole` does."""
+    with file_that_appears_whole(out, error, or_another=or_another) as folder:
+        folder.mkdir()
+        yield folder
 
 
 @contextmanager

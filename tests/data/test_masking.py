@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from bertmill.config import MaskingSection, PairsSection, TokenizerSection
 from bertmill.data.batch import Batches
+from bertmill.data.layout import Layout
 from bertmill.data.masking import _CHOICE, _KIND, _REPLACEMENT, mask_tokens
 from bertmill.data.randomness import below, make_key, random_bits, uniform
 from bertmill.text.tokenizer import Tokenizer
@@ -29,10 +30,15 @@ def make_sequences(tokenizer: Tokenizer, lengths, seed=0):
     return ids, starts, maskable
 
 
+def mask_ids(ids, starts, maskable, *rest):
+    """Mask sequences whose segments and places do not matter."""
+    return mask_tokens(Layout(ids, ids, ids, starts, maskable), *rest)
+
+
 def mask(tokenizer, lengths, seed=0, **knobs):
     ids, starts, maskable = make_sequences(tokenizer, lengths)
     keys = random_bits(make_key(seed, "test"), np.arange(len(lengths)))
-    return ids, starts, mask_tokens(ids, starts, maskable, keys, MaskingSection(**knobs), tokenizer)
+    return ids, starts, mask_ids(ids, starts, maskable, keys, MaskingSection(**knobs), tokenizer)
 
 
 def assert_kinds_are_80_10_10(shown, labels, tokenizer):
@@ -109,8 +115,8 @@ def test_every_position_is_predicted_alike(tokenizer):
 def test_masks_depend_on_the_key_not_on_the_neighbors(tokenizer):
     ids, starts, maskable = make_sequences(tokenizer, [30, 40, 50])
     keys = random_bits(1, np.arange(3))
-    together = mask_tokens(ids, starts, maskable, keys, MaskingSection(), tokenizer)
-    alone = mask_tokens(
+    together = mask_ids(ids, starts, maskable, keys, MaskingSection(), tokenizer)
+    alone = mask_ids(
         ids[30:70], np.array([0, 40]), maskable[30:70], keys[1:2], MaskingSection(), tokenizer
     )
     assert (together.shown[30:70] == alone.shown).all()
@@ -154,7 +160,7 @@ def test_whole_word_of_a_word_longer_than_the_share_still_predicts_it(tokenizer)
     piece = int(np.flatnonzero(tokenizer.continues_word)[0])
     ids = np.array([tokenizer.cls_id, 7, *[piece] * 8, tokenizer.sep_id])
     maskable = np.array([False, *[True] * 9, False])
-    masked = mask_tokens(
+    masked = mask_ids(
         ids,
         np.array([0, 11]),
         maskable,
@@ -222,7 +228,7 @@ def test_masks_equal_the_slow_oracle(tokenizer, sequences, fraction, shares, who
         whole_word=whole_word,
     )
     keys = random_bits(seed, np.arange(len(sequences)))
-    masked = mask_tokens(ids, starts, maskable, keys, section, tokenizer)
+    masked = mask_ids(ids, starts, maskable, keys, section, tokenizer)
     shown, chosen = slow_mask(ids, starts, maskable, keys, section, tokenizer)
     assert masked.masked_at.tolist() == chosen
     assert masked.shown.tolist() == shown

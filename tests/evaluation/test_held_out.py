@@ -8,6 +8,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from rectangles import pad_batch
 from torch.nn.functional import cross_entropy
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
 from transformers.utils import logging
@@ -123,7 +124,7 @@ def by_transformers(model, batches):
     """Sums over padded rectangles, divided once: loss and accuracy of both tasks."""
     mlm, mlm_right, nsp, nsp_right = [], [], [], []
     for batch in batches:
-        padded = batch.padded(max(batch.lengths), 64, 0)
+        padded = pad_batch(batch, max(batch.lengths), 64, 0)
         tokens, positions = torch.tensor(padded.tokens), torch.tensor(padded.masked_positions)
         with torch.no_grad():
             out = model(

@@ -44,11 +44,10 @@ from bertmill.train.checkpoint import newest_checkpoint, restore
 from bertmill.train.optimizer import make_optimizer
 from bertmill.train.run_folder import RunFolder
 from bertmill.use.examples import Columns, read_examples, targets_of, task_of
-from bertmill.use.finetune import make_inputs
 from bertmill.use.pooling import POOLING_MODES, read_max_length, read_pooling
-from bertmill.use.predict import Prediction
-from bertmill.use.predictions import write_predictions
-from bertmill.use.pretrained import Pretrained, load
+from bertmill.use.predict import Prediction, make_inputs
+from bertmill.use.predictions import with_answers, write_rows
+from bertmill.use.pretrained import Pretrained
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
@@ -495,7 +494,7 @@ def _tokenizer_config(data: bytes, folder: Path) -> None:
 
 
 def _use_model(folder: Path) -> None:
-    model = load(folder)
+    model = bertmill.load(folder)
     assert model.encode("the river", "[CLS] \0").vectors.ndim == 3
     if not any(name.startswith("masked_token_head") for name in model.new_weights):
         model.fill_mask(f"the {model.tokenizer.mask_token}", 1)
@@ -504,13 +503,15 @@ def _use_model(folder: Path) -> None:
 
 def _use_tuned(model: Path, folder: Path) -> None:
     """Open a fine-tuned folder and write its answers, and all that it might answer, to files."""
-    loaded = load(model)
+    loaded = bertmill.load(model)
     task = loaded.require_task_model().task
     texts = "words.jsonl" if task.kind == "words" else "examples.jsonl"
     for ending in ("jsonl", "csv", "parquet"):
         out = folder / f"answers.{ending}"
         out.unlink(missing_ok=True)
-        write_predictions(out, [Prediction(label, 0.5) for label in task.labels] or [0.5])
+        shares = (0.5,) * len(task.labels)
+        found = [Prediction(label, 0.5, shares) for label in task.labels] or [0.5]
+        write_rows(out, with_answers([{}] * len(found), found, task))
     out.unlink()
     bertmill.predict(model, folder / "good" / texts, out)
 
@@ -616,7 +617,7 @@ def _max_length_seeds(_: Path) -> list[bytes]:
 
 @cache
 def _loaded(folder: Path) -> Pretrained:
-    return load(folder)
+    return bertmill.load(folder)
 
 
 def _encode(data: bytes, folder: Path) -> None:
@@ -742,10 +743,9 @@ def _frozen_seeds(_: Path) -> list[bytes]:
 def _minimal_pairs(data: bytes, folder: Path) -> None:
     (folder / "minimal.jsonl").write_bytes(data)
     scores = evaluate_minimal_pairs(
-        _word_model(folder / "good" / "model"),
+        Pretrained(_word_model(folder / "good" / "model"), torch.device("cpu")),
         str(folder / "minimal.jsonl"),
         len(data) % 2 == 0,
-        torch.device("cpu"),
     )
     assert sum(p.num_pairs for p in scores.paradigms.values()) == scores.num_pairs
 

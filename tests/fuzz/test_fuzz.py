@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bertmill import load
 from bertmill.config import TextSection
 from bertmill.data.store import Store
 from bertmill.errors import BertmillError, CorpusError, ModelError, StoreError, TokenizerError
 from bertmill.text.corpus import read_documents
 from bertmill.text.files import find_files
 from bertmill.text.tokenizer import load_tokenizer
-from bertmill.use.pretrained import load
 
 FUZZER = Path(__file__).with_name("run.py")
 

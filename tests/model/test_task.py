@@ -19,7 +19,8 @@ from bertmill.config import ModelSection, load_recipe
 from bertmill.errors import ModelError
 from bertmill.model.folder import load_model, save_model
 from bertmill.model.task import Task, TaskModel
-from bertmill.use.predict import compute_outputs, text_inputs, word_inputs
+from bertmill.use.examples import Examples
+from bertmill.use.predict import compute_outputs, make_inputs
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -40,7 +41,6 @@ FIRST = ["The river crosses the valley.", "my sister", "", "Ünbekannte horses i
 SECOND = ["A farmer", "remembers two horses in year 7.", "the old bridge", "", "a crane"]
 WORDS = [["the", "sistering", "river"], [], ["Ünbekannt", "", "a-b", "winter"]]
 CLASSES = {"no": "nein", "yes": "ja, größer", "0": "LABEL_1"}
-CPU = torch.device("cpu")
 
 
 def write(path, rows):
@@ -73,10 +73,9 @@ def tune(source, place, kind, with_second=False, **knobs):
 
 def answers(loaded, first, second=None):
     """Logits as bertmill computes them."""
-    read = word_inputs if loaded.task_model.task.kind == "words" else text_inputs
-    texts = (first,) if read is word_inputs else (first, second)
-    inputs = read(loaded.tokenizer, *texts, loaded.model.section.max_position_embeddings)
-    return compute_outputs(loaded.task_model, inputs, CPU)
+    examples = Examples(loaded.task_model.task.kind, first, second)
+    longest = loaded.model.section.max_position_embeddings
+    return compute_outputs(loaded.task_model, make_inputs(loaded.tokenizer, examples, longest))
 
 
 def open_whole(kind, folder):
@@ -198,7 +197,8 @@ def test_an_export_keeps_the_length_of_examples(small_run, tmp_path):
     folder = tune(small_run.folder, tmp_path, "classification", max_length=12)
     text = " ".join(["river"] * 9 + ["horses"] * 9 + ["winter"] * 9)
     out = package.export_huggingface(folder, tmp_path / "out")
-    counted = [package.load(path).predict_counted([text], None) for path in (folder, out)]
+    texts = Examples("classification", [text], None)
+    counted = [package.load(path).predict_counted(texts) for path in (folder, out)]
     assert counted[0] == counted[1]
     assert counted[1][1] == 1
 

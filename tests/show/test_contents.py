@@ -9,7 +9,8 @@ import pytest
 from bertmill.config import load_recipe, recipe_to_toml
 from bertmill.data.prepare import prepare
 from bertmill.errors import BertmillError, InputError, StoreError
-from bertmill.show.contents import count_parameters, describe
+from bertmill.model.pretraining import PretrainingModel
+from bertmill.show.contents import describe
 
 SHOWN = re.compile(r"\S+\(\S+\)")
 
@@ -40,8 +41,7 @@ def test_recipe_by_file_is_the_same(tmp_path):
     ],
 )
 def test_parameters_of_the_published_sizes(name, encoder, millions):
-    recipe = load_recipe(name)
-    counts = count_parameters(recipe.model, recipe.tokenizer.vocab_size)
+    counts = describe(name)["parameters"]
     assert counts["encoder_with_pooler"] == encoder
     assert round(counts["total"] / 1e6, 1) == millions
 
@@ -95,7 +95,8 @@ def test_model(small_run):
     assert found["vocab_size"] == small_run.vocab_size
     assert found["special_tokens"] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     assert found["new_weights"] == []
-    assert found["parameters"] == count_parameters(small_run.recipe.model, small_run.vocab_size)
+    model = PretrainingModel(small_run.recipe.model, small_run.vocab_size)
+    assert found["parameters"] == model.count_parameters()
 
 
 @pytest.mark.parametrize("what", ["recipe", "store", "run", "model"])

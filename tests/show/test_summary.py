@@ -8,7 +8,7 @@ import pytest
 
 from bertmill.errors import RunError
 from bertmill.show.contents import describe
-from bertmill.show.curves import draw_curves
+from bertmill.show.curves import draw_losses
 from bertmill.show.summary import closing_lines, score_lines, summarize
 from bertmill.train.run_folder import RunFolder
 
@@ -26,18 +26,19 @@ def lines_of(run, split):
 def test_all_is_what_the_folder_says(small_run):
     run = RunFolder(small_run.folder)
     found = summarize(run)
-    assert (found.folder, found.recipe, found.steps) == (run.path, small_run.recipe, 8)
+    assert (found.folder, found.recipe) == (run.path, small_run.recipe)
     assert found.facts.corpus and found.facts.store
-    assert [record.to_dict() for record in found.train] == lines_of(run, "train")
-    assert [record.to_dict() for record in found.held_out] == lines_of(run, "held_out")
-    assert found.scores == small_run.outcome.held_out
+    for split, records in found.metrics._asdict().items():
+        assert [record.to_dict() for record in records] == lines_of(run, split)
+    assert found.metrics.last_step == 8
+    assert found.metrics.scores == small_run.outcome.held_out
     assert found.diagnosis == small_run.outcome.diagnosis
     with pytest.raises(FrozenInstanceError):
-        found.train = ()
+        found.metrics = None
 
 
 def test_the_curves(small_run):
-    found = summarize(RunFolder(small_run.folder))
+    found = RunFolder(small_run.folder).metrics()
     assert found.loss_kinds == ["mlm", "nsp"]
     assert [step for step, _ in found.train_curve("mlm")] == [2, 4, 6, 8]
     assert found.train_curve("nsp")[-1] == (8, small_run.outcome.nsp_loss)
@@ -48,11 +49,11 @@ def test_a_kind_of_loss_that_was_never_recorded_has_no_curve(copied):
     lines = [line | {"nsp_loss": None} for line in lines_of(copied, "train")]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (copied.path / "metrics.jsonl").write_text(text, "utf-8")
-    found = summarize(copied)
-    assert found.loss_kinds == ["mlm"] and found.scores is None and found.steps == 8
-    assert draw_curves(found).is_file()
+    found = copied.metrics()
+    assert found.loss_kinds == ["mlm"] and found.scores is None and found.last_step == 8
+    assert draw_losses(found)
     (copied.path / "metrics.jsonl").unlink()
-    assert (summarize(copied).loss_kinds, summarize(copied).steps) == ([], 0)
+    assert (copied.metrics().loss_kinds, copied.metrics().last_step) == ([], 0)
 
 
 def test_the_kept_diagnosis_is_read(copied):

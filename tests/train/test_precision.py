@@ -1,6 +1,7 @@
-"""Which numbers a run computes in: what is chosen, that it is kept, that choosing is not seen."""
+"""Which numbers a run computes in: what is chosen, and that it is kept."""
 
-import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -39,40 +40,56 @@ def run(corpus_file, tmp_path, capsys):
     return run
 
 
-@pytest.fixture
-def cpu_with_units(monkeypatch):
-    """Have a CPU that has units, on which bf16 is so many times as fast."""
-
-    def set_up(times_as_fast):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-        real = precision._measure
-
-        def measure(recipe, data):
-            assert all(map(math.isfinite, real(recipe, data).values()))  # it leaves its traces
-            return {"fp32": 0.05 * times_as_fast, "bf16": 0.05}
-
-        monkeypatch.setattr(precision, "_measure", measure)
-        monkeypatch.setattr(precision, "_MEASURED_SECONDS", 0.0)
-
-    return set_up
+def has_units(monkeypatch, has=True):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has})
 
 
-@pytest.mark.parametrize(("times", "chosen"), [(1.19, "fp32"), (1.21, "bf16")])
-def test_auto_is_what_was_measured_and_the_run_keeps_it(times, chosen, run, cpu_with_units):
-    cpu_with_units(times)
+@pytest.mark.parametrize(
+    ("width", "units", "chosen"),
+    [(128, True, "fp32"), (256, True, "bf16"), (1024, True, "bf16"), (1024, False, "fp32")],
+)
+def test_auto_follows_from_units_and_width(width, units, chosen, monkeypatch):
+    has_units(monkeypatch, units)
+    recipe = load_recipe("mini", [f"model.hidden_size={width}"])
+    assert precision.choose_precision(recipe, CPU, pytest.fail) == chosen
+
+
+def test_a_run_keeps_what_was_chosen(run, monkeypatch):
+    has_units(monkeypatch)
+    monkeypatch.setattr(precision, "_LEAST_WIDTH_ON_A_CPU", 16)
     done, weights, lines = run("auto", "train.precision=auto")
-    assert done.recipe.train.precision == chosen
-    assert load_recipe(done.folder / "recipe.toml").train.precision == chosen
-    assert len(lines) == 2 and lines[1].endswith(f"in {chosen}")
-    assert lines[0].startswith(f"precision: {chosen}; ")
-    assert f"{50 * times:.0f} ms in fp32 and 50 ms in bf16, {times:.2f} times" in lines[0]
-    # Choosing leaves no trace: the same bits as where the recipe says so.
-    _, same, lines = run("said", f"train.precision={chosen}")
-    assert same == weights and len(lines) == 1
-    # And nothing is chosen again by a machine that would choose otherwise.
-    cpu_with_units(2.4 - times)
-    done, _, lines = run("again", run=done.folder, steps=6)
-    assert done.recipe.train.precision == chosen and len(lines) == 1
+    assert load_recipe(done.folder / "recipe.toml").train.precision == "bf16"
+    assert lines[0].endswith("in bf16")
+    _, same, _ = run("said", "train.precision=bf16")
+    assert same == weights
+    # Nothing is chosen again by a machine that would choose otherwise.
+    monkeypatch.setattr(precision, "_LEAST_WIDTH_ON_A_CPU", 17)
+    done, _, _ = run("again", run=done.folder, steps=6)
+    assert done.recipe.train.precision == "bf16"
+
+
+@pytest.mark.slow
+def test_one_command_gives_one_model_however_busy_the_machine_is(corpus_file, tmp_path):
+    """In processes of their own: alone, and beside a program for each core."""
+    settings = [part for setting in SETTINGS for part in ("--set", setting)]
+
+    def weights(name):
+        command = ["pretrain", "--corpus", corpus_file, "--recipe", "tiny", "--steps", "4"]
+        subprocess.run(
+            [sys.executable, "-m", "bertmill", *command, *settings, "--out", tmp_path / name],
+            check=True,
+            capture_output=True,
+        )
+        return (tmp_path / name / "model" / "model.safetensors").read_bytes()
+
+    alone = weights("alone")
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        assert weights("beside others") == alone
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
 
 
 def test_bf16_is_not_fp32(run):
@@ -82,7 +99,7 @@ def test_bf16_is_not_fp32(run):
 
 def test_a_cpu_without_units_computes_in_fp32(run, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    monkeypatch.setattr(precision, "_measure", None)
+    monkeypatch.setattr(precision, "_LEAST_WIDTH_ON_A_CPU", 16)
     done, _, lines = run("auto", "train.precision=auto")
     assert done.recipe.train.precision == "fp32" and len(lines) == 1
 

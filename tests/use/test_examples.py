@@ -14,7 +14,16 @@ import pytest
 import bertmill as package
 from bertmill.errors import CorpusError, InputError
 from bertmill.model.task import Task
-from bertmill.use.examples import Columns, _texts, read_examples, read_texts, targets_of, task_of
+from bertmill.use.examples import (
+    Columns,
+    Examples,
+    _texts,
+    read_all,
+    read_examples,
+    targets_of,
+    task_of,
+    texts_of,
+)
 from small import some
 
 NONE = Columns()
@@ -98,7 +107,7 @@ def test_lists_are_labels_of_words(ending, write):
     assert examples.first == [["a", "b"], [], ["c"]]
     assert examples.labels == [["X", "O"], [], ["O"]]
     task = task_of(examples, "it")
-    assert task == Task("words", ("O", "X"))
+    assert task == Task("words", ("O", "X"), is_pair=False)
     assert targets_of(examples, task, "it") == [1.0, 0.0, 0.0]
 
 
@@ -133,7 +142,7 @@ def test_the_first_usual_name_counts():
     found = {"tokens": "e", "words": "d", "sentence": "c", "sentence1": "b", "text": "a"}
     for name in ("text", "sentence1", "sentence", "words"):
         rows = [("row 1", {**found, "label": 1})]
-        assert _texts(rows, NONE, "classification")[0] == [found.pop(name)]
+        assert _texts(rows, NONE, "classification").first == [found.pop(name)]
 
 
 def test_other_names_are_given(write):
@@ -145,13 +154,18 @@ def test_other_names_are_given(write):
     examples = read_examples(path, Columns("q", "r", "y"), None)
     assert (examples.first, examples.second) == (["q0", "q1"], ["r", "r"])
     assert examples.labels == ["0", "1"]
-    assert read_texts(path, Columns("q"), "classification") == (["q0", "q1"], ["no", "no"])
+    texts = texts_of(read_all(path), Columns("q"), Task("classification", ("0", "1")))
+    assert texts == Examples("classification", ["q0", "q1"], ["no", "no"])
 
 
 def test_texts_need_no_labels(write):
     path = write([{"sentence1": "a", "sentence2": "b"}])
-    assert read_texts(path, NONE, "regression") == (["a"], ["b"])
-    assert read_texts(write([{"tokens": ["a"]}]), NONE, "words") == ([["a"]], None)
+    task = Task("regression", ())
+    assert texts_of(read_all(path), NONE, task) == Examples("regression", ["a"], ["b"])
+    alone = task._replace(is_pair=False)
+    assert texts_of(read_all(path), NONE, alone) == Examples("regression", ["a"], None)
+    words = texts_of(read_all(write([{"tokens": ["a"]}])), NONE, Task("words", ("O",)))
+    assert words == Examples("words", [["a"]], None)
 
 
 def test_some_of_the_examples(write):
@@ -177,7 +191,7 @@ def test_the_order_of_classes(labels, classes, write):
     path = write(labeled(*labels))
     examples = read_examples(path, NONE, "classification")
     task = task_of(examples, path)
-    assert task == Task("classification", classes)
+    assert task == Task("classification", classes, is_pair=False)
     targets = targets_of(examples, task, path)
     assert [task.labels[int(target)] for target in targets] == [str(label) for label in labels]
 
@@ -205,7 +219,7 @@ def test_the_order_of_names_of_the_same_number_is_always_the_same(write):
 def test_regression_has_no_classes(write):
     examples = read_examples(write(labeled(0.5, 3)), NONE, None)
     task = task_of(examples, "it")
-    assert task == Task("regression", ()) and task.num_outputs == 1
+    assert task == Task("regression", (), is_pair=False) and task.num_outputs == 1
     assert targets_of(examples, task, "it") == [0.5, 3.0]
 
 
@@ -243,9 +257,9 @@ def test_no_examples(refuse, tmp_path):
 def test_columns_that_are_missing(refuse):
     rows = [{"review": "a", "stars": n} for n in (0, 1)]
     refuse(rows, "rows.jsonl, line 1: has no column named label or labels", "--label-column")
-    refuse(rows, "text or sentence1", "--text-column", more=["--label-column", "stars"])
-    refuse(labeled(0, 1), "has no column 'body'", more=["--text-column", "body"])
-    refuse(labeled(0, 1), "has no column 'body'", more=["--text-b-column", "body"])
+    refuse(rows, "text or sentence1", "--column", more=["--label-column", "stars"])
+    refuse(labeled(0, 1), "has no column 'body'", more=["--column", "body"])
+    refuse(labeled(0, 1), "has no column 'body'", more=["--column-b", "body"])
     refuse(labeled(0, 1), "no label in the column 'stars'", more=["--label-column", "stars"])
 
 
@@ -298,7 +312,7 @@ def test_words_that_are_not_text(small_run, write):
     "rows", [labeled(1, 1), labeled("x"), [{"words": ["a"], "labels": ["1"]}]], ids=str
 )
 def test_one_class_only(rows, refuse):
-    refuse(rows, "rows.jsonl: has only one class, ", "give examples of two or more classes")
+    refuse(rows, "rows.jsonl: has only one class, ")
 
 
 def test_no_class_at_all(refuse):

@@ -236,7 +236,7 @@ def test_a_target_that_is_not_text_is_refused(ours, target):
 
 @pytest.mark.parametrize("target", ["", " ", "東", "river 🦢"])
 def test_a_target_that_the_vocabulary_cannot_write(ours, target):
-    with pytest.raises(InputError, match=f"`targets`: {target!r} cannot be written with this voc"):
+    with pytest.raises(InputError, match=f"`targets`: {target!r} cannot be written with the model"):
         ours.fill_mask("the [MASK]", targets=["river", target])
 
 
@@ -267,5 +267,5 @@ def test_a_folder_without_a_masked_token_head(trained, tmp_path):
     network, tokenizer, _ = trained
     BertModel(network.config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"has no masked-token head \(masked_token_head"):
+    with pytest.raises(ModelError, match="has no masked-token head; give a folder"):
         bertmill.load(tmp_path).fill_mask("the [MASK]")

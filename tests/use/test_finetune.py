@@ -1,5 +1,6 @@
 """Fine-tuning: it learns what can be learned, as transformers would, and says what it did."""
 
+import io
 import json
 import random
 from dataclasses import asdict, replace
@@ -15,17 +16,24 @@ from bertmill.config import ModelSection
 from bertmill.errors import InputError, RunError
 from bertmill.model.folder import load_model, save_model
 from bertmill.model.task import Task, TaskModel
+from bertmill.train.progress import RunProgress
 from bertmill.use import finetune as tuning
-from bertmill.use.examples import Columns, Examples, read_examples, targets_of, task_of
-from bertmill.use.finetune import learn_task, make_inputs, task_loss
+from bertmill.use.examples import (
+    Columns,
+    Examples,
+    read_examples,
+    read_similar,
+    targets_of,
+    task_of,
+)
+from bertmill.use.finetune import learn_task, task_loss
 from bertmill.use.knobs import FinetuneKnobs
 from bertmill.use.pooling import longest_text
-from bertmill.use.predict import compute_outputs, text_inputs, word_inputs
+from bertmill.use.predict import compute_outputs, make_inputs
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
-CPU = torch.device("cpu")
 PLAIN = ["valley", "bridge", "market", "winter", "shadow", "year"]
 KNOBS = {"lr": 0.01, "batch_size": 16, "epochs": 6}
 
@@ -66,7 +74,7 @@ def files(tmp_path_factory):
 def tune(small_run, files, tmp_path):
     def tune(kind="classification", name="tuned", **knobs):
         both = files[kind, "train"], files[kind, "dev"]
-        return package.finetune(small_run.folder, *both, tmp_path / name, **KNOBS | knobs)
+        return package.finetune(small_run.folder, *both, tmp_path / name, **(KNOBS | knobs))
 
     return tune
 
@@ -76,9 +84,9 @@ def loaded(small_run):
     return load_model(small_run.folder)
 
 
-def learn(loaded, task, train, dev, **knobs):
-    nothing = lambda *_: None  # noqa: E731
-    tuned = learn_task(loaded, task, train, dev, FinetuneKnobs(**knobs), CPU, nothing, nothing)
+def learn(loaded, task, train, dev, test=None, **knobs):
+    silent = RunProgress(io.StringIO())
+    tuned = learn_task(loaded, task, train, dev, FinetuneKnobs(**knobs), silent, test)
     return tuned.model, tuned.history
 
 
@@ -117,6 +125,28 @@ def test_numbers_are_learned(tune, files):
     assert best.loss == min(epoch.dev.loss for epoch in tuned.epochs)
 
 
+@pytest.mark.parametrize(("scale", "shift"), [(1000, 0), (0.001, 0), (1e12, 0), (1, -5000)])
+def test_numbers_of_any_size_are_learned(scale, shift, small_run, files, tmp_path):
+    """The same numbers in another unit are learned as well, and scored in that unit."""
+    names = []
+    for split in ("train", "dev"):
+        labels = read(files, "regression", split)
+        rows = [
+            {"text": text, "label": label * scale + shift}
+            for text, label in zip(labels.first, labels.labels, strict=True)
+        ]
+        names.append(tmp_path / f"{split}.jsonl")
+        names[-1].write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    tuned = package.finetune(small_run.folder, *names, tmp_path / "tuned", **KNOBS)
+    dev = read_examples(str(names[1]), Columns(), None)
+    values = np.array(package.load(tuned.folder).predict(dev.first))
+    error = np.mean((values - dev.labels) ** 2)
+    assert error < 0.1 * np.var(dev.labels)
+    best = tuned.epochs[tuned.best_epoch - 1]
+    assert best.dev.loss == pytest.approx(error, rel=1e-2)
+    assert tuned.epochs[0].loss == pytest.approx(np.var(dev.labels), rel=0.5)
+
+
 def test_words_are_learned(tune, files):
     tuned = tune("words")
     dev = read(files, "words", "dev")
@@ -146,7 +176,7 @@ def test_pairs_are_learned(small_run, tmp_path):
     assert max(epoch.dev.accuracy for epoch in tuned.epochs) > 0.9
     model = package.load(tuned.folder)
     assert model.is_pair and len(model.predict(["a"], ["b"])) == 1
-    with pytest.raises(InputError, match=r"fine-tuned on pairs; name .*`text_b_column`"):
+    with pytest.raises(InputError, match=r"fine-tuned on pairs; name .*`column_b`"):
         model.predict(["a"])
 
 
@@ -158,7 +188,7 @@ def test_a_model_of_single_texts_is_given_no_pairs(tune, tmp_path):
     texts.write_text('{"text": "the river", "text_b": "a column like any other"}\n', "utf-8")
     assert package.predict(folder, texts, tmp_path / "one.jsonl").num_texts == 1
     with pytest.raises(InputError, match="single texts"):
-        package.predict(folder, texts, tmp_path / "two.jsonl", text_b_column="text_b")
+        package.predict(folder, texts, tmp_path / "two.jsonl", column_b="text_b")
 
 
 # --- repeatable ----------------------------------------------------------------------------------
@@ -194,7 +224,7 @@ def test_the_source_stays_as_it_is(loaded, files):
 def scored(model, loaded, task, examples):
     """Loss and accuracy by hand, in double precision."""
     inputs = make_inputs(loaded.tokenizer, examples, longest_text(loaded))
-    logits = torch.tensor(compute_outputs(model, inputs, CPU)).double()
+    logits = torch.tensor(compute_outputs(model, inputs)).double()
     targets = torch.tensor(targets_of(examples, task, "")).long()
     nats = -logits.log_softmax(-1)[torch.arange(len(targets)), targets].mean().item()
     return nats, (logits.argmax(-1) == targets).double().mean().item()
@@ -263,6 +293,18 @@ def test_what_is_better(scores, best, monkeypatch, tune):
     assert tune(epochs=3, patience=3).best_epoch == best
 
 
+@pytest.mark.parametrize("kind", ["classification", "regression", "words"])
+def test_test_examples_choose_nothing(kind, tune, files, tmp_path):
+    """What is trained is the same without them; their scores are those of the saved model."""
+    with_test = tune(kind, test=files[kind, "dev"])
+    without = tune(kind, name="other")
+    one, other = (load_model(each.folder).task_model.state_dict() for each in (with_test, without))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert (with_test.epochs, with_test.best_epoch) == (without.epochs, without.best_epoch)
+    assert with_test.test == with_test.epochs[with_test.best_epoch - 1].dev
+    assert (with_test.num_test, without.num_test, without.test) == (48, 0, None)
+
+
 # --- as transformers does ------------------------------------------------------------------------
 
 
@@ -301,8 +343,8 @@ def test_loss_and_gradients_are_those_of_transformers(kind, second, without_drop
     wanted.backward()
 
     model.train()
-    inputs = text_inputs(without_dropout.tokenizer, TEXTS, second, 64)
-    found = task_loss(task, inputs.outputs(model, np.arange(4), CPU), targets) / 4
+    inputs = make_inputs(without_dropout.tokenizer, Examples(kind, TEXTS, second), 64)
+    found = task_loss(task, inputs.outputs(model, np.arange(4)), targets) / 4
     found.backward()
     assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
     norms = {name: parameter.grad for name, parameter in theirs.named_parameters()}
@@ -357,7 +399,7 @@ def test_the_first_piece_has_the_label(small_run, tune):
     folder = tune("words", epochs=1).folder
     loaded = load_model(folder)
     texts = [["the", "sistering", "bridgeing"], [], ["river"], ["sistering"]]
-    inputs = word_inputs(loaded.tokenizer, texts, 32)
+    inputs = make_inputs(loaded.tokenizer, Examples("words", texts, None), 32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     wanted, at = [], 0
     for words in texts:
@@ -375,7 +417,7 @@ def test_the_first_piece_has_the_label(small_run, tune):
     nats = 0.0
     with torch.no_grad():
         model = loaded.task_model
-        found = task_loss(model.task, inputs.outputs(model, np.arange(4), CPU), targets).item()
+        found = task_loss(model.task, inputs.outputs(model, np.arange(4)), targets).item()
         for words, own in zip(texts, targets.split([3, 0, 1, 1]), strict=True):
             encoded = tokenizer(words, is_split_into_words=True, return_tensors="pt")
             labels = torch.full_like(encoded["input_ids"], -100)  # as their examples do
@@ -392,7 +434,7 @@ def test_the_first_piece_has_the_label(small_run, tune):
 def test_words_that_do_not_fit_have_no_answer(tune):
     model = package.load(tune("words", max_length=8, epochs=1).folder)
     words = ["river", "sistering", "road", "year", "valley"]  # 1 + 3 + 1 + 1 pieces fill 8 tokens
-    answers, num_cut = model.predict_counted([words, words[:4], []], None)
+    answers, num_cut = model.predict_counted(Examples("words", [words, words[:4], []], None))
     assert [answer is not None for answer in answers[0]] == [True] * 4 + [False]
     assert None not in answers[1] and len(answers[1]) == 4
     assert (answers[2], num_cut) == ([], 1)
@@ -407,7 +449,7 @@ def test_the_length_of_the_examples_goes_with_the_folder(tune):
     assert config["model_max_length"] == 10
     model = package.load(folder)
     long, cut = " ".join(["road"] * 8 + ["river"] * 9), " ".join(["road"] * 8)
-    found, num_cut = model.predict_counted([long, cut], None)
+    found, num_cut = model.predict_counted(Examples("classification", [long, cut], None))
     assert num_cut == 1
     assert found[0].probability == pytest.approx(found[1].probability, rel=1e-6)
     assert AutoTokenizer.from_pretrained(folder).model_max_length == 10
@@ -416,7 +458,8 @@ def test_the_length_of_the_examples_goes_with_the_folder(tune):
 def test_examples_are_as_long_as_those_of_pretraining(tune, loaded):
     folder = tune(epochs=1).folder
     assert longest_text(loaded) == longest_text(load_model(folder)) == 32
-    _, num_cut = package.load(folder).predict_counted(["road " * 30, "road " * 31], None)
+    texts = Examples("classification", ["road " * 30, "road " * 31], None)
+    _, num_cut = package.load(folder).predict_counted(texts)
     assert num_cut == 1
 
 
@@ -431,7 +474,7 @@ def test_words_behind_the_end_of_an_example_are_not_learned(loaded):
     examples = Examples("words", texts, None, labels)
     task = task_of(examples, "")
     model, history = learn(loaded, task, examples, examples, lr=0.03, epochs=20, patience=20)
-    outputs = compute_outputs(model, word_inputs(loaded.tokenizer, texts, 32), CPU)
+    outputs = compute_outputs(model, make_inputs(loaded.tokenizer, examples, 32))
     assert len(outputs) == 31
     assert [task.labels[i] for i in outputs.argmax(-1)] == ["O"] * 30 + ["R"]
     assert history[-1].dev.accuracy == 1
@@ -536,31 +579,32 @@ def test_files_that_are_missing(refuse, files, small_run, refused):
         names = dict(zip(("--train", "--dev"), args, strict=True))
         more = [part for pair in names.items() for part in pair]
         refused(["finetune", small_run.folder, *more, "--out", "out"], "gone.csv", "; ")
-    for option in ("--train", "--dev", "--out"):
+    for option in ("--train", "--dev", "--test", "--out"):
         more = {"--train": train, "--dev": train, "--out": "out", option: ""}
         args = [part for pair in more.items() for part in pair]
         refused(["finetune", small_run.folder, *args], f"{option}: has no name", "; ")
 
 
-def test_dev_of_another_kind_or_with_another_number_of_texts(loaded, files):
-    words, texts = read(files, "words", "dev"), read(files, "classification", "dev")
-    task = task_of(texts, "")
-    with pytest.raises(InputError, match="`dev`: is words, but `train` is classification; "):
-        learn(loaded, task, texts, words)
-    pairs = replace(texts, second=texts.first)
-    counts = "two texts per example, but `train` has one", "one text per example, but .* has two"
-    for train, dev, found in ((texts, pairs, counts[0]), (pairs, texts, counts[1])):
-        with pytest.raises(InputError, match=f"`dev`: has {found}"):
-            learn(loaded, task, train, dev)
+def test_dev_of_another_kind_or_with_another_number_of_texts(files, refuse, tmp_path):
+    """Dev and test examples are read as those for training are."""
+    for option in ("--dev", "--test"):
+        refuse(option, files["words", "dev"], parts=["column", "is list, not text"])
+    one, two = {"text": "a", "label": "x"}, {"text": "a", "text_b": "b", "label": "x"}
+    for train, dev in ((one, two), (two, one)):
+        (tmp_path / "dev.jsonl").write_text(json.dumps(dev) + "\n", "utf-8")
+        examples = Examples("classification", [train["text"]], [train.get("text_b")], ["x"])
+        others = examples if "text_b" in train else replace(examples, second=None)
+        with pytest.raises(InputError, match=r"dev\.jsonl: does not have as many texts per row"):
+            read_similar(str(tmp_path / "dev.jsonl"), Columns(), others)
 
 
-@pytest.mark.parametrize("split", ["train", "dev"])
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
 def test_no_words(split, loaded):
     some = Examples("words", [["road", "river"]], None, [["O", "R"]])
     none = Examples("words", [[], []], None, [[], []])
-    both = (none, some) if split == "train" else (some, none)
+    splits = {"train": some, "dev": some, split: none}
     with pytest.raises(InputError, match=f"`{split}`: has no labeled words; "):
-        learn(loaded, Task("words", ("O", "R")), *both)
+        learn(loaded, Task("words", ("O", "R")), **splits)
 
 
 # --- predict -------------------------------------------------------------------------------------
@@ -576,7 +620,7 @@ def test_what_predict_refuses(tune, small_run):
     words = package.load(tune("words", name="words", epochs=1).folder)
     with pytest.raises(InputError, match="3 is not text"):
         words.predict([["a", 3]])
-    with pytest.raises(InputError, match="come in pairs, but this model labels words"):
+    with pytest.raises(InputError, match="are pairs, but the model was fine-tuned on single texts"):
         words.predict([["a"]], ["b"])
     assert words.predict([]) == [] and words.predict([[]]) == [[]]
 

@@ -12,9 +12,7 @@ from bertmill.errors import InputError
 from bertmill.text.vocabulary import train_tokenizer
 from bertmill.use.sequences import (
     Sequences,
-    group_by_length,
     make_sequences,
-    pack_lists,
     refuse_non_text,
     refuse_too_long,
 )
@@ -114,28 +112,6 @@ def test_too_long_is_longer_than_the_positions():
         refuse_too_long(41, section)
 
 
-# --- group_by_length -----------------------------------------------------------------------------
-
-
-@given(st.lists(st.integers(1, 600)), st.integers(1, 3000))
-def test_groups_by_length(lengths, tokens_at_once):
-    lengths = np.array(lengths, np.int64)
-    groups = group_by_length(lengths, tokens_at_once)
-    rows = [row for group in groups for row in group.tolist()]
-    # Longest first, and the given order among equals.
-    assert rows == sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-    assert all(len(group) for group in groups)
-    # "About so many" is less than one row more, and one group holds what fits.
-    assert all(lengths[g].sum() < tokens_at_once + lengths[g].max() for g in groups)
-    assert len(groups) <= -(-lengths.sum() // tokens_at_once)
-
-
-def test_groups_are_full():
-    # Tokens end at 4, 8, 10 and 12 of the order 1, 3, 0, 2; a group at 6 and 12.
-    assert [g.tolist() for g in group_by_length(np.array([2, 4, 2, 4]), 6)] == [[1], [3, 0, 2]]
-    assert len(group_by_length(np.full(128, 64))) == 4
-
-
 # --- packing -------------------------------------------------------------------------------------
 
 
@@ -156,8 +132,3 @@ def test_pack_takes_rows_in_their_order(tokenizer, oracle, rows):
     packed = make_sequences(tokenizer, first, second, 40).pack(np.array(rows), CPU)
     wanted = oracle([first[row] for row in rows], [second[row] for row in rows])
     check_packed(packed, wanted["input_ids"], wanted["token_type_ids"])
-
-
-@given(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9), min_size=1))
-def test_pack_lists(lists):
-    check_packed(pack_lists(lists, CPU), lists, [[0] * len(ids) for ids in lists])

@@ -11,7 +11,7 @@ import pytest
 
 import bertmill as package
 from bertmill.errors import CorpusError, InputError
-from bertmill.use import files
+from bertmill.use import vectors
 from bertmill.use.vectors import open_vectors
 
 TEXTS = [f"{'river ' * (n * 7 % 11)}in Jahr {n}, größer" for n in range(20)]
@@ -32,7 +32,7 @@ def source(tmp_path):
 @pytest.fixture(params=[1, 7, 20, 4096])
 def windows(request, monkeypatch):
     """How many texts are read, computed and written at once; the last window is often a part."""
-    monkeypatch.setattr(files, "_TEXTS_AT_ONCE", request.param)
+    monkeypatch.setattr(vectors, "_TEXTS_AT_ONCE", request.param)
     return request.param
 
 
@@ -120,7 +120,7 @@ def test_others_may_read_it(source, small_run, tmp_path):
 @pytest.mark.parametrize("ending", [".npy", ".parquet"])
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, OSError(28, "No space left on device")])
 def test_an_end_in_the_middle_leaves_nothing(fault, ending, source, monkeypatch, small_run):
-    monkeypatch.setattr(files, "_TEXTS_AT_ONCE", 7)
+    monkeypatch.setattr(vectors, "_TEXTS_AT_ONCE", 7)
     calls = []
     embed = package.Pretrained.embed_counted
 
@@ -142,7 +142,7 @@ def test_an_end_in_the_middle_leaves_nothing(fault, ending, source, monkeypatch,
 
 @pytest.mark.parametrize("ending", [".npy", ".parquet"])
 def test_a_row_that_is_damaged_leaves_nothing(ending, monkeypatch, small_run, tmp_path):
-    monkeypatch.setattr(files, "_TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr(vectors, "_TEXTS_AT_ONCE", 2)
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n' * 5 + '{"text": 3}\n', "utf-8")
     with pytest.raises(CorpusError, match="line 6: column 'text' is int, not text; "):
         package.embed(small_run.folder, tmp_path / "in.jsonl", tmp_path / f"out{ending}")

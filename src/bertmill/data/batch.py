@@ -11,9 +11,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from bertmill.arrays import Bools, Ints, UInts
+from bertmill.arrays import Ints, UInts
 from bertmill.config import MaskingSection, PairsSection
 from bertmill.data.layout import interleave, lay_out
 from bertmill.data.masking import count_predictions, mask_tokens
@@ -92,68 +91,6 @@ class Batch:
             masked_labels=self.masked_labels[i:j],
             next_sentence_labels=self.next_sentence_labels[first:stop],
         )
-
-    def padded(self, max_length: int, max_predictions: int, pad_id: int) -> PaddedBatch:
-        """Lay the batch out in rectangles, as programs that pad take it.
-
-        Parameters
-        ----------
-        max_length : int
-            Width of the token rectangles; no sequence may be longer.
-        max_predictions : int
-            Width of the prediction rectangles; no sequence may have more.
-        pad_id : int
-
-        Raises
-        ------
-        ValueError
-            A sequence does not fit.
-        """
-        lengths = np.diff(self.sequence_starts)
-        owner = np.searchsorted(self.sequence_starts, self.masked_at, "right") - 1
-        predictions = np.bincount(owner, minlength=len(lengths))
-        if lengths.max() > max_length or predictions.max() > max_predictions:
-            raise ValueError(
-                f"a sequence has {lengths.max()} tokens and {predictions.max()} predictions at most"
-            )
-        has_token = np.arange(max_length) < lengths[:, None]
-        has_prediction = np.arange(max_predictions) < predictions[:, None]
-
-        def lay_out(values: Ints, where: Bools, fill: int) -> Ints:
-            out = np.full(where.shape, fill, np.int64)
-            out[where] = values
-            return out
-
-        return PaddedBatch(
-            tokens=lay_out(self.token_ids, has_token, pad_id),
-            segments=lay_out(self.segment_ids, has_token, 0),
-            valid_lengths=lengths,
-            masked_positions=lay_out(
-                self.masked_at - self.sequence_starts[owner], has_prediction, 0
-            ),
-            mask_weights=has_prediction.astype(np.float32),
-            masked_labels=lay_out(self.masked_labels, has_prediction, 0),
-            next_sentence_labels=self.next_sentence_labels,
-        )
-
-
-class PaddedBatch(NamedTuple):
-    """The reference program's seven tensors: rectangles, L tokens wide and K predictions wide."""
-
-    tokens: Ints
-    """[B, L]."""
-    segments: Ints
-    """[B, L]."""
-    valid_lengths: Ints
-    """[B]."""
-    masked_positions: Ints
-    """Places inside the sequence, [B, K]."""
-    mask_weights: npt.NDArray[np.float32]
-    """1 at a prediction, 0 at a filler, [B, K]."""
-    masked_labels: Ints
-    """[B, K]."""
-    next_sentence_labels: Ints
-    """1 = the second segment follows the first, [B]. Hugging Face's label is the other way."""
 
 
 class Counts(NamedTuple):
@@ -292,18 +229,16 @@ class Batches:
             self._tokenizer.cls_id,
             self._tokenizer.sep_id,
         )
-        labels = pairs.is_next if self._has_second else pairs.is_next[:0]
-        shown, masked_at, masked_labels = mask_tokens(
-            laid.token_ids, laid.starts, laid.is_text, keys, self._masking, self._tokenizer
-        )
+        shown, masked_at, labels = mask_tokens(laid, keys, self._masking, self._tokenizer)
+        is_next = pairs.is_next if self._has_second else pairs.is_next[:0]
         return Batch(
             token_ids=shown,
             segment_ids=laid.segment_ids,
             position_ids=laid.position_ids,
             sequence_starts=laid.starts,
             masked_at=masked_at,
-            masked_labels=masked_labels,
-            next_sentence_labels=labels.astype(np.int64),
+            masked_labels=labels,
+            next_sentence_labels=is_next.astype(np.int64),
         )
 
 

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bertmill.arrays import Bools, Ints, UInts
+from bertmill.arrays import Ints, UInts
 from bertmill.config import MaskingSection
+from bertmill.data.layout import Layout
 from bertmill.data.randomness import below, random_bits, uniform
 from bertmill.text.tokenizer import Tokenizer
 
@@ -31,14 +32,7 @@ class Masked(NamedTuple):
     """Their true ids, shape (P,)."""
 
 
-def mask_tokens(
-    token_ids: Ints,
-    sequence_starts: Ints,
-    maskable: Bools,
-    keys: UInts,
-    section: MaskingSection,
-    tokenizer: Tokenizer,
-) -> Masked:
+def mask_tokens(laid: Layout, keys: UInts, section: MaskingSection, tokenizer: Tokenizer) -> Masked:
     """Choose the predicted tokens of each sequence and put masks in their place.
 
     Each sequence predicts ``max(1, round(mask_fraction * length))`` tokens, its special tokens
@@ -51,18 +45,15 @@ def mask_tokens(
 
     Parameters
     ----------
-    token_ids : ndarray of int64, shape (N,)
-    sequence_starts : ndarray of int64, shape (B + 1,)
-    maskable : ndarray of bool, shape (N,)
-        False at the special tokens that frame the sequences.
+    laid : Layout
     keys : ndarray of uint64, shape (B,)
         One for each sequence and epoch.
     """
-    lengths = np.diff(sequence_starts)
-    at = np.flatnonzero(maskable)
+    token_ids, lengths = laid.token_ids, np.diff(laid.starts)
+    at = np.flatnonzero(laid.is_text)
     sequence = np.repeat(np.arange(len(lengths)), lengths)[at]
-    inside = at - sequence_starts[sequence]
-    wanted = _wanted_predictions(lengths, section)
+    inside = at - laid.starts[sequence]
+    wanted = count_predictions(lengths, 0, section)
 
     # A group is what is chosen and treated together: a token, or a word of several pieces.
     if section.whole_word:
@@ -98,14 +89,14 @@ def mask_tokens(
     chosen = np.flatnonzero(taken[group])
     masked_at, own_keys = at[chosen], keys[sequence[chosen]]
     kind = uniform(own_keys, _KIND, inside[first[group[chosen]]])
-    labels = token_ids[masked_at]
+    labels, ordinary = token_ids[masked_at], np.flatnonzero(~tokenizer.is_special)
     shown = token_ids.copy()
     shown[masked_at] = np.where(
         kind < section.mask_token_fraction,
         tokenizer.mask_id,
         np.where(
             kind < section.mask_token_fraction + section.random_token_fraction,
-            _random_tokens(own_keys, inside[chosen], tokenizer),
+            ordinary[below(len(ordinary), own_keys, _REPLACEMENT, inside[chosen])],
             labels,
         ),
     )
@@ -122,18 +113,5 @@ def count_predictions(lengths: Ints, num_specials: int, section: MaskingSection)
     num_specials : int
         Special tokens in each.
     """
-    return np.minimum(_wanted_predictions(lengths, section), lengths - num_specials)
-
-
-def _wanted_predictions(lengths: Ints, section: MaskingSection) -> Ints:
-    wanted: Ints = np.maximum(1, np.rint(section.mask_fraction * lengths)).astype(np.int64)
-    return wanted
-
-
-def _random_tokens(keys: UInts, inside: Ints, tokenizer: Tokenizer) -> Ints:
-    specials = np.flatnonzero(tokenizer.is_special)
-    ids = below(tokenizer.size - len(specials), keys, _REPLACEMENT, inside)
-    # The number of an ordinary token becomes its id by stepping over the special ones.
-    for special in specials.tolist():
-        ids += ids >= special
-    return ids
+    wanted: Ints = np.rint(section.mask_fraction * lengths).astype(np.int64)
+    return wanted.clip(1, lengths - num_specials)

@@ -66,10 +66,7 @@ def overlap_features(batch: Batch, token_counts: Ints, tokenizer: Tokenizer) -> 
     """
     num_pairs, size = len(batch.sequence_starts) - 1, len(token_counts)
     owner = np.repeat(np.arange(num_pairs), np.diff(batch.sequence_starts))
-    is_word = np.ones(len(batch.token_ids), bool)
-    is_word[batch.sequence_starts[:-1]] = False
-    is_word[np.flatnonzero(np.diff(batch.segment_ids) == 1)] = False
-    is_word[batch.sequence_starts[1:] - 1] = False
+    is_word = ~np.isin(batch.token_ids, [tokenizer.cls_id, tokenizer.sep_id])
     lengths = [
         np.bincount(owner[is_word & (batch.segment_ids == segment)], minlength=num_pairs)
         for segment in (0, 1)

@@ -30,9 +30,8 @@ _IS_NEXT, _IS_SHORT, _TARGET, _SPLIT, _DOCUMENT, _SENTENCE, _FRONT_A, _FRONT_B =
 
 _REDRAWS = 32
 
+# As wide as the offsets of a block: the examples of many blocks are held in memory.
 _Offsets = npt.NDArray[np.int32]
-# As wide as the block's own offsets: the examples of many blocks are held in memory.
-_Examples = tuple[_Offsets, _Offsets]
 
 
 class Pairs(NamedTuple):
@@ -78,7 +77,7 @@ class PairMaker:
             )
         # Counts are kept by this name: where the rule of `_index` changes, so must the name.
         self.block_examples = store.count_by_block(
-            f"examples {section.kind} {section.max_length}", lambda i: len(self._examples(i)[0])
+            f"examples {section.kind} {section.max_length}", lambda i: len(self._examples(i))
         )
         if not self.block_examples.sum():
             raise CorpusError(
@@ -91,29 +90,26 @@ class PairMaker:
     def draw(self, located: Located, key: int) -> Pairs:
         """Draw the pairs of examples in one window; `key` stands for seed and epoch."""
         keys = random_bits(key, located.block_numbers, located.examples)
-        starts = self._lookup(located, lambda i: self._examples(i)[0], located.examples)
-        stops = self._lookup(located, lambda i: self._examples(i)[1], located.examples)
         if self.section.kind == "none":
-            first = self.store.block_token_starts[located.block_numbers]
+            edges, blocks = self.store.block_token_starts, located.block_numbers
+            starts = edges[blocks] + located.examples * self._room
+            stops = np.minimum(starts + self._room, edges[blocks + 1])
             nothing = np.zeros_like(starts)
-            return Pairs(
-                first + starts, first + stops, nothing, nothing, np.zeros(len(starts), bool)
-            )
+            return Pairs(starts, stops, nothing, nothing, nothing.astype(bool))
+        sentences = self._lookup(located, self._examples, located.examples)
         if self.section.kind == "sentences":
-            return self._draw_sentences(located, starts, keys)
-        return self._draw_segments(located, starts, stops, keys)
+            return self._draw_sentences(located, sentences, keys)
+        return self._draw_segments(located, sentences, keys)
 
     # --- examples --------------------------------------------------------------------------------
 
-    def _index(self, number: int) -> _Examples:
-        """List a block's examples: first and last-plus-one sentence (``none``: token)."""
+    def _index(self, number: int) -> _Offsets:
+        """List a block's examples by their first sentence (``none``: token)."""
         block = self.store.block(number)
         if self.section.kind == "none":
-            starts = np.arange(0, len(block.tokens), self._room, dtype=np.int32)
-            return starts, np.append(starts[1:], np.int32(len(block.tokens)))
+            return np.arange(0, len(block.tokens), self._room, dtype=np.int32)
         if self.section.kind == "sentences":
-            neighbors = _fitting_neighbors(block, self._room)
-            return neighbors, neighbors + np.int32(2)
+            return _fitting_neighbors(block, self._room)
         return _cut_into_units(block, self._room)
 
     # --- the reference's way ---------------------------------------------------------------------
@@ -124,8 +120,8 @@ class PairMaker:
         `Deviation:` a random second that is too long is drawn again, where the reference drops the
         pair; after 32 draws the last one is cut to fit.
         """
-        a_starts, a_stops = self._sentence_range(located, sentences)
-        b_starts, b_stops = self._sentence_range(located, sentences + 1)
+        a_starts, a_stops, b_stops = (self._positions(located, sentences + i) for i in range(3))
+        b_starts = a_stops.copy()
         is_next = uniform(keys, _IS_NEXT) < self.section.next_fraction
         room = self._room - (a_stops - a_starts)
         own = self._document_of(located, sentences)
@@ -133,17 +129,17 @@ class PairMaker:
         for attempt in range(_REDRAWS):
             if not len(todo):
                 break
-            block, first, last = self._other_document(located, own, keys, todo, attempt)
+            there, first, last = self._other_document(located, own, keys, todo, attempt)
             sentence = first + below(last - first, keys[todo], _SENTENCE, attempt)
-            there = located._replace(blocks=block)
-            b_starts[todo], b_stops[todo] = self._sentence_range(there, sentence)
+            b_starts[todo] = self._positions(there, sentence)
+            b_stops[todo] = self._positions(there, sentence + 1)
             todo = todo[b_stops[todo] - b_starts[todo] > room[todo]]
         b_stops[todo] = b_starts[todo] + room[todo]
         return Pairs(a_starts, a_stops, b_starts, b_stops, is_next)
 
     # --- BERT's way ------------------------------------------------------------------------------
 
-    def _draw_segments(self, located: Located, starts: Ints, stops: Ints, keys: UInts) -> Pairs:
+    def _draw_segments(self, located: Located, starts: Ints, keys: UInts) -> Pairs:
         """Split a unit of whole sentences in two, or fill up its first part from elsewhere.
 
         A unit of one sentence has nothing that follows and gets a random second, as in the
@@ -152,24 +148,24 @@ class PairMaker:
         is_short = uniform(keys, _IS_SHORT) < self.section.short_fraction
         shorter = 2 + below(max(1, self._room - 1), keys, _TARGET)
         target = np.where(is_short, np.minimum(shorter, self._room), self._room)
-        stops = self._reach(located, starts, target, stops)
+        own = self._document_of(located, starts)
+        inside = own - located.window.document_starts[located.blocks]
+        ends = self._lookup(located, self._document_starts, inside + 1)
+        stops = self._reach(located, starts, target, ends)
         num_sentences = stops - starts
         middles = starts + 1 + below(np.maximum(num_sentences - 1, 1), keys, _SPLIT)
         is_next = (num_sentences > 1) & (uniform(keys, _IS_NEXT) < self.section.next_fraction)
-        a_starts, _ = self._sentence_range(located, starts)
-        _, a_stops = self._sentence_range(located, middles - 1)
+        a_starts, a_stops, b_stops = (
+            self._positions(located, each) for each in (starts, middles, stops)
+        )
         b_starts = a_stops.copy()
-        _, b_stops = self._sentence_range(located, stops - 1)
         todo = np.flatnonzero(~is_next)
         if len(todo):
-            own = self._document_of(located, starts)
-            block, first, last = self._other_document(located, own, keys, todo, 0)
-            there = located._replace(blocks=block)
+            there, first, last = self._other_document(located, own, keys, todo, 0)
             begin = first + below(last - first, keys[todo], _SENTENCE, 0)
             wanted = np.maximum(1, (target - (a_stops - a_starts))[todo])
             end = self._reach(there, begin, wanted, last)
-            b_starts[todo], _ = self._sentence_range(there, begin)
-            _, b_stops[todo] = self._sentence_range(there, end - 1)
+            b_starts[todo], b_stops[todo] = (self._positions(there, each) for each in (begin, end))
         return Pairs(*_truncate(a_starts, a_stops, b_starts, b_stops, self._room, keys), is_next)
 
     def _reach(self, located: Located, starts: Ints, num_tokens: Ints, limits: Ints) -> Ints:
@@ -204,11 +200,10 @@ class PairMaker:
                 out[rows] = np.searchsorted(offsets, values[rows].astype(np.int32), side)
         return out
 
-    def _sentence_range(self, located: Located, sentences: Ints) -> tuple[Ints, Ints]:
+    def _positions(self, located: Located, sentences: Ints) -> Ints:
+        """Find where sentences begin in the split; one past the last of a block: where it ends."""
         first = self.store.block_token_starts[located.block_numbers]
-        starts = self._lookup(located, self._sentence_starts, sentences)
-        stops = self._lookup(located, self._sentence_starts, sentences + 1)
-        return first + starts, first + stops
+        return first + self._lookup(located, self._sentence_starts, sentences)
 
     def _document_of(self, located: Located, sentences: Ints) -> Ints:
         """Find each sentence's document: its number inside the window."""
@@ -217,8 +212,8 @@ class PairMaker:
 
     def _other_document(
         self, located: Located, own: Ints, keys: UInts, rows: Ints, attempt: int
-    ) -> tuple[Ints, Ints, Ints]:
-        """Draw another document of the window, all alike: its block, first and last sentence."""
+    ) -> tuple[Located, Ints, Ints]:
+        """Draw another document of the window, all alike: where, its first and last sentence."""
         window = located.window
         drawn = below(int(window.document_starts[-1]) - 1, keys[rows], _DOCUMENT, attempt)
         drawn += drawn >= own[rows]
@@ -227,7 +222,7 @@ class PairMaker:
         inside = drawn - window.document_starts[block]
         first = self._lookup(there, self._document_starts, inside)
         last = self._lookup(there, self._document_starts, inside + 1)
-        return block, first, last
+        return there, first, last
 
 
 def _fitting_neighbors(block: Block, room: int) -> _Offsets:
@@ -239,8 +234,8 @@ def _fitting_neighbors(block: Block, room: int) -> _Offsets:
     return np.flatnonzero(has_next & fits).astype(np.int32)
 
 
-def _cut_into_units(block: Block, room: int) -> _Examples:
-    """Cut each document into runs of whole sentences that just reach `room` tokens.
+def _cut_into_units(block: Block, room: int) -> _Offsets:
+    """Cut each document into runs of whole sentences that just reach `room` tokens: their starts.
 
     For every sentence we know where a unit that begins there would end; from each document's
     first sentence on, all documents hop along these ends together.
@@ -256,8 +251,7 @@ def _cut_into_units(block: Block, room: int) -> _Examples:
         found.append(at)
         at, own_stop = stops[at], document_stops[at]
         at = at[at < own_stop]
-    starts = np.sort(np.concatenate(found))
-    return starts.astype(np.int32), stops[starts].astype(np.int32)
+    return np.sort(np.concatenate(found)).astype(np.int32)
 
 
 def _truncate(

@@ -48,7 +48,7 @@ FORMAT = 2
 BLOCK_TOKENS = 2**22
 """A block is closed once it holds this many tokens: 8 MB in memory, far below int32 offsets."""
 LONGEST_DOCUMENT_TOKENS = 2**24
-_SHARD_BLOCKS = 64
+_SHARD_BLOCKS = 8
 _MANIFEST_FILE, _COUNTS_FILE = "manifest.json", "token-counts.npy"
 
 _Size = Annotated[int, Field(ge=1, lt=2**31)]
@@ -77,11 +77,6 @@ class _Split(Section):
     shards: list[_Shard]
 
 
-class _Splits(Section):
-    train: _Split
-    held_out: _Split
-
-
 class _Manifest(Section, extra="allow"):
     """What a manifest must be before anything in it is believed."""
 
@@ -93,7 +88,7 @@ class _Manifest(Section, extra="allow"):
     held_out: list[str] = Field(default_factory=list)
     text: TextSection = TextSection()
     tokenizer: TokenizerSection = TokenizerSection()
-    splits: _Splits
+    splits: Annotated[dict[Literal["train", "held_out"], _Split], Field(min_length=2)]
     token_counts: _Counts
 
 
@@ -281,8 +276,7 @@ class Store:
         path, num_tokens = self.folder / _COUNTS_FILE, self.train.num_tokens
         check_file(path, self._files[_COUNTS_FILE])
         try:
-            with path.open("rb") as stream:
-                counts: Ints = np.lib.format.read_array(stream, allow_pickle=False)
+            counts: Ints = np.load(path, allow_pickle=False)
             if counts.dtype != np.int64 or counts.shape != (self.manifest["vocab_size"],):
                 raise ValueError("it does not hold one count for each id")
             if counts.min() < 0 or counts.max() > num_tokens or counts.sum() != num_tokens:
@@ -411,7 +405,8 @@ def _describe_file(path: Path) -> dict[str, Any]:
 
 def _listed_files(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Give the size and hash of each file by its name."""
-    shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
+    splits = manifest["splits"]
+    shards = [shard for name in ("train", "held_out") for shard in splits[name]["shards"]]
     return {listed["file"]: listed for listed in [*shards, manifest["token_counts"]]}
 
 

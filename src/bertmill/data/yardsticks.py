@@ -70,11 +70,7 @@ def measure_yardsticks(
 
 
 def measure_no_context(
-    token_counts: Ints,
-    shown: Ints,
-    labels: Ints,
-    masking: MaskingSection,
-    tokenizer: Tokenizer,
+    token_counts: Ints, shown: Ints, labels: Ints, masking: MaskingSection, tokenizer: Tokenizer
 ) -> tuple[float, float]:
     """Score the two context-free predictors: by frequencies, and by the token shown as well.
 
@@ -96,13 +92,12 @@ def measure_no_context(
     smoothed = token_counts + 1.0
     p = smoothed / smoothed.sum()
     unigram = -np.log(p[labels])
-    kept = 1.0 - masking.mask_token_fraction - masking.random_token_fraction
+    # Rounding may leave it a hair below 0.
+    kept = max(0.0, 1.0 - masking.mask_token_fraction - masking.random_token_fraction)
     num_ordinary = np.count_nonzero(~tokenizer.is_special)
     random = np.where(
         tokenizer.is_special[shown], 0.0, masking.random_token_fraction / num_ordinary
     )
-    # A share of 0 makes the shown token impossible; rounding may leave k a hair below 0.
-    kept = max(kept, 0.0)
     numerator = kept * p[shown] * (shown == labels) + random * p[labels]
     denominator = kept * p[shown] + random
     # Pairs masked by another program may show tokens that our masking cannot produce: those are

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 
 from bertmill.config import Recipe, TokenizerSection, apply_settings
 from bertmill.data.overlap import NUM_WEIGHTS, OverlapRule
@@ -16,16 +15,17 @@ from bertmill.errors import InputError, ModelError
 from bertmill.model.folder import LoadedModel, adopt_model
 from bertmill.model.pretraining import PretrainingModel
 from bertmill.train.validate import HeldOut, HeldOutScores
+from bertmill.use.pretrained import refuse_without_masked_token_head
+from bertmill.use.sequences import device_of
 
 
-def evaluate_held_out(
+def open_held_out(
     loaded: LoadedModel,
     sources: Sequence[str],
     settings: Sequence[str],
-    device: torch.device,
     say: Callable[[str], None],
-) -> HeldOutScores:
-    """Score a model on text: all its pairs, with masks that are the same for every model.
+) -> HeldOut:
+    """Read text for a model: all its pairs, with masks that are the same for every model.
 
     The text is cut into pairs and masked as the folder's ``bertmill.json`` says. Without that file
     the defaults of the recipe apply, and there are no yardsticks from the training text.
@@ -37,7 +37,6 @@ def evaluate_held_out(
         As a corpus.
     settings : sequence of str
         Changes to the sections ``text``, ``pairs`` and ``masking``.
-    device : torch.device
     say : callable
         Takes a line for each stage.
 
@@ -48,17 +47,6 @@ def evaluate_held_out(
     BertmillError
         The text cannot be read or gives no pairs; a setting is wrong.
     """
-    held_out = open_held_out(loaded, sources, settings, say)
-    return score_held_out(loaded, held_out, loaded.model, device)
-
-
-def open_held_out(
-    loaded: LoadedModel,
-    sources: Sequence[str],
-    settings: Sequence[str],
-    say: Callable[[str], None],
-) -> HeldOut:
-    """Read, cut and mask text for a model, as `evaluate_held_out` does."""
     refuse_without_masked_token_head(loaded)
     recipe, statistics = _how_to_read(loaded, settings), training_statistics(loaded)
     if loaded.about is None:
@@ -77,23 +65,13 @@ def open_held_out(
 
 
 def score_held_out(
-    loaded: LoadedModel, held_out: HeldOut, model: PretrainingModel, device: torch.device
+    loaded: LoadedModel, held_out: HeldOut, model: PretrainingModel
 ) -> HeldOutScores:
     """Score `model` with the heads of `loaded`; one that is untrained gives no NSP loss."""
-    scores = held_out.score(model.to(device), device)
+    scores = held_out.score(model, device_of(model))
     if has_next_sentence_head(loaded):
         return scores
     return dataclasses.replace(scores, nsp_loss=None, nsp_accuracy=None)
-
-
-def refuse_without_masked_token_head(loaded: LoadedModel) -> None:
-    """Raise `ModelError` where the masked-token head has random weights."""
-    if "masked_token_head" in loaded.new_parts:
-        raise ModelError(
-            loaded.folder,
-            "has no masked-token head, so it has no masked-token loss",
-            "give a folder that was saved with one, or train one by pretraining with `init_from`",
-        )
 
 
 def has_next_sentence_head(loaded: LoadedModel) -> bool:

@@ -10,13 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from bertmill.errors import InputError
-from bertmill.evaluation.held_out import refuse_without_masked_token_head
-from bertmill.model.folder import LoadedModel
 from bertmill.text.rows import read_rows, text_of
-from bertmill.use.score import pseudo_log_likelihoods
+from bertmill.use.pretrained import Pretrained
 
 _PARADIGM_COLUMNS = ("paradigm", "UID")
 
@@ -43,19 +40,18 @@ class MinimalPairScores(ParadigmScores):
 
 
 def evaluate_minimal_pairs(
-    loaded: LoadedModel, path: str, mask_rest_of_word: bool, device: torch.device
+    model: Pretrained, path: str, mask_rest_of_word: bool
 ) -> MinimalPairScores:
     """Score a model on a file of minimal pairs.
 
     Parameters
     ----------
-    loaded : LoadedModel
+    model : Pretrained
     path : str
         Rows with ``sentence_good``, ``sentence_bad`` and, where there are several paradigms,
         ``paradigm`` or ``UID``.
     mask_rest_of_word : bool
         See `Pretrained.score`.
-    device : torch.device
 
     Raises
     ------
@@ -66,7 +62,6 @@ def evaluate_minimal_pairs(
     InputError
         No pairs, or a sentence that is too long.
     """
-    refuse_without_masked_token_head(loaded)
     good, bad, names = [], [], []
     for row in read_rows(path):
         good.append(text_of(row, "sentence_good"))
@@ -75,10 +70,8 @@ def evaluate_minimal_pairs(
         names.append("all" if column is None else text_of(row, column))
     if not good:
         raise InputError(path, "has no pairs", "give a file with one pair per line")
-    scores = pseudo_log_likelihoods(
-        loaded.model.to(device), loaded.tokenizer, [*good, *bad], mask_rest_of_word, device
-    )
-    better, worse = np.split(scores, 2)
+    texts = [*good, *bad]
+    better, worse = np.split(model.score(texts, mask_rest_of_word=mask_rest_of_word), 2)
     ties = better == worse
     points = np.where(ties, 0.5, better > worse)
     # Numbers, not names: a NumPy array of texts drops trailing NULs and is as wide as the longest.
@@ -87,10 +80,12 @@ def evaluate_minimal_pairs(
     paradigms = {
         name: _count(points[owners == i], ties[owners == i]) for name, i in numbers.items()
     }
-    unknown = _has_unknown(loaded, good) | _has_unknown(loaded, bad)
+    ids, lengths = model.tokenizer.encode_batch(texts)
+    pair_of_token = np.repeat(np.arange(len(texts)) % len(good), lengths)
+    with_unknown = np.unique(pair_of_token[ids == model.tokenizer.unk_id])
     return MinimalPairScores(
         **vars(_count(points, ties)),
-        num_pairs_with_unknown=int(unknown.sum()),
+        num_pairs_with_unknown=len(with_unknown),
         mean_paradigm_accuracy=float(np.mean([p.accuracy for p in paradigms.values()])),
         mask_rest_of_word=mask_rest_of_word,
         paradigms=paradigms,
@@ -99,9 +94,3 @@ def evaluate_minimal_pairs(
 
 def _count(points: npt.NDArray[np.float64], ties: npt.NDArray[np.bool_]) -> ParadigmScores:
     return ParadigmScores(float(points.mean()), len(points), int(ties.sum()))
-
-
-def _has_unknown(loaded: LoadedModel, texts: list[str]) -> npt.NDArray[np.bool_]:
-    ids, lengths = loaded.tokenizer.encode_batch(texts)
-    owners = np.repeat(np.arange(len(texts)), lengths)
-    return np.bincount(owners, ids == loaded.tokenizer.unk_id, len(texts)) > 0

@@ -86,44 +86,38 @@ def predict_linearly(
     task: Task, features: Features, targets: Targets, dev_features: Features, seed: int
 ) -> Targets:
     """Fit logistic or ridge regression, its strength chosen on a tenth of the training examples."""
+    from scipy.sparse import issparse
     from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
 
+    # TF-IDF vectors have length 1 already.
+    is_sparse = issparse(features)
+    scaler = "passthrough" if is_sparse else StandardScaler()
+    if task.kind == "regression":
+        # The features of two texts are collinear, which only svd handles.
+        linear, strengths = Ridge(solver="auto" if is_sparse else "svd"), "linear__alpha"
+    else:
+        linear, strengths = LogisticRegression(max_iter=300), "linear__C"
+    values = [1 / each if task.kind == "regression" else each for each in _STRENGTHS]
+    classifier = Pipeline([("scaler", scaler), ("linear", linear)])
+    learned, choosing = choosing_rows(len(targets), seed)
+    if len(np.unique(targets[learned])) < 2:  # too few examples to choose by
+        classifier.set_params(**{strengths: values[len(values) // 2]})
+    else:
+        splits = [(learned, choosing)]
+        classifier = GridSearchCV(classifier, {strengths: values}, scoring=_quality, cv=splits)
     with warnings.catch_warnings():
         # A fit that has not quite converged is scored as it is.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        strength = _choose_strength(task, features, targets, seed)
-        predicted: Targets = _fit(task, strength, features, targets).predict(dev_features)
+        predicted: Targets = classifier.fit(features, targets).predict(dev_features)
     return predicted
 
 
-def _choose_strength(task: Task, features: Features, targets: Targets, seed: int) -> float:
-    learned, choosing = choosing_rows(len(targets), seed)
-    if len(np.unique(targets[learned])) < 2:  # too few examples to learn from
-        return _STRENGTHS[len(_STRENGTHS) // 2]
-
-    def quality(strength: float) -> float:
-        fitted = _fit(task, strength, features[learned], targets[learned])
-        predicted, true = fitted.predict(features[choosing]), targets[choosing]
-        if task.kind == "regression":
-            return -float(np.mean((predicted - true) ** 2))
-        return float(np.mean(predicted == true))
-
-    return max(_STRENGTHS, key=quality)
-
-
-def _fit(task: Task, strength: float, features: Features, targets: Targets) -> Any:
-    from scipy.sparse import issparse
-    from sklearn.linear_model import LogisticRegression, Ridge
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    is_sparse = issparse(features)
-    regression = (
-        # The features of two texts are collinear, which only svd handles.
-        Ridge(alpha=1 / strength, solver="auto" if is_sparse else "svd")
-        if task.kind == "regression"
-        else LogisticRegression(C=strength, max_iter=300)
-    )
-    # TF-IDF vectors have length 1 already.
-    steps = [regression] if is_sparse else [StandardScaler(), regression]
-    return make_pipeline(*steps).fit(features, targets)
+def _quality(fitted: Any, features: Features, targets: Targets) -> float:
+    predicted = fitted.predict(features)
+    if hasattr(fitted, "classes_"):
+        return float(np.mean(predicted == targets))
+    return -float(np.mean((predicted - targets) ** 2))

@@ -15,12 +15,13 @@ regularization and fine-tuning's best epoch.
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,17 +37,23 @@ from bertmill.evaluation.probes import (
     refuse_without_scikit_learn,
     tfidf_features,
 )
-from bertmill.model.folder import LoadedModel
 from bertmill.model.pretraining import PretrainingModel, initialize
 from bertmill.model.task import Task
 from bertmill.text.files import COMPRESSIONS
 from bertmill.text.rows import ROW_ENDINGS
-from bertmill.use.examples import Columns, Examples, read_examples, targets_of, task_of
-from bertmill.use.finetune import learn_task, make_inputs
+from bertmill.train.progress import RunProgress
+from bertmill.use.examples import (
+    Columns,
+    Examples,
+    read_examples,
+    read_similar,
+    targets_of,
+    task_of,
+)
+from bertmill.use.finetune import learn_task
 from bertmill.use.knobs import FinetuneKnobs
-from bertmill.use.pooling import longest_text
-from bertmill.use.predict import compute_outputs
 from bertmill.use.pretrained import Pretrained
+from bertmill.use.sequences import device_of
 
 _METHODS = ("majority", "tfidf", "probe_random", "probe", "finetune_random", "finetune")
 _MAIN_MEASURES = {"cola": "matthews", "mrpc": "f1"}
@@ -91,23 +98,21 @@ class AllTaskScores:
 
 
 def evaluate_tasks(
-    loaded: LoadedModel,
+    model: Pretrained,
     folder: str,
     num_seeds: int,
     with_finetuning: bool,
-    device: torch.device,
     say: Callable[[str], None],
 ) -> AllTaskScores:
     """Probe and fine-tune a model on every task of a folder.
 
     Parameters
     ----------
-    loaded : LoadedModel
+    model : Pretrained
     folder : str
         A folder for each task, with files ``train`` and ``dev`` as `read_examples` takes them.
     num_seeds : int
     with_finetuning : bool
-    device : torch.device
     say : callable
         Takes a line for each method's scores.
 
@@ -122,13 +127,13 @@ def evaluate_tasks(
     if num_seeds < 1:
         raise InputError("`seeds`", f"is {num_seeds}", "give 1 or more")
     # All are read first: a damaged file is found before the long work begins.
-    tasks = {name: _TaskData.read(*files, device) for name, files in _find_tasks(folder)}
+    tasks = {name: _TaskData.read(*files) for name, files in _find_tasks(folder)}
     found = {}
     for name, data in tasks.items():
         main = _MAIN_MEASURES.get(name.lower(), "accuracy") if data.task.labels else "spearman"
         methods = {}
         for method in _METHODS if with_finetuning else _METHODS[:4]:
-            measured = [data.measure(each) for each in data.predict(method, loaded, num_seeds)]
+            measured = [data.measure(each) for each in data.predict(method, model, num_seeds)]
             is_fixed = method == "majority"
             methods[method] = {
                 key: _estimate([values[key] for values in measured], is_fixed)
@@ -152,29 +157,22 @@ class _TaskData:
     task: Task
     train_targets: Targets
     dev_targets: Targets
-    device: torch.device
 
     @classmethod
-    def read(cls, train_file: str, dev_file: str, device: torch.device) -> _TaskData:
+    def read(cls, train_file: str, dev_file: str) -> _TaskData:
         train = read_examples(train_file, Columns(), None)
         if train.kind == "words":
             raise InputError(train_file, "labels words", "tasks here label texts or pairs of texts")
         texts = [*train.first, *(train.second or [])]
         if len(train) < 2 or not any(str(text).strip() for text in texts):
             raise InputError(train_file, "has fewer than 2 examples, or none with words")
-        dev = read_examples(dev_file, Columns(), train.kind)
-        if (dev.second is None) != (train.second is None):
-            raise InputError(
-                dev_file,
-                "does not have as many texts per row as the training examples",
-                "use the same columns in both files",
-            )
+        dev = read_similar(dev_file, Columns(), train)
         task = task_of(train, train_file)
         train_targets = np.array(targets_of(train, task, train_file))
         dev_targets = np.array(targets_of(dev, task, dev_file))
-        return cls(train, dev, task, train_targets, dev_targets, device)
+        return cls(train, dev, task, train_targets, dev_targets)
 
-    def predict(self, method: str, loaded: LoadedModel, num_seeds: int) -> Iterator[Targets]:
+    def predict(self, method: str, model: Pretrained, num_seeds: int) -> Iterator[Targets]:
         """Predict the dev examples once per seed, or once for a method without randomness."""
         if method == "majority":
             yield predict_constant(self.task, self.train_targets, len(self.dev))
@@ -183,9 +181,9 @@ class _TaskData:
         if method == "tfidf":
             fixed = tfidf_features(self.train, self.dev)
         elif method == "probe":
-            fixed = self._encoder_features(loaded)
+            fixed = self._encoder_features(model)
         for seed in range(1, num_seeds + 1):
-            chosen = _with_random_weights(loaded, seed) if method.endswith("_random") else loaded
+            chosen = _with_random_weights(model, seed) if method.endswith("_random") else model
             if method.startswith("finetune"):
                 yield self._fine_tuned(chosen, seed)
             else:
@@ -215,41 +213,33 @@ class _TaskData:
                 "matthews": float(metrics.matthews_corrcoef(true, predicted)),
             }
 
-    def _encoder_features(self, loaded: LoadedModel) -> tuple[object, object]:
-        model = Pretrained(loaded, self.device)
+    def _encoder_features(self, model: Pretrained) -> tuple[object, object]:
         return encoder_features(model, self.train), encoder_features(model, self.dev)
 
-    def _fine_tuned(self, loaded: LoadedModel, seed: int) -> Targets:
+    def _fine_tuned(self, model: Pretrained, seed: int) -> Targets:
         learned, choosing = (rows.tolist() for rows in choosing_rows(len(self.train), seed))
         tuned = learn_task(
-            loaded,
+            model.loaded,
             self.task,
             self.train.select(learned),
             self.train.select(choosing),
             FinetuneKnobs(epochs=_EPOCHS, seed=seed),
-            self.device,
-            show=lambda line, done: None,
-            after_epoch=lambda epoch: None,
+            RunProgress(io.StringIO()),
         )
-        inputs = make_inputs(loaded.tokenizer, self.dev, longest_text(loaded))
-        outputs = compute_outputs(tuned.model, inputs, self.device)
-        if self.task.kind == "regression":
-            return outputs[:, 0].astype(np.float64)
-        classes: Targets = outputs.argmax(-1).astype(np.float64)
-        return classes
+        loaded = dataclasses.replace(model.loaded, task_model=tuned.model)
+        opened = Pretrained(loaded, device_of(model.model))
+        answers: list[Any] = opened.predict(self.dev.first, self.dev.second)
+        labels = answers if self.task.kind == "regression" else [each.label for each in answers]
+        return np.array(targets_of(dataclasses.replace(self.dev, labels=labels), self.task, ""))
 
 
 def _find_tasks(folder: str) -> Iterator[tuple[str, tuple[str, str]]]:
     """Yield each task's name and files, in the order of their names."""
-    if not os.path.isdir(folder):
-        raise InputError(
-            f"`tasks` {folder}", "is not a folder", "give one with a folder for each task"
-        )
-    folders = sorted(
-        path for path in Path(folder).iterdir() if path.is_dir() and not path.name.startswith(".")
-    )
+    folders = sorted(path for path in Path(folder).glob("[!.]*") if path.is_dir())
     if not folders:
-        raise InputError(f"`tasks` {folder}", "has no tasks", "put a folder for each task into it")
+        raise InputError(
+            f"`tasks` {folder}", "is not a folder of tasks", "put a folder for each task into it"
+        )
     for task in folders:
         yield task.name, (_find_split(task, "train"), _find_split(task, "dev"))
 
@@ -262,12 +252,13 @@ def _find_split(task: Path, split: str) -> str:
     raise InputError(task, f"has no {split} examples", f"add {split}.jsonl, .csv, .tsv or .parquet")
 
 
-def _with_random_weights(loaded: LoadedModel, seed: int) -> LoadedModel:
+def _with_random_weights(pretrained: Pretrained, seed: int) -> Pretrained:
     """Return the same network and tokenizer with random weights, as pretraining starts from."""
-    section = loaded.model.section
-    model = PretrainingModel(section, loaded.model.vocab_size)
+    section = pretrained.model.section
+    model = PretrainingModel(section, pretrained.model.vocab_size)
     initialize(model, section, torch.Generator().manual_seed(make_key(seed, "weights")))
-    return dataclasses.replace(loaded, model=model.eval(), task_model=None)
+    loaded = dataclasses.replace(pretrained.loaded, model=model.eval(), task_model=None)
+    return Pretrained(loaded, device_of(pretrained.model))
 
 
 def _estimate(values: Sequence[float], is_fixed: bool) -> Estimate:

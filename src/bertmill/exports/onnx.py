@@ -117,8 +117,7 @@ def score_files(loaded: LoadedModel, folder: Path, held_out: HeldOut) -> dict[st
     for path in sorted(folder.glob("*.onnx")):
         twin = models[path.name] = copy.deepcopy(loaded.model)
         twin.add_module("encoder", OnnxEncoder(path, twin.encoder.word_embeddings))
-    cpu = torch.device("cpu")
-    return {name: score_held_out(loaded, held_out, each, cpu) for name, each in models.items()}
+    return {name: score_held_out(loaded, held_out, each) for name, each in models.items()}
 
 
 class OnnxEncoder(Encoder):
@@ -196,8 +195,7 @@ def write_onnx(folder: Path, loaded: LoadedModel) -> float:
     if not difference <= LARGEST_DIFFERENCE:  # or not a number
         raise ModelError(
             loaded.folder,
-            f"onnxruntime computes vectors that differ by {difference:.2g}, "
-            f"more than {LARGEST_DIFFERENCE:.0e}",
+            f"onnxruntime computes other vectors, by {difference:.2g} (limit {LARGEST_DIFFERENCE})",
             "install another version of onnxruntime or onnxscript",
         )
     return difference

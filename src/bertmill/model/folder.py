@@ -234,8 +234,6 @@ def _make(
 
 def model_folder(path: str | Path) -> Path:
     """Return the model's own folder: a run keeps it under ``model``."""
-    if not str(path):
-        raise ModelError("MODEL", "has no name", "give a run folder or a model folder")
     path = Path(path)
     for folder in (path / "model", path):
         if os.path.isfile(folder / "config.json"):

@@ -101,17 +101,18 @@ def write_model_card(
 def _training(summary: RunSummary, num_tokens: int | None) -> list[str]:
     recipe, facts = summary.recipe, summary.facts
     tokens = f", {num_tokens:,} tokens" if num_tokens else ""
+    steps, batch_size = summary.metrics.last_step, recipe.train.batch_size
     begun_with = _public_name(facts.init_from.folder) if facts.init_from else "random weights"
     lines = [
         "## Training\n",
         f"- Text: {', '.join(map(_public_name, facts.corpus))}{tokens}",
-        f"- Recipe: {recipe.name}, {summary.steps:,} steps of {recipe.train.batch_size:,} "
+        f"- Recipe: {recipe.name}, {steps:,} steps of {batch_size:,} "
         f"sequences of up to {recipe.pairs.max_length} tokens",
         f"- Begun with: {begun_with}",
         f"- Versions: {', '.join(f'{name} {v}' for name, v in facts.versions.items())}\n",
     ]
-    if summary.scores is not None:
-        lines.append(_table(summary.scores))
+    if summary.metrics.scores is not None:
+        lines.append(_table(summary.metrics.scores))
     lines += ["<details><summary>The whole recipe</summary>\n", "```toml"]
     lines += [recipe_to_toml(_without_paths(recipe)).rstrip(), "```\n", "</details>\n"]
     return lines

@@ -6,12 +6,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from bertmill.config import MaskingSection, ModelSection, PairsSection, load_recipe, recipe_names
+import numpy as np
+
+from bertmill.config import MaskingSection, PairsSection, load_recipe, recipe_names
+from bertmill.data.batch import Batch, Batches
 from bertmill.data.store import Store, is_store
-from bertmill.errors import InputError
+from bertmill.errors import CorpusError, InputError
 from bertmill.model.folder import load_model, model_folder
 from bertmill.model.pretraining import PretrainingModel, shapes_alone
-from bertmill.show.samples import masked_samples
+from bertmill.text.tokenizer import Tokenizer
 from bertmill.train.run_folder import RunFolder
 
 
@@ -34,7 +37,9 @@ def describe(target: str | Path, num_pairs: int = 3, check: bool = False) -> dic
     Raises
     ------
     InputError
-        None of the four.
+        Nothing is there.
+    ModelError
+        A folder of something else.
     StoreError
         With `check`: the store is damaged.
     """
@@ -46,9 +51,7 @@ def describe(target: str | Path, num_pairs: int = 3, check: bool = False) -> dic
     if os.path.isfile(path / "recipe.toml"):
         return _describe_run(RunFolder(path), num_pairs, check)
     if os.path.isdir(path):
-        if os.path.isfile(path / "config.json") or os.path.isdir(path / "model"):
-            return _describe_model(path)
-        raise InputError(path, "is not a store, run or model folder (no config.json)")
+        return _describe_model(path)
     raise InputError(
         target,
         "does not exist",
@@ -56,17 +59,13 @@ def describe(target: str | Path, num_pairs: int = 3, check: bool = False) -> dic
     )
 
 
-def count_parameters(section: ModelSection, vocab_size: int) -> dict[str, int]:
-    """Count a network's parameters without making it."""
-    with shapes_alone():
-        return PretrainingModel(section, vocab_size).count_parameters()
-
-
 def _describe_recipe(target: str) -> dict[str, Any]:
     recipe = load_recipe(target)
-    # The number of distinct words is only known once the text is read.
-    is_known = recipe.tokenizer.kind == "wordpiece"
-    counts = count_parameters(recipe.model, recipe.tokenizer.vocab_size) if is_known else None
+    counts = None
+    if recipe.tokenizer.kind == "wordpiece":  # distinct words are not known without the text
+        with shapes_alone():
+            model = PretrainingModel(recipe.model, recipe.tokenizer.vocab_size)
+        counts = model.count_parameters()
     return {"kind": "recipe", "parameters": counts, "recipe": recipe.model_dump()}
 
 
@@ -123,3 +122,39 @@ def _describe_model(path: Path) -> dict[str, Any]:
         "new_weights": list(loaded.new_weights),
         "model": loaded.model.section.model_dump(),
     }
+
+
+def masked_samples(
+    store: Store, pairs: PairsSection, masking: MaskingSection, seed: int, count: int
+) -> list[dict[str, Any]]:
+    """Draw the first training sequences of a run; none where the store cannot give such pairs.
+
+    Returns
+    -------
+    list of dict
+        ``is_next``: whether the second segment follows the first; None without pairs. ``text``:
+        ``[MASK](senate)`` hides "senate", ``dog(senate)`` shows a random token, ``senate(=)`` is
+        shown but predicted.
+    """
+    if count < 1:
+        return []
+    tokenizer = store.tokenizer
+    try:
+        batches = Batches(store.train, tokenizer, pairs, masking, 1, seed, "the corpus")
+    except CorpusError:
+        return []
+    samples = []
+    for i in range(min(count, batches.num_examples)):
+        batch = batches.batch_of(np.array([i]))
+        labels = batch.next_sentence_labels
+        is_next = bool(labels[0]) if len(labels) else None
+        samples.append({"is_next": is_next, "text": _with_masks_visible(batch, tokenizer)})
+    return samples
+
+
+def _with_masks_visible(batch: Batch, tokenizer: Tokenizer) -> str:
+    names = tokenizer.tokens(batch.token_ids)
+    for at, label in zip(batch.masked_at.tolist(), batch.masked_labels.tolist(), strict=True):
+        true = "=" if batch.token_ids[at] == label else tokenizer.tokens([label])[0]
+        names[at] += f"({true})"
+    return " ".join(names)

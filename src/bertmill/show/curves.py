@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bertmill.show.summary import RunSummary, summarize
+from bertmill.train.metrics import Metrics
 from bertmill.train.run_folder import RunFolder
 from bertmill.train.validate import LOSS_NAMES
 
@@ -37,37 +37,39 @@ class CurvesFile:
     def draw(self, run: RunFolder) -> None:
         """Draw the picture again, where there is something to draw."""
         started = time.monotonic()
-        summary = summarize(run)
-        if not summary.loss_kinds:
+        metrics, whole = run.metrics(), run.path / ".loss.part.png"
+        if not metrics.loss_kinds:
             return
         try:
-            draw_curves(summary)
+            whole.write_bytes(draw_losses(metrics))
+            whole.replace(run.path / "loss.png")
         except OSError as error:
             self._say(f"loss.png cannot be written ({error.strerror})")
         self._next_at = time.monotonic() + 100 * (time.monotonic() - started)
 
 
-def draw_curves(summary: RunSummary) -> Path:
-    """Draw ``loss.png`` into the run's folder and return its path."""
+def draw_losses(metrics: Metrics, title: str = "") -> bytes:
+    """Draw a panel for each loss that was recorded, as PNG."""
     figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
-    kinds = summary.loss_kinds
+    figure.suptitle(title, fontsize=10)
+    kinds = metrics.loss_kinds
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
-        _panel(axes, kind, summary)
-    whole = summary.folder / ".loss.part.png"
-    figure.savefig(whole)
-    return whole.replace(summary.folder / "loss.png")
+        _panel(axes, kind, metrics)
+    picture = io.BytesIO()
+    figure.savefig(picture)
+    return picture.getvalue()
 
 
-def _panel(axes: Axes, kind: str, summary: RunSummary) -> None:
+def _panel(axes: Axes, kind: str, metrics: Metrics) -> None:
     curves = (
-        ("train", _TRAIN, "", summary.train_curve(kind)),
-        ("held-out", _HELD_OUT, "o", summary.held_out_curve(kind)),
+        ("train", _TRAIN, "", metrics.train_curve(kind)),
+        ("held-out", _HELD_OUT, "o", metrics.held_out_curve(kind)),
     )
     for label, color, marker, points in curves:
         if any(loss is not None for _, loss in points):
             steps, losses = np.array(points, float).T
             axes.plot(steps, losses, label=label, color=color, marker=marker, markersize=3.5)
-    scores = summary.scores.losses if summary.scores else ()
+    scores = metrics.scores.losses if metrics.scores else ()
     levels = [level for each in scores if each.kind == kind for level in each.levels]
     levels.sort(key=lambda level: level.nats)
     for level, style in zip(levels, ("--", ":"), strict=False):

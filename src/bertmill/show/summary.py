@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bertmill.config import Recipe
-from bertmill.train.metrics import HeldOutRecord, TrainRecord
+from bertmill.train.metrics import Metrics
 from bertmill.train.run_folder import Facts, RunFolder
 from bertmill.train.session import Outcome
-from bertmill.train.validate import LOSS_NAMES, HeldOutScores
-
-Curve = list[tuple[int, float | None]]
-"""Steps, and the losses there."""
+from bertmill.train.validate import HeldOutScores
 
 
 @dataclass(frozen=True)
@@ -23,37 +20,10 @@ class RunSummary:
     folder: Path
     recipe: Recipe
     facts: Facts
-    train: tuple[TrainRecord, ...]
-    """The training curve: one record per log interval."""
-    held_out: tuple[HeldOutRecord, ...]
-    """The held-out curve: one record per validation, yardsticks included."""
+    metrics: Metrics
+    """The curves: training, and held-out."""
     diagnosis: tuple[str, ...]
     """What the finished run was found not to have learned."""
-
-    @property
-    def steps(self) -> int:
-        """Updates that were recorded."""
-        steps = [*(each.step for each in self.train), *(each.step for each in self.held_out)]
-        return max(steps, default=0)
-
-    @property
-    def scores(self) -> HeldOutScores | None:
-        """Of the last validation; with the yardsticks."""
-        return self.held_out[-1].scores if self.held_out else None
-
-    @property
-    def loss_kinds(self) -> list[str]:
-        """The losses that were recorded: ``mlm``, and ``nsp`` with pairs."""
-        curves = {kind: self.train_curve(kind) + self.held_out_curve(kind) for kind in LOSS_NAMES}
-        return [k for k, curve in curves.items() if any(loss is not None for _, loss in curve)]
-
-    def train_curve(self, kind: str) -> Curve:
-        """Return steps and training losses of one kind; None where no update was made."""
-        return [(record.step, getattr(record, f"{kind}_loss")) for record in self.train]
-
-    def held_out_curve(self, kind: str) -> Curve:
-        """Return steps and held-out losses of one kind."""
-        return [(record.step, getattr(record.scores, f"{kind}_loss")) for record in self.held_out]
 
 
 def summarize(run: RunFolder) -> RunSummary:
@@ -65,8 +35,7 @@ def summarize(run: RunFolder) -> RunSummary:
         Not a run, or a damaged one.
     """
     recipe, facts = run.read()
-    train, held_out = run.metrics()
-    return RunSummary(run.path, recipe, facts, tuple(train), tuple(held_out), run.diagnosis())
+    return RunSummary(run.path, recipe, facts, run.metrics(), run.diagnosis())
 
 
 def score_lines(scores: HeldOutScores) -> Iterator[str]:

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from bertmill.show.summary import RunSummary, summarize
+from bertmill.train.metrics import Metrics
 from bertmill.train.run_folder import RunFolder
 from bertmill.train.validate import LOSS_NAMES, HeldOutScores
 
@@ -87,11 +88,12 @@ def _run(summary: RunSummary) -> Iterator[str]:
     batch_size, max_length = recipe.train.batch_size, recipe.pairs.max_length
     budget = recipe.train.budget_seconds or facts.budget_seconds
     length = f"in a budget of {_duration(budget)}" if budget else f"of {recipe.train.steps:,}"
-    seconds = summary.train[-1].seconds if summary.train else None
+    metrics = summary.metrics
+    seconds = metrics.train[-1].seconds if metrics.train else None
     took = "" if seconds is None else f", {_duration(seconds)} of training"
     share = f"{recipe.text.held_out_fraction:.0%} of the corpus"
     rows = {
-        "steps": f"{summary.steps:,} {length}{took}",
+        "steps": f"{metrics.last_step:,} {length}{took}",
         "batch": f"{batch_size:,} sequences of up to {max_length:,} tokens",
         "corpus": ", ".join(facts.corpus),
         "held out": ", ".join(facts.held_out) or share,
@@ -100,26 +102,26 @@ def _run(summary: RunSummary) -> Iterator[str]:
         "made with": ", ".join(f"{name} {each}" for name, each in facts.versions.items()),
     }
     yield from _section("", rows.items())
-    if summary.loss_kinds:
-        yield from _curves(summary)
-    if summary.scores is not None:
-        yield from _scores(summary.scores, summary.held_out[-1].step)
+    if metrics.loss_kinds:
+        yield from _curves(metrics)
+    if metrics.scores is not None:
+        yield from _scores(metrics.scores, metrics.held_out[-1].step)
     if summary.diagnosis:
         yield from _section("Diagnosis", [("", line) for line in summary.diagnosis])
 
 
-def _curves(summary: RunSummary) -> Iterator[str]:
+def _curves(metrics: Metrics) -> Iterator[str]:
     """Show some rows of the curves: those of validations, where there are any."""
-    train = {record.step: record for record in summary.train}
-    held_out = {record.step: record.scores for record in summary.held_out}
+    train = {record.step: record for record in metrics.train}
+    held_out = {record.step: record.scores for record in metrics.held_out}
     steps = list(held_out or train)
     every = -(-len(steps) // _MOST_ROWS)
     columns, rows = ["step"], []
-    for kind in summary.loss_kinds:
+    for kind in metrics.loss_kinds:
         columns += [f"train {kind}", "held-out"]
     for step in steps[::-every][::-1]:
         row = [f"{step:,}"]
-        for kind in summary.loss_kinds:
+        for kind in metrics.loss_kinds:
             for record in (train.get(step), held_out.get(step)):
                 row.append(_number(getattr(record, f"{kind}_loss", None), ".3f"))
         rows.append([*row, _number(getattr(train.get(step), "pairs_per_second", None), ",.0f")])

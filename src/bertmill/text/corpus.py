@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from typing import NamedTuple
 
 from bertmill.config import TextSection
@@ -62,15 +63,9 @@ def _read_text(file: SourceFile, section: TextSection) -> Iterator[str]:
 
 
 def _blocks(lines: Iterable[str]) -> Iterator[str]:
-    block: list[str] = []
-    for line in lines:
-        if line.strip():
-            block.append(line)
-        elif block:
+    for has_text, block in groupby(lines, lambda line: bool(line.strip())):
+        if has_text:
             yield " ".join(block)
-            block = []
-    if block:
-        yield " ".join(block)
 
 
 def _read_wikitext(file: SourceFile, section: TextSection) -> Iterator[str]:

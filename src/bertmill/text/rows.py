@@ -118,17 +118,13 @@ def _read_text(file: SourceFile) -> Iterator[Row]:
         yield f"{file.url}, line {number}", {"text": line}
 
 
-def _read_csv(file: SourceFile) -> Iterator[Row]:
-    csv.field_size_limit(_LONGEST_CSV_VALUE)
-    # A quoted value may hold line ends, which are part of it.
-    yield from _read_table(file, csv.reader(read_lines(file, keep_ends=True), strict=True))
-
-
-def _read_tsv(file: SourceFile) -> Iterator[Row]:
-    yield from _read_table(file, (line.split("\t") for line in read_lines(file)))
-
-
-def _read_table(file: SourceFile, lines: Iterable[list[str]]) -> Iterator[Row]:
+def _read_table(file: SourceFile) -> Iterator[Row]:
+    lines: Iterable[list[str]]
+    if file.suffix == ".csv":  # a quoted value may hold line ends, which are part of it
+        csv.field_size_limit(_LONGEST_CSV_VALUE)
+        lines = csv.reader(read_lines(file, keep_ends=True), strict=True)
+    else:
+        lines = (line.split("\t") for line in read_lines(file))
     names: list[str] = []
     try:
         for number, values in enumerate(lines, 1):
@@ -182,6 +178,6 @@ def _refuse_twins(names: Sequence[str], file: SourceFile) -> None:
 _READERS = {
     ".txt": _read_text,
     ".jsonl": _read_json_lines,
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
+    ".csv": _read_table,
+    ".tsv": _read_table,
 }

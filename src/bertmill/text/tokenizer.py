@@ -164,7 +164,8 @@ class Tokenizer:
             config["do_lower_case"] = backend.normalizer.lowercase
             config["strip_accents"] = backend.normalizer.strip_accents
             config["tokenize_chinese_chars"] = backend.normalizer.handle_chinese_chars
-        _write_json(folder / "tokenizer_config.json", config)
+        written = json.dumps(config, indent=2, ensure_ascii=False)
+        (folder / "tokenizer_config.json").write_text(written + "\n", "utf-8")
         (folder / "vocab.txt").write_text(
             "".join(f"{token}\n" for token in self.tokens(range(self.size))), "utf-8"
         )
@@ -188,21 +189,20 @@ def load_tokenizer(path: str | Path, section: TokenizerSection | None = None) ->
     if not path.exists():
         raise TokenizerError(path, "does not exist", "give a tokenizer folder or a vocab.txt")
     config = _read_config(path) if path.is_dir() else {}
-    names = [
-        _token_name(config.get(key)) or default
-        for key, default in zip(_SPECIAL_KEYS, section.special_tokens, strict=True)
-    ]
+    names = list(section.special_tokens)
+    for i, key in enumerate(_SPECIAL_KEYS):
+        name = config.get(key)
+        if isinstance(name, dict):  # as Hugging Face writes an added token
+            name = name.get("content")
+        if isinstance(name, str) and name:
+            names[i] = name
     try:
         if (path / "tokenizer.json").is_file():
             backend = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
             return Tokenizer(backend, names)
         vocab_file = path / "vocab.txt" if path.is_dir() else path
         if not vocab_file.is_file():
-            raise TokenizerError(
-                path,
-                "holds neither tokenizer.json nor vocab.txt",
-                "give a folder that has one of them",
-            )
+            raise TokenizerError(path, "holds neither tokenizer.json nor vocab.txt")
         tokens = vocab_file.read_text("utf-8").removesuffix("\n").split("\n")
         lowercase = bool(config.get("do_lower_case", section.lowercase))
         accents = config.get("strip_accents")
@@ -212,11 +212,7 @@ def load_tokenizer(path: str | Path, section: TokenizerSection | None = None) ->
     except TokenizerError as error:
         raise TokenizerError(path, error.what, error.fix) from None
     except Exception as error:  # the library raises bare Exception for a broken file
-        raise TokenizerError(
-            path,
-            f"is not a tokenizer ({error})",
-            "give a folder with tokenizer.json or vocab.txt",
-        ) from None
+        raise TokenizerError(path, f"is not a tokenizer ({error})") from None
 
 
 def make_wordpiece(
@@ -252,14 +248,3 @@ def _read_config(folder: Path) -> dict[str, Any]:
             if isinstance(values, dict):
                 config.update(values)
     return config
-
-
-def _token_name(value: object) -> str | None:
-    """Read a special token as Hugging Face writes it: a string, or an object with ``content``."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
-
-
-def _write_json(path: Path, values: object) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")

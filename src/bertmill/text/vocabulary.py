@@ -115,12 +115,11 @@ def _count_pieces(counts: Counter[str], section: TokenizerSection) -> Counter[st
     learner = tokenizers.Tokenizer(models.WordPiece(unk_token=section.unk_token))
     learner.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
     learner.train_from_iterator(_repeat_by_count(counts), trainer)
-    words = list(counts)
     pieces: Counter[str] = Counter(dict.fromkeys(learner.get_vocab(), 0))
-    plain = tokenizers.Tokenizer(learner.model)  # the words are normalized and split already
-    for word, encoding in zip(words, plain.encode_batch(words), strict=True):
-        for token in encoding.tokens:
-            pieces[token] += counts[word]
+    model = learner.model  # alone: the words are normalized and split already
+    for word, n in counts.items():
+        for token in model.tokenize(word):
+            pieces[token.value] += n
     return pieces
 
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
-from bertmill.config import Recipe
 from bertmill.train.device import repeatable_kernels
 from bertmill.train.malloc import freed_memory_kept
+from bertmill.train.metrics import Record
 from bertmill.train.progress import RunProgress
 from bertmill.train.run_folder import RunFolder
 from bertmill.train.session import Outcome, Session
@@ -18,30 +15,13 @@ from bertmill.train.signals import stop_signals
 from bertmill.train.start import Plan
 
 
-@dataclass(frozen=True)
-class Run:
-    """A pretraining run, and how its last session went."""
-
-    folder: Path
-    recipe: Recipe
-    vocab_size: int
-    train_documents: int
-    outcome: Outcome
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as ``pretrain --json`` prints them."""
-        return {
-            "run": str(self.folder),
-            "recipe": self.recipe.name,
-            "vocab_size": self.vocab_size,
-            "train_documents": self.train_documents,
-            **asdict(self.outcome),
-        }
-
-
 def pretrain_loop(
-    plan: Plan, progress: RunProgress, after_checkpoint: Callable[[RunFolder], None], stop_at: float
-) -> Run:
+    plan: Plan,
+    progress: RunProgress,
+    after_checkpoint: Callable[[RunFolder], None],
+    on_metrics: Callable[[Record], object],
+    stop_at: float,
+) -> Outcome:
     """Train until the run's end, a limit, or a signal; save; say how it went.
 
     Parameters
@@ -51,6 +31,8 @@ def pretrain_loop(
     progress : RunProgress
     after_checkpoint : callable
         Called with the run whenever a checkpoint is whole.
+    on_metrics : callable
+        Called with each record once it is kept. What it raises ends the session.
     stop_at : float
         Reading of ``time.monotonic`` at which the session saves and stops.
 
@@ -59,7 +41,8 @@ def pretrain_loop(
     RunError
         The loss is not finite, or the run cannot be saved.
     """
-    session, world, knobs = Session(plan, progress, after_checkpoint), plan.world, plan.recipe.train
+    session = Session(plan, progress, after_checkpoint, on_metrics)
+    world, knobs = plan.world, plan.recipe.train
     session.restore()
     with (
         freed_memory_kept(),
@@ -77,6 +60,4 @@ def pretrain_loop(
                 session.save()
             if world.agree(stop.signal is not None or time.monotonic() >= stop_at):
                 break
-        outcome = session.finish(stop.signal)
-    store = plan.data.store
-    return Run(plan.run.path, plan.recipe, store.tokenizer.size, store.train.num_documents, outcome)
+        return session.finish(stop.signal)

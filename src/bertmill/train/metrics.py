@@ -15,7 +15,7 @@ from torch import Tensor
 from bertmill.config import NetworkSection, Section
 from bertmill.data.batch import Counts
 from bertmill.model.pretraining import LossSums, PretrainingInput, count_step_flops
-from bertmill.train.validate import HeldOutScores
+from bertmill.train.validate import LOSS_NAMES, HeldOutScores
 
 SUM_NAMES = ("mlm", "nsp", "predictions", "pairs", "skipped", "skipped_in_a_row")
 
@@ -58,17 +58,49 @@ class HeldOutRecord(NamedTuple):
         return {"step": self.step, "split": "held_out", **asdict(self.scores)}
 
 
+Record = TrainRecord | HeldOutRecord
+
+Curve = list[tuple[int, float | None]]
+"""Steps, and the losses there."""
+
+
 class Metrics(NamedTuple):
     """All records of a run, each list in the order of its steps."""
 
     train: list[TrainRecord]
+    """One record per log interval."""
     held_out: list[HeldOutRecord]
+    """One record per validation, yardsticks included."""
+
+    @property
+    def last_step(self) -> int:
+        """Updates that were recorded."""
+        return max((record.step for records in self for record in records[-1:]), default=0)
+
+    @property
+    def scores(self) -> HeldOutScores | None:
+        """Of the last validation; with the yardsticks."""
+        return self.held_out[-1].scores if self.held_out else None
+
+    @property
+    def loss_kinds(self) -> list[str]:
+        """The losses that were recorded: ``mlm``, and ``nsp`` with pairs."""
+        curves = {kind: self.train_curve(kind) + self.held_out_curve(kind) for kind in LOSS_NAMES}
+        return [k for k, curve in curves.items() if any(loss is not None for _, loss in curve)]
+
+    def train_curve(self, kind: str) -> Curve:
+        """Return steps and training losses of one kind; None where no update was made."""
+        return [(record.step, getattr(record, f"{kind}_loss")) for record in self.train]
+
+    def held_out_curve(self, kind: str) -> Curve:
+        """Return steps and held-out losses of one kind."""
+        return [(record.step, getattr(record.scores, f"{kind}_loss")) for record in self.held_out]
 
 
 _SCORES = TypeAdapter(HeldOutScores)
 
 
-def read_record(line: bytes) -> TrainRecord | HeldOutRecord:
+def read_record(line: bytes) -> Record:
     """Read one line of ``metrics.jsonl``.
 
     Raises

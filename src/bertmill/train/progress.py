@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from bertmill.data.yardsticks import Yardsticks
-from bertmill.train.metrics import HeldOutRecord, TrainRecord
+from bertmill.train.metrics import HeldOutRecord, Metrics, TrainRecord
 
 _MANY_DAYS = 14
 _MANY_EPOCHS = 40
@@ -42,7 +42,10 @@ class RunProgress:
     """
 
     def __init__(self, stream: IO[str] | None = None) -> None:
-        self._console = _PatientConsole(file=stream or sys.stdout, soft_wrap=True, highlight=False)
+        # Lines, in a notebook too: rich would make a page of each there.
+        self._console = _PatientConsole(
+            file=stream or sys.stdout, soft_wrap=True, highlight=False, force_jupyter=False
+        )
         self._bar: Progress | None = None
         self._yardsticks: Yardsticks | None = None
         self._latest = "..."
@@ -60,8 +63,8 @@ class RunProgress:
         for line in lines:
             self._console.print(line, markup=False)
 
-    def start(self, yardsticks: Yardsticks | None) -> None:
-        """From here on show losses beside the yardsticks."""
+    def start(self, yardsticks: Yardsticks | None, metrics: Metrics) -> None:
+        """From here on show losses beside the yardsticks, after those that `metrics` has."""
         self._yardsticks = yardsticks
         self.show("first step ...", 0.0)
 
@@ -119,29 +122,37 @@ class RunProgress:
             Share of the run.
         seconds_left : float
         """
-        skipped = f"{record.skipped_steps:,} updates skipped (not finite)"
-        if record.mlm_loss is None:
-            losses = f"all {skipped}"
-        else:
-            losses = self._losses(record.mlm_loss, record.nsp_loss)
-            losses += f"  {skipped}" if record.skipped_steps else ""
-        self._latest = (
-            f"{losses}  {record.pairs_per_second:,.0f} pairs/s  "
-            f"{record.tokens_per_second:,.0f} tokens/s  mfu {record.mfu:.0%}  "
-            f"{timedelta(seconds=round(seconds_left))} left"
-        )
+        self._latest = self.line(record, seconds_left)
         self.step(record.step, done)
         if self._bar is None:
             self.say(f"step {record.step:>6,}  {self._latest}")
 
     def held_out(self, record: HeldOutRecord) -> None:
         """Show a validation."""
+        self.say(self.held_out_line(record))
+
+    def line(self, record: TrainRecord, seconds_left: float) -> str:
+        """Say how a log interval went, without its step."""
+        skipped = f"{record.skipped_steps:,} updates skipped (not finite)"
+        if record.mlm_loss is None:
+            losses = f"all {skipped}"
+        else:
+            losses = self._losses(record.mlm_loss, record.nsp_loss)
+            losses += f"  {skipped}" if record.skipped_steps else ""
+        return (
+            f"{losses}  {record.pairs_per_second:,.0f} pairs/s  "
+            f"{record.tokens_per_second:,.0f} tokens/s  mfu {record.mfu:.0%}  "
+            f"{timedelta(seconds=round(seconds_left))} left"
+        )
+
+    def held_out_line(self, record: HeldOutRecord) -> str:
+        """Say how a validation went."""
         scores = record.scores
         losses = self._losses(scores.mlm_loss, scores.nsp_loss)
         right = f"{scores.mlm_accuracy:.1%} of masks right"
         if scores.nsp_accuracy is not None and not self._has_one_label:
             right += f", {scores.nsp_accuracy:.1%} of pairs"
-        self.say(f"held-out at step {record.step:,}:  {losses}  {right}")
+        return f"held-out at step {record.step:,}:  {losses}  {right}"
 
     @property
     def _has_one_label(self) -> bool:

@@ -27,7 +27,7 @@ from pydantic import Field, TypeAdapter
 from bertmill.config import Recipe, Section, load_recipe, read_json, recipe_to_toml
 from bertmill.errors import RunError
 from bertmill.storage import file_lock, flush_to_disk, refuse_bad_name
-from bertmill.train.metrics import HeldOutRecord, Metrics, TrainRecord, read_record
+from bertmill.train.metrics import HeldOutRecord, Metrics, Record, TrainRecord, read_record
 from bertmill.train.schedule import Decision
 
 _FACTS, _DIAGNOSIS = "run.json", "diagnosis.json"
@@ -122,7 +122,7 @@ class RunFolder:
                 held.enter_context(file_lock(self.path / "lock", refuse))
             yield
 
-    def log(self, record: TrainRecord | HeldOutRecord) -> None:
+    def log(self, record: Record) -> None:
         """Append a line to the metrics."""
         self._append("metrics.jsonl", record.to_dict())
 

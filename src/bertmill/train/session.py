@@ -21,7 +21,7 @@ from bertmill.model.transfer import transfer_weights
 from bertmill.train.checkpoint import Checkpoint, State, restore, save_checkpoint
 from bertmill.train.device import device_name, measure_peak_flops, synchronize, to_device
 from bertmill.train.diagnosis import diagnose, diagnose_masked_tokens, one_label
-from bertmill.train.metrics import Clock, HeldOutRecord, LossMeter, SpeedMeter, TrainRecord
+from bertmill.train.metrics import Clock, HeldOutRecord, LossMeter, Record, SpeedMeter, TrainRecord
 from bertmill.train.optimizer import make_optimizer
 from bertmill.train.prefetch import Prefetch
 from bertmill.train.progress import RunProgress
@@ -72,6 +72,8 @@ class Session:
     progress : RunProgress
     after_checkpoint : callable
         Called with the run whenever a checkpoint is whole.
+    on_metrics : callable
+        Called with each record once it is kept.
 
     Attributes
     ----------
@@ -80,11 +82,16 @@ class Session:
     """
 
     def __init__(
-        self, plan: Plan, progress: RunProgress, after_checkpoint: Callable[[RunFolder], None]
+        self,
+        plan: Plan,
+        progress: RunProgress,
+        after_checkpoint: Callable[[RunFolder], None],
+        on_metrics: Callable[[Record], object],
     ) -> None:
         recipe, world, tokenizer = plan.recipe, plan.world, plan.data.store.tokenizer
         self.plan, self.run, self.world, self.knobs = plan, plan.run, world, recipe.train
         self._progress, self._after_checkpoint = progress, after_checkpoint
+        self._on_metrics = on_metrics
         _say_start(plan, progress)
         kernels = self.knobs.kernels
         self.model = PretrainingModel(recipe.model, tokenizer.size, KERNELS[kernels])
@@ -167,7 +174,7 @@ class Session:
             if self.is_finished:
                 self._progress.say("the run is finished already; more steps make it longer")
         held_out = self.plan.data.held_out
-        self._progress.start(held_out.yardsticks if held_out else None)
+        self._progress.start(held_out.yardsticks if held_out else None, self.run.metrics())
 
     def prefetch(self) -> Prefetch[StepInput]:
         """Make the coming batches in a thread of their own."""
@@ -223,8 +230,7 @@ class Session:
             lr=self.optimizer.param_groups[0]["lr"],
             seconds=self.clock.seconds,
         )
-        if self.world.speaks:
-            self.run.log(record)
+        self._keep(record)
         self._progress.update(record, *self.schedule.done_and_left(self.step, self.clock.seconds))
         if self._losses.skipped_in_a_row >= _SKIPPED_IN_A_ROW:
             raise self._not_finite("the loss or its gradient")
@@ -242,8 +248,7 @@ class Session:
         if not math.isfinite(scores.mlm_loss + (scores.nsp_loss or 0.0)):
             raise self._not_finite("the held-out loss")
         record = HeldOutRecord(self.step, scores)
-        if self.world.speaks:
-            self.run.log(record)
+        self._keep(record)
         self._progress.held_out(record)
         done, _ = self.schedule.done_and_left(self.step, self.clock.seconds)
         if not self._is_diagnosed and done >= _FAIR_SHARE and not self.is_finished:
@@ -298,6 +303,11 @@ class Session:
             held_out=scores,
             diagnosis=tuple(diagnosis),
         )
+
+    def _keep(self, record: Record) -> None:
+        if self.world.speaks:
+            self.run.log(record)
+        self._on_metrics(record)
 
     def _not_finite(self, what: str) -> RunError:
         return RunError(

@@ -251,7 +251,7 @@ def _changed(recipe: Recipe, changes: dict[str, dict[str, Any]]) -> Recipe:
 def _open_data(store: Store, recipe: Recipe, world: World, say: Say) -> tuple[Recipe, RunData]:
     """Open the data; write down which precision is computed in, so that a resume does the same."""
     data = RunData.open(store, recipe, world.device)
-    precision = world.agree(choose_precision(recipe, data, say))
+    precision = world.agree(choose_precision(recipe, world.device, say))
     return _changed(recipe, {"train": {"precision": precision}}), data
 
 

@@ -9,19 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bertmill.arrays import Ints
 from bertmill.errors import InputError
 from bertmill.model.pretraining import PretrainingModel
 from bertmill.text.tokenizer import Tokenizer
-from bertmill.use.parallel import map_batches
-from bertmill.use.pooling import Pooling
-from bertmill.use.sequences import (
-    assemble,
-    group_by_length,
-    make_sequences,
-    refuse_non_text,
-    refuse_too_long,
-)
+from bertmill.use.sequences import assemble, device_of, refuse_non_text, refuse_too_long
 
 _ONE_ROW = np.zeros(1, np.int64)
 
@@ -65,10 +56,7 @@ class Encoding:
 
 
 def encode_segments(
-    model: PretrainingModel,
-    tokenizer: Tokenizer,
-    segments: Sequence[str | Sequence[str]],
-    device: torch.device,
+    model: PretrainingModel, tokenizer: Tokenizer, segments: Sequence[str | Sequence[str]]
 ) -> Encoding:
     """Compute a vector for every token of one or two segments; see `Pretrained.encode`."""
     words: list[int | None] = [None]
@@ -82,43 +70,19 @@ def encode_segments(
     second = tokenized[1] if len(tokenized) == 2 else None
     sequence = assemble(tokenizer, tokenized[0], second, len(words))
     with torch.inference_mode():
-        hidden: torch.Tensor = model.encode(sequence.pack(_ONE_ROW, device))
+        hidden: torch.Tensor = model.encode(sequence.pack(_ONE_ROW, device_of(model)))
     return Encoding(hidden.cpu()[None].numpy(), tokenizer.tokens(sequence.token_ids), words)
-
-
-def embed_texts(
-    model: PretrainingModel,
-    tokenizer: Tokenizer,
-    texts: Sequence[str],
-    pooling: Pooling,
-    device: torch.device,
-) -> tuple[npt.NDArray[np.float32], int]:
-    """Compute a vector for each text, [texts, D], and count the texts that were cut."""
-    sequences = make_sequences(tokenizer, texts, None, pooling.max_length)
-
-    @torch.inference_mode()
-    def pooled(rows: Ints) -> torch.Tensor:
-        packed = sequences.pack(rows, device)
-        return pooling.pool(model.encode(packed), packed).cpu()
-
-    vectors = np.empty((len(texts), model.section.hidden_size), np.float32)
-    batches = group_by_length(sequences.lengths)
-    for rows, found in zip(batches, map_batches(pooled, batches, device), strict=True):
-        vectors[rows] = found.numpy()
-    return vectors, sequences.num_cut
 
 
 def _tokenize(
     tokenizer: Tokenizer, segment: str | Sequence[str]
 ) -> tuple[list[int], list[int], int]:
     """Ids, the word each belongs to, and the number of words."""
-    if isinstance(segment, list | tuple):
-        for text in segment:
-            refuse_non_text(text)
+    for text in segment if isinstance(segment, list | tuple) else [segment]:
+        refuse_non_text(text)
+    if not isinstance(segment, str):
         flat, lengths = tokenizer.encode_batch(segment)
         owners = np.repeat(np.arange(len(segment)), lengths)
         return flat.tolist(), owners.tolist(), len(segment)
-    refuse_non_text(segment)
-    assert isinstance(segment, str)
     ids, words = tokenizer.encode_words(segment)
     return ids, words, max(words, default=-1) + 1

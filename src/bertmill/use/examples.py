@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 from bertmill.errors import CorpusError, InputError
@@ -39,17 +39,18 @@ class Examples:
     """Texts, pairs of texts or lists of words, with the label of each."""
 
     kind: Kind
-    first: list[str] | list[list[str]]
-    second: list[str] | None
-    labels: list[Label]
-    """A class's name, a number, or a class's name for each word."""
+    first: Sequence[Any]
+    """Texts, or lists of words."""
+    second: Sequence[str] | None
+    labels: Sequence[Label] = ()
+    """A class's name, a number, or a class's name for each word; none where they are not known."""
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.first)
 
     def select(self, rows: Sequence[int]) -> Examples:
         """Return some of the examples."""
-        first: Any = [self.first[row] for row in rows]
+        first = [self.first[row] for row in rows]
         second = None if self.second is None else [self.second[row] for row in rows]
         return Examples(self.kind, first, second, [self.labels[row] for row in rows])
 
@@ -75,50 +76,58 @@ def read_examples(source: str, columns: Columns, kind: str | None) -> Examples:
     """
     if kind is not None and kind not in get_args(Kind):
         raise InputError("`task`", f"{kind!r} is not known", f"give {', '.join(get_args(Kind))}")
-    rows = _read_all(source)
-    label = _column(rows[0], columns.label, _LABEL_COLUMNS, "label")
+    rows = read_all(source)
+    label = _column(rows[0], columns.label, _LABEL_COLUMNS, "`label_column`")
     found = cast(Kind, kind) if kind else _kind_of([values.get(label) for _, values in rows])
-    first, second = _texts(rows, columns, found)
-    if found == "words":
-        names = [[_class_name(row, name, label) for name in _list_of(row, label)] for row in rows]
-        for (where, _), words, labels in zip(rows, first, names, strict=True):
-            if len(words) != len(labels):
-                raise CorpusError(where, f"has {len(words)} words but {len(labels)} labels")
-        return Examples(found, first, None, list(names))
-    return Examples(found, first, second, [_label_of(row, label, found) for row in rows])
+    texts = _texts(rows, columns, found)
+    examples = replace(texts, labels=[_label_of(row, label, found) for row in rows])
+    for (where, _), words, labels in zip(rows, examples.first, examples.labels, strict=True):
+        if isinstance(labels, list) and len(words) != len(labels):
+            raise CorpusError(where, f"has {len(words)} words but {len(labels)} labels")
+    return examples
 
 
-def read_texts(
-    source: str, columns: Columns, kind: Kind, is_pair: bool | None = None
-) -> tuple[list[str] | list[list[str]], list[str] | None]:
-    """Read texts, pairs of texts or lists of words, as `read_examples` does, without labels.
+def read_similar(source: str, columns: Columns, others: Examples) -> Examples:
+    """Read examples of the same kind as others, with as many texts each; see `read_examples`."""
+    found = read_examples(source, columns, others.kind)
+    if (found.second is None) != (others.second is None):
+        raise InputError(
+            source,
+            "does not have as many texts per row as the training examples",
+            "use the same columns in both files",
+        )
+    return found
 
-    Where `is_pair` is false, a column with a usual name of second texts is ignored.
-    """
-    first, second = _texts(_read_all(source), columns, kind)
-    return first, second if is_pair is not False or columns.text_b else None
 
-
-def _read_all(source: str) -> list[Row]:
+def read_all(source: str) -> list[Row]:
+    """Read all rows of a file; raise `InputError` where there are none."""
     rows = list(read_rows(source))
     if not rows:
         raise InputError(source, "has no examples", "give a file with one row per example")
     return rows
 
 
-def _texts(
-    rows: Sequence[Row], columns: Columns, kind: Kind
-) -> tuple[list[str] | list[list[str]], list[str] | None]:
-    text = _column(rows[0], columns.text, _TEXT_COLUMNS, "text")
+def texts_of(rows: Sequence[Row], columns: Columns, task: Task) -> Examples:
+    """Take texts, pairs of texts or lists of words, as `read_examples` does, without labels.
+
+    Where the task is not for pairs, a column with a usual name of second texts is ignored.
+    """
+    texts = _texts(rows, columns, task.kind)
+    is_single = task.is_pair is False and columns.text_b is None
+    return replace(texts, second=None) if is_single else texts
+
+
+def _texts(rows: Sequence[Row], columns: Columns, kind: Kind) -> Examples:
+    text = _column(rows[0], columns.text, _TEXT_COLUMNS, "`column`")
     if kind == "words":
-        return [_list_of(row, text) for row in rows], None
+        return Examples(kind, [_list_of(row, text) for row in rows], None)
     text_b = columns.text_b or next((name for name in _TEXT_B_COLUMNS if name in rows[0][1]), None)
     second = None if text_b is None else [text_of(row, text_b) for row in rows]
-    return [text_of(row, text) for row in rows], second
+    return Examples(kind, [text_of(row, text) for row in rows], second)
 
 
 def task_of(examples: Examples, source: str) -> Task:
-    """Derive the task from the labels: classes sorted as whole numbers, else as text.
+    """Derive the task from texts and labels: classes sorted as whole numbers, else as text.
 
     Raises
     ------
@@ -126,18 +135,14 @@ def task_of(examples: Examples, source: str) -> Task:
         Only one class.
     """
     if examples.kind == "regression":
-        return Task("regression", ())
+        return Task("regression", (), examples.second is not None)
     names = {name for labels in examples.labels for name in _listed(labels)}
     if len(names) < 2:
-        raise InputError(
-            source,
-            f"has only one class, {min(names, default='')!r}",
-            "give examples of two or more classes",
-        )
+        raise InputError(source, f"has only one class, {min(names, default='')!r}")
     ordered = sorted(names)
     if all(_is_whole(name) for name in names):
         ordered.sort(key=int)
-    return Task(examples.kind, tuple(ordered))
+    return Task(examples.kind, tuple(ordered), examples.second is not None)
 
 
 def targets_of(examples: Examples, task: Task, source: str) -> list[float]:
@@ -153,12 +158,8 @@ def targets_of(examples: Examples, task: Task, source: str) -> list[float]:
     numbers = {name: float(i) for i, name in enumerate(task.labels)}
     names = [name for labels in examples.labels for name in _listed(labels)]
     if unknown := next((name for name in names if name not in numbers), None):
-        raise InputError(
-            source,
-            f"has the label {unknown!r}, which is not among the classes "
-            f"{', '.join(task.labels[:8])}",
-            "fix it, or add such examples to the training file",
-        )
+        known = ", ".join(task.labels[:8])
+        raise InputError(source, f"has the label {unknown!r}, but training only had {known}")
     return [numbers[name] for name in names]
 
 
@@ -166,7 +167,7 @@ def _listed(label: Label) -> list[str]:
     return label if isinstance(label, list) else [str(label)]
 
 
-def _column(row: Row, name: str | None, usual: Sequence[str], what: str) -> str:
+def _column(row: Row, name: str | None, usual: Sequence[str], option: str) -> str:
     """Return the name that was given, or the first usual one that the row has."""
     where, values = row
     if name is not None:
@@ -176,7 +177,7 @@ def _column(row: Row, name: str | None, usual: Sequence[str], what: str) -> str:
         raise CorpusError(
             where,
             f"has no column named {' or '.join(usual)} (has {', '.join(map(str, values))})",
-            f"rename one, or name it with `{what}_column`",
+            f"rename one, or name it with {option}",
         )
     return found
 
@@ -192,6 +193,8 @@ def _kind_of(labels: Sequence[object]) -> Kind:
 
 def _label_of(row: Row, column: str, kind: Kind) -> Label:
     where, values = row
+    if kind == "words":
+        return [_class_name(row, name, column) for name in _list_of(row, column)]
     label = values.get(column)
     if kind == "regression":
         number = _number(label)
@@ -233,11 +236,9 @@ def _number(label: object) -> float | None:
     if isinstance(label, bool) or not isinstance(label, str | int | float):
         return None
     try:
-        return float(label)
+        return float(str(label))
     except ValueError:
         return None
-    except OverflowError:
-        return math.inf
 
 
 def _is_whole(name: str) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from bertmill.errors import InputError
 from bertmill.model.pretraining import PretrainingModel
 from bertmill.text.tokenizer import Tokenizer
-from bertmill.use.sequences import pack_lists, refuse_non_text, refuse_too_long
+from bertmill.use.sequences import assemble, device_of, refuse_non_text, refuse_too_long
 
 _BEAMS = 16
 """Beginnings of a word that are kept at each piece; more where more proposals are wanted."""
@@ -33,7 +34,6 @@ class MaskFiller:
     model : PretrainingModel
     tokenizer : Tokenizer
     text : str
-    device : torch.device
 
     Raises
     ------
@@ -41,19 +41,16 @@ class MaskFiller:
         Not text, or no mask in it.
     """
 
-    def __init__(
-        self, model: PretrainingModel, tokenizer: Tokenizer, text: str, device: torch.device
-    ) -> None:
-        self._model, self._tokenizer, self._device = model, tokenizer, device
+    def __init__(self, model: PretrainingModel, tokenizer: Tokenizer, text: str) -> None:
+        self._model, self._tokenizer = model, tokenizer
         refuse_non_text(text)
         mask = tokenizer.mask_token
         if mask not in text:
             raise InputError("`text`", f"has no {mask}", f"write {mask} where a word is missing")
-        self._ids = [tokenizer.cls_id]
+        self._ids: list[int] = []
         for number, part in enumerate(text.split(mask)):
             self._ids += [tokenizer.mask_id] if number else []
             self._ids += tokenizer.encode_words(part)[0]
-        self._ids.append(tokenizer.sep_id)
         self.masks = [at for at, i in enumerate(self._ids) if i == tokenizer.mask_id]
 
     def fill(
@@ -108,9 +105,7 @@ class MaskFiller:
             pieces = self._tokenizer.encode_words(target)[0]
             if not pieces or self._tokenizer.unk_id in pieces:
                 raise InputError(
-                    "`targets`",
-                    f"{target!r} cannot be written with this vocabulary",
-                    "leave it out",
+                    "`targets`", f"{target!r} cannot be written with the model's vocabulary"
                 )
             probability = 1.0
             for done, piece in enumerate(pieces):
@@ -131,9 +126,13 @@ class MaskFiller:
         done = len(beginnings[0])
         rest = [self._tokenizer.mask_id] * (num_pieces - done)
         before, after = self._ids[:at], self._ids[at + 1 :]
-        texts = [[*before, *pieces, *rest, *after] for pieces in beginnings]
-        refuse_too_long(len(texts[0]), self._model.section)
-        hidden = self._model.encode(pack_lists(texts, self._device))
-        places = torch.arange(len(texts), device=self._device) * len(texts[0]) + at + done
+        texts = np.array([[*before, *pieces, *rest, *after] for pieces in beginnings])
+        num_texts, length = texts.shape
+        refuse_too_long(length + 2, self._model.section)
+        ids = texts.ravel(), np.full(num_texts, length)
+        device = device_of(self._model)
+        sequences = assemble(self._tokenizer, ids, None, length + 2)
+        hidden = self._model.encode(sequences.pack(np.arange(num_texts), device))
+        places = torch.from_numpy(sequences.starts[:-1] + 1 + at + done).to(device)
         logits = self._model.masked_token_logits(hidden.index_select(0, places))
         return logits[:, : self._tokenizer.size].softmax(-1).cpu()

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,25 +18,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bertmill.arrays import Ints
 from bertmill.config import OptimizerSection, ScheduleSection
 from bertmill.data.randomness import Permutation, make_key
 from bertmill.errors import InputError, RunError
-from bertmill.model.folder import LoadedModel
+from bertmill.model.folder import LoadedModel, save_model
 from bertmill.model.task import Task, TaskModel
+from bertmill.storage import folder_that_appears_whole, refuse_if_there, write_json
 from bertmill.text.tokenizer import Tokenizer
 from bertmill.train.optimizer import make_optimizer, update
+from bertmill.train.progress import RunProgress
 from bertmill.train.schedule import StepSchedule
-from bertmill.use.examples import Examples, targets_of
+from bertmill.use.examples import (
+    Columns,
+    Examples,
+    read_examples,
+    read_similar,
+    targets_of,
+    task_of,
+)
 from bertmill.use.knobs import FinetuneKnobs
-from bertmill.use.predict import TaskInputs, compute_outputs, text_inputs, word_inputs
+from bertmill.use.predict import TaskInputs, compute_outputs, make_inputs
+from bertmill.use.sequences import device_of
 
 _WARMUP_FRACTION = 0.1
+_REPORT_FILE = "finetune.json"
 
 
 @dataclass(frozen=True)
 class DevScores:
-    """Scores on the dev examples: means over texts, or over the words that fitted."""
+    """Scores on dev or test examples: means over texts, or over the words that fitted."""
 
     loss: float
     """Cross entropy in nats, or squared error."""
@@ -48,6 +60,12 @@ class DevScores:
         """The criterion that chooses an epoch; higher is better."""
         return (-self.loss if self.accuracy is None else self.accuracy, -self.loss)
 
+    def __str__(self) -> str:
+        if self.accuracy is not None:
+            return f"{self.loss:.3f}, {self.accuracy:.1%} right"
+        correlation = "" if self.pearson is None else f", correlation {self.pearson:.3f}"
+        return f"{self.loss:.4g}{correlation}"  # as small as the numbers are
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -58,6 +76,31 @@ class Epoch:
     """Mean over the examples, with dropout on."""
     dev: DevScores
 
+    def __str__(self) -> str:
+        form = ".4g" if self.dev.accuracy is None else ".3f"
+        return f"epoch {self.epoch}: loss {self.loss:{form}}, on dev {self.dev}"
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """A model that was fine-tuned, and how it did."""
+
+    folder: Path
+    task: str
+    labels: tuple[str, ...]
+    num_train: int
+    num_dev: int
+    num_test: int
+    num_cut: int
+    """Examples of all these that were longer than allowed; their ends do not count."""
+    best_epoch: int
+    """Whose weights were kept: the one with the best score on the dev examples, which is therefore
+    a little too good."""
+    epochs: tuple[Epoch, ...]
+    test: DevScores | None
+    """Scores on the test examples, where there are any; they chose nothing."""
+    seconds: float
+
 
 @dataclass(frozen=True)
 class TunedModel:
@@ -65,9 +108,68 @@ class TunedModel:
 
     model: TaskModel
     """With the weights of the best epoch, in evaluation mode."""
-    history: list[Epoch]
+    history: tuple[Epoch, ...]
+    best_epoch: int
+    test: DevScores | None
     num_cut: int
     """Examples that were longer than allowed and lost their ends."""
+
+
+def finetune_on_files(
+    loaded: LoadedModel,
+    sources: Sequence[str],
+    out: Path,
+    kind: str | None,
+    columns: Columns,
+    knobs: FinetuneKnobs,
+    progress: RunProgress,
+) -> FineTuned:
+    """Fine-tune on the examples of two files and write the folder; see `bertmill.finetune`.
+
+    `sources` are the examples to learn from, those that choose the epoch and, if there are any,
+    those to score it on; `kind` is that of the task, None: as the labels are.
+
+    Raises
+    ------
+    BertmillError
+        Anything that the caller can fix.
+    """
+    refuse_if_there(out)
+    started = time.monotonic()
+    train = read_examples(sources[0], columns, kind)
+    task = task_of(train, sources[0])
+    dev, *tests = (read_similar(source, columns, train) for source in sources[1:])
+    test = tests[0] if tests else None
+    classes = f", {len(task.labels)} classes" if task.labels else ""
+    progress.say(f"{task.kind}: {len(train):,} examples{classes}")
+    tuned = learn_task(loaded, task, train, dev, knobs, progress, test)
+    if tuned.num_cut:
+        progress.say(f"{tuned.num_cut:,} examples are longer than allowed and were cut")
+    if test is None:
+        progress.say(
+            "dev chose the epoch, so its score is a little too good; test examples give a fair one"
+        )
+    else:
+        progress.say(f"on test {tuned.test} ({len(test):,} examples that chose nothing)")
+    result = FineTuned(
+        folder=out,
+        task=task.kind,
+        labels=task.labels,
+        num_train=len(train),
+        num_dev=len(dev),
+        num_test=0 if test is None else len(test),
+        num_cut=tuned.num_cut,
+        best_epoch=tuned.best_epoch,
+        epochs=tuned.history,
+        test=tuned.test,
+        seconds=time.monotonic() - started,
+    )
+    knobs = replace(knobs, lr=knobs.lr_for(loaded), max_length=knobs.length_for(loaded))
+    with folder_that_appears_whole(out, InputError) as folder:
+        save_model(folder, tuned.model, loaded.tokenizer, loaded.about, max_length=knobs.max_length)
+        report = {**asdict(result), "folder": str(out), "knobs": asdict(knobs)}
+        write_json(folder / _REPORT_FILE, report)
+    return result
 
 
 def learn_task(
@@ -76,68 +178,73 @@ def learn_task(
     train: Examples,
     dev: Examples,
     knobs: FinetuneKnobs,
-    device: torch.device,
-    show: Callable[[str, float], None],
-    after_epoch: Callable[[Epoch], None],
+    progress: RunProgress,
+    test: Examples | None = None,
 ) -> TunedModel:
-    """Fine-tune a copy of a model.
+    """Fine-tune a copy of a model, where that one is.
 
     Parameters
     ----------
     loaded : LoadedModel
         Is not changed.
     task : Task
-    train, dev : Examples
+    train, dev, test : Examples
+        Of the same kind, with as many texts each. The epoch that is best on `dev` is kept, and
+        scored on `test`.
     knobs : FinetuneKnobs
-    device : torch.device
-    show : callable
-        Takes a line and the share of the epoch that is done.
-    after_epoch : callable
+    progress : RunProgress
+        Shows each epoch.
 
     Raises
     ------
     InputError
-        Dev examples of another kind or class, or a length that the model does not take.
+        A class of dev or test examples that is not among the task's, or a length that the model
+        does not take.
     RunError
         Losses or gradients are not finite.
     """
-    if dev.kind != task.kind:
-        raise InputError(
-            "`dev`", f"is {dev.kind}, but `train` is {task.kind}", "name the kind with `task`"
-        )
-    if (dev.second is None) != (train.second is None):
-        own, other = ("one text", "two") if dev.second is None else ("two texts", "one")
-        raise InputError("`dev`", f"has {own} per example, but `train` has {other}")
     max_length = knobs.length_for(loaded)
-    learned, unseen = (
+    splits = {"`train`": train, "`dev`": dev, "`test`": test}
+    read = [
         LabeledInputs.read(examples, task, loaded.tokenizer, max_length, source)
-        for examples, source in ((train, "`train`"), (dev, "`dev`"))
-    )
-    model = _new_task_model(loaded, task, train.second is not None, learned, knobs.seed).to(device)
-    training = _Training(model, learned, knobs, knobs.lr_for(loaded), device)
-
+        for source, examples in splits.items()
+        if examples is not None
+    ]
+    mean, unit = 0.0, 1.0
+    if is_number := task.kind == "regression":
+        # Numbers are learned in units of their deviation from their mean, whatever their size.
+        mean, unit = read[0].targets.mean(), read[0].targets.std() or 1.0
+        read = [replace(each, targets=(each.targets - mean) / unit) for each in read]
+    learned, unseen, *tests = read
+    model = _new_task_model(loaded, task, knobs.seed)
+    losses = _learn(model, learned, knobs, knobs.lr_for(loaded), progress)
     history: list[Epoch] = []
-    best_quality, best_epoch = (-np.inf, -np.inf), 0
+    best: Epoch | None = None
     best_weights: dict[str, Tensor] = {}
-    for epoch in range(1, knobs.epochs + 1):
-        loss = training.run_epoch(epoch, show)
-        scores = _score(model, unseen, device)
+    for number, loss in enumerate(losses, 1):
+        scores = _score(model, unseen, unit)
         if loss is None or not math.isfinite(scores.loss):
             raise RunError(
                 "finetune",
-                f"the loss or its gradient is not finite in epoch {epoch}",
+                f"the loss or its gradient is not finite in epoch {number}",
                 "give a lower `lr`",
             )
-        history.append(Epoch(epoch, loss, scores))
-        after_epoch(history[-1])
-        if scores.quality > best_quality:
-            best_quality, best_epoch = scores.quality, epoch
+        history.append(Epoch(number, loss * unit**2, scores))
+        progress.say(str(history[-1]))
+        if best is None or scores.quality > best.dev.quality:
+            best = history[-1]
             best_weights = {name: t.clone() for name, t in model.state_dict().items()}
-        if epoch - best_epoch >= knobs.patience:
+        if number - best.epoch >= knobs.patience:
             break
+    assert best is not None
     model.load_state_dict(best_weights)
-    num_cut = learned.inputs.sequences.num_cut + unseen.inputs.sequences.num_cut
-    return TunedModel(model.eval(), history, num_cut)
+    test_scores = _score(model, tests[0], unit) if tests else None
+    if is_number:
+        with torch.no_grad():
+            model.task_head.weight.mul_(unit)
+            model.task_head.bias.mul_(unit).add_(mean)
+    num_cut = sum(each.inputs.sequences.num_cut for each in read)
+    return TunedModel(model.eval(), tuple(history), best.epoch, test_scores, num_cut)
 
 
 @dataclass(frozen=True)
@@ -162,80 +269,54 @@ class LabeledInputs:
         return cls(inputs, targets)
 
 
-class _Training:
-    """The updates of a model: its order of examples and its dropout are keyed by seed and step."""
+def _learn(
+    model: TaskModel, learned: LabeledInputs, knobs: FinetuneKnobs, lr: float, progress: RunProgress
+) -> Iterator[float | None]:
+    """Learn from all examples, epoch after epoch; yield the mean loss of each.
 
-    def __init__(
-        self,
-        model: TaskModel,
-        learned: LabeledInputs,
-        knobs: FinetuneKnobs,
-        lr: float,
-        device: torch.device,
-    ) -> None:
-        self._model, self._learned, self._knobs = model, learned, knobs
-        self._lr, self._device = lr, device
-        self._optimizer = make_optimizer(model, OptimizerSection(lr=lr))
-        self._num_examples = len(learned.inputs.sequences)
-        self._num_batches = -(-self._num_examples // knobs.batch_size)
-        num_steps = self._num_batches * knobs.epochs
-        warmup = ScheduleSection(warmup_steps=int(_WARMUP_FRACTION * num_steps))
-        self._schedule = StepSchedule(warmup, num_steps)
-
-    def run_epoch(self, epoch: int, show: Callable[[str, float], None]) -> float | None:
-        """Learn from all examples once; return their mean loss, None where no update was made."""
-        self._model.train()
-        order = Permutation(self._num_examples, make_key(self._knobs.seed, "examples", epoch))
-        shuffled = order(np.arange(self._num_examples))
+    It is None where no update was made. The order of examples and dropout are keyed by the seed and
+    by epoch or step.
+    """
+    inputs, optimizer = learned.inputs, make_optimizer(model, OptimizerSection(lr=lr))
+    num_examples = len(inputs.sequences)
+    starts = range(0, num_examples, knobs.batch_size)
+    num_steps = len(starts) * knobs.epochs
+    warmup = ScheduleSection(warmup_steps=int(_WARMUP_FRACTION * num_steps))
+    schedule = StepSchedule(warmup, num_steps)
+    for epoch in range(1, knobs.epochs + 1):
+        model.train()
+        order = Permutation(num_examples, make_key(knobs.seed, "examples", epoch))
+        shuffled = order(np.arange(num_examples))
         total, num_answers = 0.0, 0
-        for number in range(self._num_batches):
-            rows = shuffled[number * self._knobs.batch_size :][: self._knobs.batch_size]
-            loss, count = self._take_step((epoch - 1) * self._num_batches + number, rows)
-            total, num_answers = total + loss * count, num_answers + count
-            show(f"epoch {epoch}", (number + 1) / self._num_batches)
-        return total / num_answers if num_answers else None
-
-    def _take_step(self, step: int, rows: Ints) -> tuple[float, int]:
-        """Update the weights; return the mean loss and its number of answers, 0 where skipped."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._lr * self._schedule.scale(step)
-        torch.manual_seed(make_key(self._knobs.seed, "dropout", step))
-        inputs = self._learned.inputs
-        rows = rows[np.argsort(-inputs.sequences.lengths[rows], kind="stable")]
-        answers = inputs.answers_of(rows)
-        if not len(answers):
-            return 0.0, 0  # texts without words
-        targets = torch.from_numpy(self._learned.targets[answers]).to(self._device)
-        outputs = inputs.outputs(self._model, rows, self._device)
-        loss = task_loss(self._model.task, outputs, targets) / len(answers)
-        loss.backward()  # type: ignore[no-untyped-call]
-        # Reading whether it was skipped waits for the device in each step; these runs are short.
-        if update(self._optimizer, loss, OptimizerSection().clip_norm):
-            return 0.0, 0
-        return loss.item(), len(answers)
+        for number, start in enumerate(starts):
+            step = (epoch - 1) * len(starts) + number
+            for group in optimizer.param_groups:
+                group["lr"] = lr * schedule.scale(step)
+            torch.manual_seed(make_key(knobs.seed, "dropout", step))
+            rows = shuffled[start : start + knobs.batch_size]
+            rows = rows[np.argsort(-inputs.sequences.lengths[rows], kind="stable")]
+            answers = inputs.answers_of(rows)
+            if len(answers):  # not only texts without words
+                outputs = inputs.outputs(model, rows)
+                targets = torch.from_numpy(learned.targets[answers]).to(outputs.device)
+                loss = task_loss(model.task, outputs, targets) / len(answers)
+                loss.backward()  # type: ignore[no-untyped-call]
+                # Reading whether it was skipped waits for the device; these runs are short.
+                if not update(optimizer, loss, OptimizerSection().clip_norm):
+                    total += loss.item() * len(answers)
+                    num_answers += len(answers)
+            progress.show(f"epoch {epoch}", (number + 1) / len(starts))
+        yield total / num_answers if num_answers else None
 
 
-def _new_task_model(
-    loaded: LoadedModel, task: Task, is_pair: bool, learned: LabeledInputs, seed: int
-) -> TaskModel:
+def _new_task_model(loaded: LoadedModel, task: Task, seed: int) -> TaskModel:
     """Copy the encoder and draw a head."""
-    model = TaskModel(copy.deepcopy(loaded.model), task._replace(is_pair=is_pair))
+    model = TaskModel(copy.deepcopy(loaded.model), task)
     generator = torch.Generator().manual_seed(make_key(seed, "task head"))
     std = loaded.model.section.initializer_range
     nn.init.normal_(model.task_head.weight, std=std, generator=generator)
-    # Numbers start at their mean: a small encoder would take long to get there.
-    mean = float(learned.targets.mean()) if task.kind == "regression" else 0.0
-    nn.init.constant_(model.task_head.bias, mean)
-    return model
-
-
-def make_inputs(tokenizer: Tokenizer, examples: Examples, max_length: int) -> TaskInputs:
-    """Tokenize examples according to their kind."""
-    if examples.kind == "words":
-        return word_inputs(tokenizer, examples.first, max_length)
-    return text_inputs(
-        tokenizer, [str(text) for text in examples.first], examples.second, max_length
-    )
+    nn.init.zeros_(model.task_head.bias)
+    return model.to(device_of(loaded.model))
 
 
 def task_loss(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -245,8 +326,9 @@ def task_loss(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(outputs, targets.long(), reduction="sum")
 
 
-def _score(model: TaskModel, labeled: LabeledInputs, device: torch.device) -> DevScores:
-    outputs = compute_outputs(model, labeled.inputs, device)
+def _score(model: TaskModel, labeled: LabeledInputs, unit: float) -> DevScores:
+    """Score the model; a squared error is that of numbers in this unit."""
+    outputs = compute_outputs(model, labeled.inputs)
     targets = labeled.targets
     loss = task_loss(model.task, torch.from_numpy(outputs), torch.from_numpy(targets)).item()
     mean = loss / len(targets)
@@ -254,4 +336,4 @@ def _score(model: TaskModel, labeled: LabeledInputs, device: torch.device) -> De
         return DevScores(mean, float((outputs.argmax(-1) == targets).mean()), None)
     varies = np.ptp(outputs) > 0 and np.ptp(targets) > 0
     pearson = float(np.corrcoef(outputs[:, 0], targets)[0, 1]) if varies else None
-    return DevScores(mean, None, pearson)
+    return DevScores(mean * unit**2, None, pearson)

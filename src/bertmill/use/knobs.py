@@ -54,9 +54,6 @@ class FinetuneKnobs:
         length = self.max_length or longest_text(loaded)
         longest = loaded.model.section.max_position_embeddings
         if not _SHORTEST_EXAMPLE <= length <= longest:
-            raise InputError(
-                "`max_length`",
-                f"is {length}, which does not fit a model of {longest} positions",
-                f"give {_SHORTEST_EXAMPLE} to {longest}",
-            )
+            fix = f"this model takes {_SHORTEST_EXAMPLE} to {longest} tokens"
+            raise InputError("`max_length`", f"is {length}", fix)
         return length

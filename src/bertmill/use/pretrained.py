@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from bertmill.arrays import Ints
 from bertmill.errors import InputError, ModelError
-from bertmill.model.folder import LoadedModel, load_model
+from bertmill.model.folder import LoadedModel
 from bertmill.model.task import TaskModel
-from bertmill.train.device import open_device
-from bertmill.use.encode import Encoding as Encoding
-from bertmill.use.encode import embed_texts, encode_segments
+from bertmill.use.encode import Encoding, encode_segments
+from bertmill.use.examples import Examples
 from bertmill.use.fill_mask import Filler, MaskFiller
+from bertmill.use.parallel import map_by_length
 from bertmill.use.pooling import POOLING_MODES, Pooling, default_pooling, longest_text
 from bertmill.use.predict import Predictions, predict_texts
 from bertmill.use.score import pseudo_log_likelihoods
+from bertmill.use.sequences import device_of, make_sequences
 from bertmill.use.similar import SimilarWord, rank_words
 
 
@@ -33,6 +35,7 @@ class Pretrained:
 
     Attributes
     ----------
+    loaded : LoadedModel
     model : PretrainingModel
     tokenizer : Tokenizer
     new_weights : tuple of str
@@ -50,12 +53,11 @@ class Pretrained:
     """
 
     def __init__(self, loaded: LoadedModel, device: torch.device) -> None:
-        self.model, self.tokenizer = loaded.model.to(device), loaded.tokenizer
+        self.loaded, self.model, self.tokenizer = loaded, loaded.model.to(device), loaded.tokenizer
         self.new_weights = loaded.new_weights
         self._task_model = None if loaded.task_model is None else loaded.task_model.to(device)
         self.task = None if loaded.task_model is None else loaded.task_model.task
         self.is_pair = None if self.task is None else self.task.is_pair
-        self._device, self._loaded = device, loaded
 
     @cached_property
     def pooling(self) -> Pooling:
@@ -66,7 +68,7 @@ class Pretrained:
         ModelError
             The folder says it in a way that bertmill does not compute.
         """
-        return default_pooling(self._loaded)
+        return default_pooling(self.loaded)
 
     def encode(
         self, first: str | Sequence[str], second: str | Sequence[str] | None = None
@@ -89,7 +91,7 @@ class Pretrained:
         with a word-level vocabulary that knows these words.
         """
         segments = [first] if second is None else [first, second]
-        return encode_segments(self.model, self.tokenizer, segments, self._device)
+        return encode_segments(self.model, self.tokenizer, segments)
 
     def embed(
         self,
@@ -135,12 +137,21 @@ class Pretrained:
             raise InputError(
                 "`pool`", f"{pool!r} is not known", f"give {' or '.join(POOLING_MODES)}"
             )
-        pooling = Pooling(
-            pool or self.pooling.mode,
-            self.pooling.normalize if normalize is None else normalize,
-            self.pooling.max_length,
-        )
-        return embed_texts(self.model, self.tokenizer, texts, pooling, self._device)
+        own = self.pooling
+        normalize = own.normalize if normalize is None else normalize
+        pooling = replace(own, mode=pool or own.mode, normalize=normalize)
+        sequences = make_sequences(self.tokenizer, texts, None, pooling.max_length)
+        device = device_of(self.model)
+
+        @torch.inference_mode()
+        def pooled(rows: Ints) -> torch.Tensor:
+            packed = sequences.pack(rows, device)
+            return pooling.pool(self.model.encode(packed), packed).cpu()
+
+        vectors = np.empty((len(texts), self.model.section.hidden_size), np.float32)
+        for rows, found in map_by_length(pooled, sequences.lengths, device):
+            vectors[rows] = found.numpy()
+        return vectors, sequences.num_cut
 
     def fill_mask(
         self,
@@ -178,9 +189,8 @@ class Pretrained:
         ModelError
             The folder lacked the masked-token head.
         """
-        self._refuse_without_masked_token_head()
-        filler = MaskFiller(self.model, self.tokenizer, text, self._device)
-        return filler.fill(top, targets, max_pieces)
+        refuse_without_masked_token_head(self.loaded)
+        return MaskFiller(self.model, self.tokenizer, text).fill(top, targets, max_pieces)
 
     def score(
         self, texts: str | Sequence[str], *, mask_rest_of_word: bool = False
@@ -204,11 +214,9 @@ class Pretrained:
         ModelError
             The folder lacked the masked-token head.
         """
-        self._refuse_without_masked_token_head()
+        refuse_without_masked_token_head(self.loaded)
         listed = [texts] if isinstance(texts, str) else texts
-        found = pseudo_log_likelihoods(
-            self.model, self.tokenizer, listed, mask_rest_of_word, self._device
-        )
+        found = pseudo_log_likelihoods(self.model, self.tokenizer, listed, mask_rest_of_word)
         return found[0] if isinstance(texts, str) else found
 
     def similar_words(
@@ -270,16 +278,13 @@ class Pretrained:
         ModelError
             The model was not fine-tuned.
         """
-        return self.predict_counted(texts, second)[0]
+        examples = Examples(self.require_task_model().task.kind, texts, second)
+        return self.predict_counted(examples)[0]
 
-    def predict_counted(
-        self,
-        texts: Sequence[str] | Sequence[Sequence[str]],
-        second: Sequence[str] | None,
-    ) -> tuple[Predictions, int]:
+    def predict_counted(self, examples: Examples) -> tuple[Predictions, int]:
         """Predict as `predict`, and count the texts that lost their end."""
-        model, longest = self.require_task_model(), longest_text(self._loaded)
-        return predict_texts(model, self.tokenizer, texts, second, longest, self._device)
+        longest = longest_text(self.loaded)
+        return predict_texts(self.require_task_model(), self.tokenizer, examples, longest)
 
     def require_task_model(self) -> TaskModel:
         """Return the fine-tuned model.
@@ -290,36 +295,15 @@ class Pretrained:
             It was not fine-tuned.
         """
         if self._task_model is None:
-            raise ModelError(
-                self._loaded.folder,
-                "was not fine-tuned for a task",
-                "give a folder that finetune wrote",
-            )
+            raise ModelError(self.loaded.folder, "was not fine-tuned for a task")
         return self._task_model
 
-    def _refuse_without_masked_token_head(self) -> None:
-        if untrained := [n for n in self.new_weights if n.startswith("masked_token_head")]:
-            raise ModelError(
-                self._loaded.folder,
-                f"has no masked-token head ({untrained[0]} is missing)",
-                "give a model that was saved with its pretraining heads",
-            )
 
-
-def load(path: str | Path, device: str = "auto") -> Pretrained:
-    """Open a run folder, a bertmill model folder or a Hugging Face BERT folder for use.
-
-    Parameters
-    ----------
-    path : str or Path
-    device : str
-        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-
-    Raises
-    ------
-    ModelError, TokenizerError
-        Nothing there, another architecture, damaged, or without a tokenizer.
-    RecipeError
-        No such device.
-    """
-    return Pretrained(load_model(path), open_device(device))
+def refuse_without_masked_token_head(loaded: LoadedModel) -> None:
+    """Raise `ModelError` where the masked-token head has random weights."""
+    if "masked_token_head" in loaded.new_parts:
+        raise ModelError(
+            loaded.folder,
+            "has no masked-token head",
+            "give a folder that was saved with one, or train one by pretraining with `init_from`",
+        )

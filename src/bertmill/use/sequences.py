@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from bertmill.arrays import Ints
 from bertmill.config import NetworkSection
@@ -17,9 +18,6 @@ from bertmill.data.layout import interleave, lay_out, spans, truncate
 from bertmill.errors import InputError
 from bertmill.model.packed import PackedTokens
 from bertmill.text.tokenizer import Tokenizer
-
-_TOKENS_AT_ONCE = 2048
-"""As many as keep a core's matrix products busy and their results in its cache."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +82,8 @@ def make_sequences(
             refuse_non_text(texts)  # a single value that is not a list
         for text in texts:
             refuse_non_text(text)
-    return assemble(
-        tokenizer,
-        tokenizer.encode_batch(first),
-        None if second is None else tokenizer.encode_batch(second),
-        max_length,
-    )
+    seconds = None if second is None else tokenizer.encode_batch(second)
+    return assemble(tokenizer, tokenizer.encode_batch(first), seconds, max_length)
 
 
 def assemble(
@@ -100,37 +94,26 @@ def assemble(
 ) -> Sequences:
     """Put the special tokens around tokenized texts, given as ids end to end and lengths."""
     ids, a_lengths = first
-    starts = np.cumsum(a_lengths) - a_lengths
-    if second is None:
-        b_kept = None
-        kept = a_kept = np.minimum(a_lengths, max_length - 2)
-        is_cut = a_kept < a_lengths
-    else:
-        b_ids, b_lengths = second
-        a_kept, b_kept = truncate(a_lengths, b_lengths, max_length - 3, a_lengths > b_lengths)
-        is_cut = (a_kept < a_lengths) | (b_kept < b_lengths)
-        kept = interleave(a_kept, b_kept)
-        starts = interleave(starts, len(ids) + np.cumsum(b_lengths) - b_lengths)
-        ids = np.concatenate([ids, b_ids])
-    laid = lay_out(ids[spans(starts, kept)], a_kept, b_kept, tokenizer.cls_id, tokenizer.sep_id)
-    return Sequences(laid.token_ids, laid.segment_ids, laid.starts, int(is_cut.sum()))
+    b_ids, b_lengths = second or (ids[:0], np.zeros_like(a_lengths))
+    room = max_length - (2 if second is None else 3)
+    a_kept, b_kept = truncate(a_lengths, b_lengths, room, a_lengths > b_lengths)
+    a_starts = np.cumsum(a_lengths) - a_lengths
+    b_starts = len(ids) + np.cumsum(b_lengths) - b_lengths
+    places = spans(interleave(a_starts, b_starts), interleave(a_kept, b_kept))
+    laid = lay_out(
+        np.concatenate([ids, b_ids])[places],
+        a_kept,
+        None if second is None else b_kept,
+        tokenizer.cls_id,
+        tokenizer.sep_id,
+    )
+    num_cut = int(np.sum((a_kept < a_lengths) | (b_kept < b_lengths)))
+    return Sequences(laid.token_ids, laid.segment_ids, laid.starts, num_cut)
 
 
-def group_by_length(lengths: Ints, tokens_at_once: int = _TOKENS_AT_ONCE) -> list[Ints]:
-    """Group rows, longest first, into groups of about so many tokens, each of one row or more."""
-    if not len(lengths):
-        return []
-    order = np.argsort(-lengths, kind="stable")
-    group = (np.cumsum(lengths[order]) - 1) // tokens_at_once
-    return np.split(order, np.flatnonzero(np.diff(group)) + 1)
-
-
-def pack_lists(token_ids: Sequence[Sequence[int]], device: torch.device) -> PackedTokens:
-    """Pack sequences of one segment, special tokens included."""
-    flat = torch.tensor([i for ids in token_ids for i in ids])
-    places = torch.tensor([place for ids in token_ids for place in range(len(ids))])
-    packed = PackedTokens.pack(flat, torch.zeros_like(flat), places, list(map(len, token_ids)))
-    return packed.to(device)
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a model is, and its input must be."""
+    return next(model.parameters()).device
 
 
 def refuse_non_text(text: object) -> None:

@@ -1,9 +1,12 @@
-"""Sentence vectors streamed to a file, ``.npy`` or ``.parquet``, that is whole or absent."""
+"""Files of texts to files of vectors, ``.npy`` or ``.parquet``, streamed, whole or absent."""
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +16,64 @@ import pyarrow.parquet as pq
 
 from bertmill.errors import InputError
 from bertmill.storage import file_that_appears_whole, refuse_as_new_file
+from bertmill.text.rows import read_rows, text_of
+from bertmill.use.pretrained import Pretrained
+
+_TEXTS_AT_ONCE = 4096
 
 Write = Callable[[list[str], npt.NDArray[np.float32]], None]
 """Takes some texts and their vectors, [texts, D]."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What `embed` wrote."""
+
+    out: Path
+    num_texts: int
+    hidden_size: int
+    num_cut: int
+    """Texts longer than the folder says or than it was trained on; their ends do not count."""
+    seconds: float
+    """Reading, computing and writing; without opening the model."""
+    texts_per_second: float
+
+
+def embed_file(
+    model: Pretrained,
+    source: str,
+    out: Path,
+    column: str,
+    pool: str | None,
+    normalize: bool | None,
+    show: Callable[[str, None], None],
+) -> Embedded:
+    """Compute a vector for each text of a file; see `bertmill.embed`.
+
+    `show` takes a line about how far it is, and None.
+
+    Raises
+    ------
+    InputError
+        No texts, an output that cannot be written, or another `pool`.
+    CorpusError
+        The source cannot be read.
+    """
+    width = model.model.section.hidden_size
+    started = time.monotonic()
+    num_texts = num_cut = 0
+    rows = read_rows(source)
+    with open_vectors(out, width) as write:
+        while texts := [text_of(row, column) for row in itertools.islice(rows, _TEXTS_AT_ONCE)]:
+            vectors, cut = model.embed_counted(texts, pool, normalize)
+            write(texts, vectors)
+            num_texts, num_cut = num_texts + len(texts), num_cut + cut
+            rate = num_texts / (time.monotonic() - started)
+            show(f"{num_texts:,} texts, {rate:,.0f} texts/s", None)
+        if not num_texts:
+            raise InputError(source, "holds no texts", "give a file with one text per line or row")
+    seconds = time.monotonic() - started
+    return Embedded(out, num_texts, width, num_cut, seconds, num_texts / seconds)
 
 
 @contextmanager
