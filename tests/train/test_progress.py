@@ -90,5 +90,5 @@ def test_a_run_says_once_what_it_will_take(corpus_file, tmp_path):
     lines = stream.getvalue().splitlines()
     [number] = [n for n, line in enumerate(lines) if "to the end" in line]
     [examples] = [line.split(", ")[2].split()[0] for line in lines if " in an epoch" in line]
-    assert f" {6 * 8 / int(examples):.1f} epochs of this text" in lines[number]
+    assert f" {6 * 8 / int(examples):.2g} epochs of this text" in lines[number]
     assert lines[number + 1].startswith("step      1 ")

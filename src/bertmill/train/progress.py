@@ -78,8 +78,8 @@ class RunProgress:
         """Say what the run will take, and what is absurd about that."""
         days = seconds_left / 86_400
         left = f"{days:,.0f} days" if days > 2 else str(timedelta(seconds=round(seconds_left)))
-        digits = 1 if num_epochs < 10 else 0
-        self.say(f"about {left} to the end; {num_epochs:,.{digits}f} epochs of this text in all")
+        epochs = f"{num_epochs:.2g}" if num_epochs < 10 else f"{num_epochs:,.0f}"
+        self.say(f"about {left} to the end; {epochs} epochs of this text in all")
         if days > _MANY_DAYS and not is_by_time:
             self.say(
                 "that is long: give a time budget (train.budget_seconds), fewer steps "
