@@ -20,9 +20,11 @@ FINETUNE_KEYS = {
         "labels",
         "num_train",
         "num_dev",
+        "num_test",
         "num_cut",
         "best_epoch",
         "epochs",
+        "test",
         "seconds",
     ),
 }
@@ -237,8 +239,8 @@ def test_what_fill_mask_refuses(refused, small_run):
     args = ["fill-mask", small_run.folder, "the [MASK]"]
     refused([*args, "--max-pieces", 0], "--max-pieces: is 0", "give 1 to ")
     refused([*args, "--max-pieces", 99], "--max-pieces: is 99", "give 1 to ")
-    refused([*args, "--target", "東京"], "東京", "; ")
-    refused([*args, "--target", ""], "; ")
+    refused([*args, "--target", "東京"], "--target: ", "東京")
+    refused([*args, "--target", ""], "--target: ''")
     refused(["fill-mask", small_run.folder, "the river"], "TEXT: has no [MASK]", "; ")
 
 
@@ -253,15 +255,30 @@ def test_finetune(bertmill, small_run, examples, tmp_path):
     assert lines[0] == "classification: 16 examples, 2 classes"
     assert [line.partition(":")[0] for line in lines[1:3]] == ["epoch 1", "epoch 2"]
     assert "% right" in lines[1]
-    assert lines[3] in ("best: epoch 1: out", "best: epoch 2: out") and len(lines) == 4
+    assert lines[3].startswith("dev chose the epoch, so its score is a little too good; ")
+    assert lines[4] in ("best: epoch 1: out", "best: epoch 2: out") and len(lines) == 5
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_finetune_scores_test_examples(bertmill, small_run, examples, tmp_path):
+    """They are scored in the end, with the weights of the epoch that dev chose."""
+    args = ["finetune", small_run.folder, "--train", examples, "--dev", examples, "--epochs", 2]
+    status, out, err = bertmill(*args, "--test", examples, "--out", "out")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    best = int(lines[-1].split(": ")[1].removeprefix("epoch "))
+    scores = lines[best].partition("on dev ")[2]
+    assert lines[3] == f"on test {scores} (16 examples that chose nothing)"
+    report = json.loads((tmp_path / "out" / "finetune.json").read_text("utf-8"))
+    assert (report["num_test"], report["test"]) == (16, report["epochs"][best - 1]["dev"])
+    assert "too good" not in out
 
 
 def test_finetune_json(bertmill_json, small_run, examples, tmp_path):
     found, err = bertmill_json(
         *("finetune", small_run.folder, "--train", examples, "--dev", examples, "--out", "out"),
         *("--epochs", 1, "--batch-size", 4, "--lr", "1e-3", "--max-length", 16, "--seed", 5),
-        *("--patience", 1, "--task", "regression", "--text-column", "text"),
+        *("--patience", 1, "--task", "regression", "--column", "text"),
         *("--label-column", "label"),
     )
     assert found.keys() == FINETUNE_KEYS
@@ -270,7 +287,7 @@ def test_finetune_json(bertmill_json, small_run, examples, tmp_path):
     assert set(found["epochs"][0]) == {"epoch", "loss", "dev"}
     assert set(found["epochs"][0]["dev"]) == {"loss", "accuracy", "pearson"}
     assert err.splitlines()[0] == "regression: 16 examples"
-    assert "correlation" in err.splitlines()[1] and len(err.splitlines()) == 2
+    assert "correlation" in err.splitlines()[1] and len(err.splitlines()) == 3
     report = json.loads((tmp_path / "out" / "finetune.json").read_text("utf-8"))
     assert report["knobs"] == {
         "epochs": 1,
@@ -289,7 +306,14 @@ def test_predict(bertmill, bertmill_json, tuned, lines, tmp_path):
     assert (found.keys(), err) == (PREDICT_KEYS, "")
     assert found == {"out": "out.jsonl", "task": "classification", "num_texts": 4, "num_cut": 1}
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
-    assert rows == [each._asdict() for each in package.load(tuned).predict(TEXTS)]
+    model = package.load(tuned)
+    assert rows == [
+        {
+            **{"text": text, "label": answer.label, "probability": answer.probability},
+            "probabilities": dict(zip(model.task.labels, answer.probabilities, strict=True)),
+        }
+        for text, answer in zip(TEXTS, model.predict(TEXTS), strict=True)
+    ]
 
 
 @pytest.mark.parametrize("dash", [["-"], []], ids=["dash", "nothing"])

@@ -718,9 +718,10 @@ def finetune(
     dev: str | Path,
     out: str | Path,
     *,
+    test: str | Path | None = None,
     task: Literal["classification", "regression", "words"] | None = None,
-    text_column: str | None = None,
-    text_b_column: str | None = None,
+    column: str | None = None,
+    column_b: str | None = None,
     label_column: str | None = None,
     epochs: int = FinetuneKnobs.epochs,
     patience: int = FinetuneKnobs.patience,
@@ -741,17 +742,20 @@ def finetune(
         Examples to learn from: .jsonl, .csv, .tsv or .parquet, compressed or not. Words and their
         labels are lists, in .jsonl and .parquet.
     dev : str or Path
-        Examples that choose the epoch to keep, in a file like `train`.
+        Examples that choose the epoch to keep, in a file like `train`. As they choose it, their
+        score is a little too good.
     out : str or Path
         The new folder, which must not exist yet. `predict` takes it; where the network is BERT as
         published, ``transformers`` opens it too: ``BertForSequenceClassification``, or
         ``BertForTokenClassification`` for words.
+    test : str or Path, optional
+        Examples to score the model on in the end, in a file like `train`; they choose nothing.
     task : {"classification", "regression", "words"}, optional
         By default as the labels are: numbers written with a point (5.0, not 5) are regression,
         lists label words, all else are classes.
-    text_column : str, optional
+    column : str, optional
         Column of the text, or of the words; by default text, sentence1, sentence, words or tokens.
-    text_b_column : str, optional
+    column_b : str, optional
         Column of the second text; by default text_b or sentence2 where there is one.
     label_column : str, optional
         Column of the labels; by default label or labels.
@@ -780,9 +784,10 @@ def finetune(
     from bertmill.use.examples import Columns
     from bertmill.use.finetune import finetune_on_files
 
-    columns = Columns(text_column, text_b_column, label_column)
+    columns = Columns(column, column_b, label_column)
     knobs = FinetuneKnobs(epochs, patience, batch_size, lr, max_length, seed)
-    loaded, sources = load(model, device).loaded, (str(train), str(dev))
+    sources = _listed([train, dev] if test is None else [train, dev, test])
+    loaded = load(model, device).loaded
     with _progress_on(stream) as progress:
         return finetune_on_files(loaded, sources, Path(out), task, columns, knobs, progress)
 
@@ -793,8 +798,8 @@ def predict(
     source: str | Path,
     out: str | Path,
     *,
-    text_column: str | None = None,
-    text_b_column: str | None = None,
+    column: str | None = None,
+    column_b: str | None = None,
     device: str = "auto",
 ) -> "Predicted":
     """Answer for each text of a file with a fine-tuned model.
@@ -809,9 +814,12 @@ def predict(
         .txt (one text per line), .jsonl, .csv, .tsv or .parquet (also .gz .xz .zst); ``-`` is the
         lines of standard input. Labels are not needed.
     out : str or Path
-        New .jsonl, .csv or .parquet file. It has one row per text, in their order, with ``label``
-        and ``probability``, with ``value``, or with ``labels`` and ``probabilities``.
-    text_column, text_b_column : str, optional
+        New .jsonl, .csv or .parquet file, or ``-`` for JSON lines on standard output. It has the
+        rows of the source, in their order, with the answer beside their own values: ``label``, its
+        ``probability`` and, of all classes, ``probabilities``; ``value`` for a number; the lists
+        ``labels`` and ``probabilities`` for words. A value that has one of these names already is
+        kept under another, such as ``input_label``.
+    column, column_b : str, optional
         As in `finetune`.
     device : str
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -824,7 +832,7 @@ def predict(
     from bertmill.use.examples import Columns
     from bertmill.use.predictions import predict_file
 
-    columns = Columns(text_column, text_b_column)
+    columns = Columns(column, column_b)
     return predict_file(load(model, device), str(source), Path(out), columns)
 
 

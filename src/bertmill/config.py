@@ -202,6 +202,9 @@ class ScheduleSection(Section):
     """Learning rate over the steps: linear warm-up, hold, linear decay to zero."""
 
     warmup_steps: Annotated[int, Field(ge=0)] = 10_000
+    warmup_fraction: Fraction = 0.0
+    """Share of a time budget after which the warm-up ends, unless `warmup_steps` come before; 0: it
+    ends after these steps alone."""
     hold_fraction: Fraction = 0.0
     """Share of the steps after which the decay begins (BERT: at once, 0). A run with a time budget
     holds the peak until 70 % of it."""
@@ -226,6 +229,10 @@ class TrainSection(Section):
     log_every_steps: Positive = 10
     validate_every_steps: Positive = 500
     checkpoint_every_steps: Positive = 500
+    checkpoint_every_minutes: Annotated[float, Field(ge=0.0)] = 10.0
+    """Save also when the last checkpoint is so old; 0: by steps alone."""
+    diagnosis: bool = True
+    """Say what the run has not learned, and why that may be."""
     keep_checkpoints: Positive = 2
     """The newest ones; older ones are deleted."""
     validation_pairs: Positive = 2_048

@@ -435,6 +435,20 @@ def test_a_probe_tells_what_pretraining_gave(model, tmp_path):
     assert max(found.mean[each] for each in ("tfidf", "probe_random", "finetune_random")) < 0.75
 
 
+def test_the_unit_of_numbers_does_not_matter(model, tmp_path):
+    """Fine-tuning and probes find as much in thousands as in ones."""
+    found = []
+    for scale in (1, 1000, 0.001):
+        rows = [{"text": WORDS[n % 9], "label": (n % 9 + 0.5) * scale} for n in range(45)]
+        for split in ("train", "dev"):
+            write(tmp_path / str(scale) / "one" / f"{split}.jsonl", rows)
+        scores = package.evaluate_tasks(model, tmp_path / str(scale), seeds=1)
+        methods = scores.tasks["one"].methods
+        found.append({name: measures["pearson"].mean for name, measures in methods.items()})
+    assert found[1] == pytest.approx(found[0], abs=1e-3)
+    assert found[2] == pytest.approx(found[0], abs=1e-3)
+
+
 # --- the verb ------------------------------------------------------------------------------------
 
 

@@ -46,7 +46,7 @@ from bertmill.train.run_folder import RunFolder
 from bertmill.use.examples import Columns, read_examples, targets_of, task_of
 from bertmill.use.pooling import POOLING_MODES, read_max_length, read_pooling
 from bertmill.use.predict import Prediction, make_inputs
-from bertmill.use.predictions import write_predictions
+from bertmill.use.predictions import with_answers, write_rows
 from bertmill.use.pretrained import Pretrained
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -509,7 +509,9 @@ def _use_tuned(model: Path, folder: Path) -> None:
     for ending in ("jsonl", "csv", "parquet"):
         out = folder / f"answers.{ending}"
         out.unlink(missing_ok=True)
-        write_predictions(out, [Prediction(label, 0.5) for label in task.labels] or [0.5])
+        shares = (0.5,) * len(task.labels)
+        found = [Prediction(label, 0.5, shares) for label in task.labels] or [0.5]
+        write_rows(out, with_answers([{}] * len(found), found, task))
     out.unlink()
     bertmill.predict(model, folder / "good" / texts, out)
 

@@ -68,9 +68,7 @@ def test_one_picture_grows_and_the_run_shows_itself(execute, corpus_file, tmp_pa
     assert "[MASK]" in page and "%</td>" in page
 
 
-def test_an_exception_of_the_hook_ends_the_session_and_the_run_goes_on(
-    small_store, tmp_path
-):
+def test_an_exception_of_the_hook_ends_the_session_and_the_run_goes_on(small_store, tmp_path):
     import bertmill
 
     def stop(record):

@@ -8,7 +8,7 @@ import pytest
 import tomli_w
 
 import bertmill
-from bertmill.config import TextSection, load_recipe
+from bertmill.config import TextSection, load_recipe, recipe_to_toml
 from bertmill.errors import BertmillError
 from bertmill.text.corpus import read_documents
 from bertmill.text.files import find_files
@@ -151,3 +151,42 @@ def test_a_rank_that_does_not_speak_writes_nothing(corpus_file, tmp_path, monkey
     run = bertmill.pretrain(str(corpus_file), "tiny", out=tmp_path / "run", steps=4, settings=SMALL)
     assert not (run.folder / "metrics.jsonl").exists()
     assert not list((run.folder / "checkpoints").glob("*"))
+
+
+# --- the warm-up of a shorter run ----------------------------------------------------------------
+
+NO_WARMUP = [setting for setting in SMALL if not setting.startswith("schedule.warmup")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "schedule", "line"),
+    [
+        (["train.steps=500"], (5, 0.0), "warm-up: 5 of 500 steps, in proportion to 10,000 of"),
+        (["train.steps=20"], (0, 0.0), "warm-up: 0 of 20 steps"),
+        (["train.budget_seconds=40.0"], (10_000, 0.01), "warm-up: 1.0% of the budget, in prop"),
+        ([], (10_000, 0.0), None),
+        (["train.steps=2_000_000"], (10_000, 0.0), None),
+        (["train.steps=500", "schedule.warmup_steps=30"], (30, 0.0), None),
+        (["train.budget_seconds=40.0", "schedule.warmup_steps=30"], (30, 0.0), None),
+    ],
+)
+def test_a_run_shorter_than_its_recipe_warms_up_in_proportion(
+    settings, schedule, line, corpus_file, tmp_path
+):
+    said = []
+    settings = [*NO_WARMUP, *settings]
+    plan = plan_run(request(corpus_file, tmp_path, settings=settings), said.append)
+    section = plan.recipe.schedule
+    assert (section.warmup_steps, section.warmup_fraction) == schedule
+    lines = [each for each in said if "warm-up" in each]
+    assert [each.startswith(line) for each in lines] == ([True] if line else [])
+
+
+def test_a_recipe_of_a_shorter_run_keeps_its_warm_up(corpus_file, tmp_path):
+    said = []
+    settings = [*NO_WARMUP, "train.budget_seconds=40.0"]
+    plan = plan_run(request(corpus_file, tmp_path, settings=settings), said.append)
+    own = tmp_path / "own.toml"
+    own.write_text(recipe_to_toml(plan.recipe), "utf-8")
+    again = plan_run(request(corpus_file, tmp_path, recipe=str(own), settings=[]), said.append)
+    assert again.recipe.schedule == plan.recipe.schedule

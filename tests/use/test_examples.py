@@ -18,10 +18,11 @@ from bertmill.use.examples import (
     Columns,
     Examples,
     _texts,
+    read_all,
     read_examples,
-    read_texts,
     targets_of,
     task_of,
+    texts_of,
 )
 from small import some
 
@@ -153,17 +154,17 @@ def test_other_names_are_given(write):
     examples = read_examples(path, Columns("q", "r", "y"), None)
     assert (examples.first, examples.second) == (["q0", "q1"], ["r", "r"])
     assert examples.labels == ["0", "1"]
-    texts = read_texts(path, Columns("q"), Task("classification", ("0", "1")))
+    texts = texts_of(read_all(path), Columns("q"), Task("classification", ("0", "1")))
     assert texts == Examples("classification", ["q0", "q1"], ["no", "no"])
 
 
 def test_texts_need_no_labels(write):
     path = write([{"sentence1": "a", "sentence2": "b"}])
     task = Task("regression", ())
-    assert read_texts(path, NONE, task) == Examples("regression", ["a"], ["b"])
+    assert texts_of(read_all(path), NONE, task) == Examples("regression", ["a"], ["b"])
     alone = task._replace(is_pair=False)
-    assert read_texts(path, NONE, alone) == Examples("regression", ["a"], None)
-    words = read_texts(write([{"tokens": ["a"]}]), NONE, Task("words", ("O",)))
+    assert texts_of(read_all(path), NONE, alone) == Examples("regression", ["a"], None)
+    words = texts_of(read_all(write([{"tokens": ["a"]}])), NONE, Task("words", ("O",)))
     assert words == Examples("words", [["a"]], None)
 
 
@@ -256,9 +257,9 @@ def test_no_examples(refuse, tmp_path):
 def test_columns_that_are_missing(refuse):
     rows = [{"review": "a", "stars": n} for n in (0, 1)]
     refuse(rows, "rows.jsonl, line 1: has no column named label or labels", "--label-column")
-    refuse(rows, "text or sentence1", "--text-column", more=["--label-column", "stars"])
-    refuse(labeled(0, 1), "has no column 'body'", more=["--text-column", "body"])
-    refuse(labeled(0, 1), "has no column 'body'", more=["--text-b-column", "body"])
+    refuse(rows, "text or sentence1", "--column", more=["--label-column", "stars"])
+    refuse(labeled(0, 1), "has no column 'body'", more=["--column", "body"])
+    refuse(labeled(0, 1), "has no column 'body'", more=["--column-b", "body"])
     refuse(labeled(0, 1), "no label in the column 'stars'", more=["--label-column", "stars"])
 
 

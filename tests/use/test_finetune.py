@@ -74,7 +74,7 @@ def files(tmp_path_factory):
 def tune(small_run, files, tmp_path):
     def tune(kind="classification", name="tuned", **knobs):
         both = files[kind, "train"], files[kind, "dev"]
-        return package.finetune(small_run.folder, *both, tmp_path / name, **KNOBS | knobs)
+        return package.finetune(small_run.folder, *both, tmp_path / name, **(KNOBS | knobs))
 
     return tune
 
@@ -84,9 +84,9 @@ def loaded(small_run):
     return load_model(small_run.folder)
 
 
-def learn(loaded, task, train, dev, **knobs):
+def learn(loaded, task, train, dev, test=None, **knobs):
     silent = RunProgress(io.StringIO())
-    tuned = learn_task(loaded, task, train, dev, FinetuneKnobs(**knobs), silent)
+    tuned = learn_task(loaded, task, train, dev, FinetuneKnobs(**knobs), silent, test)
     return tuned.model, tuned.history
 
 
@@ -125,6 +125,28 @@ def test_numbers_are_learned(tune, files):
     assert best.loss == min(epoch.dev.loss for epoch in tuned.epochs)
 
 
+@pytest.mark.parametrize(("scale", "shift"), [(1000, 0), (0.001, 0), (1e12, 0), (1, -5000)])
+def test_numbers_of_any_size_are_learned(scale, shift, small_run, files, tmp_path):
+    """The same numbers in another unit are learned as well, and scored in that unit."""
+    names = []
+    for split in ("train", "dev"):
+        labels = read(files, "regression", split)
+        rows = [
+            {"text": text, "label": label * scale + shift}
+            for text, label in zip(labels.first, labels.labels, strict=True)
+        ]
+        names.append(tmp_path / f"{split}.jsonl")
+        names[-1].write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    tuned = package.finetune(small_run.folder, *names, tmp_path / "tuned", **KNOBS)
+    dev = read_examples(str(names[1]), Columns(), None)
+    values = np.array(package.load(tuned.folder).predict(dev.first))
+    error = np.mean((values - dev.labels) ** 2)
+    assert error < 0.1 * np.var(dev.labels)
+    best = tuned.epochs[tuned.best_epoch - 1]
+    assert best.dev.loss == pytest.approx(error, rel=1e-2)
+    assert tuned.epochs[0].loss == pytest.approx(np.var(dev.labels), rel=0.5)
+
+
 def test_words_are_learned(tune, files):
     tuned = tune("words")
     dev = read(files, "words", "dev")
@@ -154,7 +176,7 @@ def test_pairs_are_learned(small_run, tmp_path):
     assert max(epoch.dev.accuracy for epoch in tuned.epochs) > 0.9
     model = package.load(tuned.folder)
     assert model.is_pair and len(model.predict(["a"], ["b"])) == 1
-    with pytest.raises(InputError, match=r"fine-tuned on pairs; name .*`text_b_column`"):
+    with pytest.raises(InputError, match=r"fine-tuned on pairs; name .*`column_b`"):
         model.predict(["a"])
 
 
@@ -166,7 +188,7 @@ def test_a_model_of_single_texts_is_given_no_pairs(tune, tmp_path):
     texts.write_text('{"text": "the river", "text_b": "a column like any other"}\n', "utf-8")
     assert package.predict(folder, texts, tmp_path / "one.jsonl").num_texts == 1
     with pytest.raises(InputError, match="single texts"):
-        package.predict(folder, texts, tmp_path / "two.jsonl", text_b_column="text_b")
+        package.predict(folder, texts, tmp_path / "two.jsonl", column_b="text_b")
 
 
 # --- repeatable ----------------------------------------------------------------------------------
@@ -269,6 +291,18 @@ def test_what_is_better(scores, best, monkeypatch, tune):
     """Accuracy, then loss; of numbers, the loss alone."""
     scripted(monkeypatch, [tuning.DevScores(*values) for values in scores])
     assert tune(epochs=3, patience=3).best_epoch == best
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression", "words"])
+def test_test_examples_choose_nothing(kind, tune, files, tmp_path):
+    """What is trained is the same without them; their scores are those of the saved model."""
+    with_test = tune(kind, test=files[kind, "dev"])
+    without = tune(kind, name="other")
+    one, other = (load_model(each.folder).task_model.state_dict() for each in (with_test, without))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert (with_test.epochs, with_test.best_epoch) == (without.epochs, without.best_epoch)
+    assert with_test.test == with_test.epochs[with_test.best_epoch - 1].dev
+    assert (with_test.num_test, without.num_test, without.test) == (48, 0, None)
 
 
 # --- as transformers does ------------------------------------------------------------------------
@@ -545,15 +579,16 @@ def test_files_that_are_missing(refuse, files, small_run, refused):
         names = dict(zip(("--train", "--dev"), args, strict=True))
         more = [part for pair in names.items() for part in pair]
         refused(["finetune", small_run.folder, *more, "--out", "out"], "gone.csv", "; ")
-    for option in ("--train", "--dev", "--out"):
+    for option in ("--train", "--dev", "--test", "--out"):
         more = {"--train": train, "--dev": train, "--out": "out", option: ""}
         args = [part for pair in more.items() for part in pair]
         refused(["finetune", small_run.folder, *args], f"{option}: has no name", "; ")
 
 
 def test_dev_of_another_kind_or_with_another_number_of_texts(files, refuse, tmp_path):
-    """The dev examples are read as those for training are."""
-    refuse("--dev", files["words", "dev"], parts=["column", "is list, not text"])
+    """Dev and test examples are read as those for training are."""
+    for option in ("--dev", "--test"):
+        refuse(option, files["words", "dev"], parts=["column", "is list, not text"])
     one, two = {"text": "a", "label": "x"}, {"text": "a", "text_b": "b", "label": "x"}
     for train, dev in ((one, two), (two, one)):
         (tmp_path / "dev.jsonl").write_text(json.dumps(dev) + "\n", "utf-8")
@@ -563,13 +598,13 @@ def test_dev_of_another_kind_or_with_another_number_of_texts(files, refuse, tmp_
             read_similar(str(tmp_path / "dev.jsonl"), Columns(), others)
 
 
-@pytest.mark.parametrize("split", ["train", "dev"])
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
 def test_no_words(split, loaded):
     some = Examples("words", [["road", "river"]], None, [["O", "R"]])
     none = Examples("words", [[], []], None, [[], []])
-    both = (none, some) if split == "train" else (some, none)
+    splits = {"train": some, "dev": some, split: none}
     with pytest.raises(InputError, match=f"`{split}`: has no labeled words; "):
-        learn(loaded, Task("words", ("O", "R")), *both)
+        learn(loaded, Task("words", ("O", "R")), **splits)
 
 
 # --- predict -------------------------------------------------------------------------------------

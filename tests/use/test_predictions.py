@@ -1,6 +1,7 @@
-"""Answers in files: a row a text, in their order, the same numbers in every format."""
+"""Answers in files, beside the rows' own values, the same numbers in every format."""
 
 import csv
+import datetime
 import json
 import shutil
 
@@ -10,18 +11,30 @@ import pytest
 import bertmill as package
 from bertmill.errors import InputError
 from bertmill.model.folder import load_model
+from bertmill.model.task import Task
 from bertmill.use.predict import Prediction
-from bertmill.use.predictions import write_predictions
+from bertmill.use.predictions import with_answers, write_rows
 
-CLASSES = [Prediction('ja, "größer"', 0.75), Prediction("line\nend", 1 / 3), Prediction("", 1.0)]
+NAMES = ('ja, "größer"', "line\nend", "")
+CLASSES = [
+    Prediction(name, share, (share, 1 / 3, 0.0))
+    for name, share in zip(NAMES, (0.75, 1 / 3, 1.0), strict=True)
+]
 NUMBERS = [0.1, -2.0, 1e-7]
 WORDS = [
-    [Prediction("B-x", 0.5), Prediction("O, ü", 1 / 3)],
+    [Prediction("B-x", 0.5, ()), Prediction("O, ü", 1 / 3, ())],
     [],
-    [Prediction("O", 0.9), None, None],
+    [Prediction("O", 0.9, ()), None, None],
     [None],
 ]
 KINDS = {"classes": CLASSES, "numbers": NUMBERS, "words": WORDS}
+
+
+def answers(predictions, rows=None):
+    """The rows of a file, of which these are the answers."""
+    return with_answers(
+        rows or [{} for _ in predictions], predictions, Task("classification", NAMES)
+    )
 
 
 def read(path):
@@ -43,7 +56,14 @@ def wanted(predictions):
     if predictions is NUMBERS:
         return [{"value": number} for number in NUMBERS]
     if predictions is CLASSES:
-        return [{"label": label, "probability": share} for label, share in CLASSES]
+        return [
+            {
+                "label": label,
+                "probability": share,
+                "probabilities": dict(zip(NAMES, shares, strict=True)),
+            }
+            for label, share, shares in CLASSES
+        ]
     return [
         {
             "labels": [word and word[0] for word in words],
@@ -53,20 +73,67 @@ def wanted(predictions):
     ]
 
 
-@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+ENDINGS = [".jsonl", ".csv", ".parquet"]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("predictions", KINDS.values(), ids=KINDS)
 def test_every_answer_comes_back(predictions, ending, tmp_path):
     out = tmp_path / "deep" / f"out{ending}"
-    write_predictions(out, predictions)
+    write_rows(out, answers(predictions))
     assert read(out) == wanted(predictions)
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
 @pytest.mark.parametrize("first", [[], [None]], ids=["no-words", "no-answers"])
-@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize("ending", ENDINGS)
 def test_the_first_row_does_not_decide_the_types(first, ending, tmp_path):
-    write_predictions(tmp_path / f"out{ending}", [first, *WORDS])
+    write_rows(tmp_path / f"out{ending}", answers([first, *WORDS]))
     assert read(tmp_path / f"out{ending}")[1:] == wanted(WORDS)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_values_of_the_rows_are_kept(ending, tmp_path):
+    """In the order in which they appear; an empty cell is what a row does not have."""
+    rows = [{"id": "7", "text": "ü,\n"}, {"text": "b", "note": "x"}, {}]
+    write_rows(tmp_path / f"out{ending}", answers(NUMBERS, rows))
+    found = read(tmp_path / f"out{ending}")
+    nothing = "" if ending == ".csv" else None
+    assert [list(row) for row in found] == [["id", "text", "note", "value"]] * 3
+    assert [list(row.values()) for row in found] == [
+        ["7", "ü,\n", nothing, 0.1],
+        [nothing, "b", "x", -2.0],
+        [nothing, nothing, nothing, 1e-7],
+    ]
+
+
+def test_a_value_with_the_name_of_an_answer_gets_another():
+    rows = [{"label": "gold", "value": 1, "input_label": 2}] * 3
+    kept = {"input_label": "gold", "value": 1, "input_input_label": 2}
+    assert answers(CLASSES, rows) == [kept | row for row in wanted(CLASSES)]
+    assert answers(NUMBERS, rows)[0] == {
+        **{"label": "gold", "input_value": 1, "input_label": 2, "value": 0.1}
+    }
+
+
+def test_values_of_any_type(tmp_path):
+    """What JSON or a table cannot hold becomes text, or is refused in one line."""
+    rows = [{"a": datetime.date(2026, 1, 2), "b": "\ud800"}, {"a": b"x", "b": [1, {"c": None}]}]
+    for ending in (".jsonl", ".csv"):
+        write_rows(tmp_path / f"out{ending}", answers(NUMBERS[:2], rows))
+    first, second = read(tmp_path / "out.jsonl")
+    assert (first["a"], first["b"], second["b"]) == ("2026-01-02", "\ud800", [1, {"c": None}])
+    assert read(tmp_path / "out.csv")[1]["b"] == '[1, {"c": null}]'
+    for name, values in (
+        ("a", [1, "x"]),
+        ("b", ["\ud800", ""]),
+        ("c", [{}, {}]),
+        ("d", [9**99, 1]),
+    ):
+        rows = [{name: value} for value in values]
+        with pytest.raises(InputError, match=r"cannot hold these columns .*; write \.jsonl"):
+            write_rows(tmp_path / "out.parquet", answers(NUMBERS[:2], rows))
+    assert not (tmp_path / "out.parquet").exists()
 
 
 # --- the verb ------------------------------------------------------------------------------------
@@ -120,10 +187,12 @@ def test_pairs_and_other_columns(tuned, tmp_path):
     config = json.loads((folder / "config.json").read_text("utf-8"))
     del config["bertmill_is_pair"]  # as another program writes it
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
-    package.predict(folder, source, tmp_path / "out.jsonl", text_column="q", text_b_column="r")
+    package.predict(folder, source, tmp_path / "out.jsonl", column="q", column_b="r")
     model = package.load(folder)
     answers = model.predict([row["q"] for row in rows], [row["r"] for row in rows])
-    assert read(tmp_path / "out.jsonl") == [answer._asdict() for answer in answers]
+    assert [row["label"] for row in read(tmp_path / "out.jsonl")] == [a.label for a in answers]
+    shares = [list(row["probabilities"].values()) for row in read(tmp_path / "out.jsonl")]
+    assert shares == [list(answer.probabilities) for answer in answers]
     assert answers != model.predict([row["q"] for row in rows])
 
 
@@ -142,6 +211,31 @@ def test_words_and_how_many_texts_were_cut(tuned, tmp_path):
 def test_lines_of_a_text_file(tuned, tmp_path):
     (tmp_path / "in.txt").write_text("river\n\na crane\n", "utf-8")
     assert package.predict(tuned["regression"], tmp_path / "in.txt", "out.csv").num_texts == 3
+
+
+def test_a_file_with_labels_is_kept_beside_the_answers(tuned, tmp_path):
+    lines = ["id,sentence1,sentence2,label", *(f"{n},river,a,{n % 2}" for n in range(4))]
+    (tmp_path / "in.csv").write_text("\n".join(lines), "utf-8")
+    package.predict(tuned["classification"], "in.csv", "out.csv")
+    rows = read(tmp_path / "out.csv")
+    names = ["id", "sentence1", "sentence2", "input_label", "label", "probability", "probabilities"]
+    assert list(rows[0]) == names
+    assert [row["input_label"] for row in rows] == ["0", "1", "0", "1"]
+    for row in rows:
+        assert list(row["probabilities"]) == ["0", "1"]
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-6)
+        assert row["probability"] == row["probabilities"][row["label"]]
+        assert row["probability"] == max(row["probabilities"].values())
+
+
+def test_standard_output(tuned, bertmill, tmp_path):
+    """The lines of the file that it would have written, and nothing else."""
+    (tmp_path / "in.txt").write_text("the river\nü\n" + "river " * 40, "utf-8")
+    status, out, err = bertmill("predict", tuned["regression"], "in.txt", "--out", "-")
+    assert (status, err) == (0, "1 texts are longer than the model reads and were cut\n")
+    package.predict(tuned["regression"], "in.txt", "out.jsonl")
+    assert out == (tmp_path / "out.jsonl").read_text("utf-8")
+    assert [json.loads(line)["text"] for line in out.splitlines()][:2] == ["the river", "ü"]
 
 
 @pytest.fixture(autouse=True)
@@ -177,7 +271,7 @@ def test_models_and_files_that_are_none(tuned, small_run, refused, tmp_path):
     refused(["predict", model, "empty.txt", *out], "empty.txt: has no examples", "; ")
     refused(["predict", model, "", *out], "FILE: has no name", "; ")
     refused(["predict", model, "in.txt", "--out", ""], "--out: has no name", "; ")
-    refused(["predict", model, "in.txt", *out, "--text-column", "b"], "no column 'b'", "; ")
+    refused(["predict", model, "in.txt", *out, "--column", "b"], "no column 'b'", "; ")
     refused(["predict", tuned["words"], "in.txt", *out], "has no list in the column 'text'")
     refused(["predict", model, "in.txt", "--out", "in.txt/out.csv"], "cannot be written", "; ")
     assert {path.name for path in tmp_path.iterdir()} == {"in.txt", "empty.txt"}
@@ -188,7 +282,7 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch):
         path.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setitem(write_predictions.__globals__["_WRITERS"], ".csv", full)
+    monkeypatch.setitem(write_rows.__globals__["_WRITERS"], ".csv", full)
     with pytest.raises(InputError, match="No space left on device"):
-        write_predictions(tmp_path / "out.csv", NUMBERS)
+        write_rows(tmp_path / "out.csv", answers(NUMBERS))
     assert list(tmp_path.iterdir()) == []

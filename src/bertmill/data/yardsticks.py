@@ -110,4 +110,4 @@ def measure_no_context(
 
 def _entropy(share: float) -> float:
     """Nats of a coin that comes up with this share: 0.5 gives ln 2."""
-    return -sum(p * math.log(p) for p in (share, 1.0 - share) if p > 0.0)
+    return sum(-p * math.log(p) for p in (share, 1.0 - share) if p > 0.0)

@@ -37,7 +37,7 @@ class NotebookProgress(RunProgress):
         """Draw a log interval; the last one always."""
         self._metrics.train.append(record)
         if time.monotonic() >= self._next_at or done >= 1.0:
-            self._draw(self.line(record, seconds_left))
+            self._draw(f"step {record.step:,}  {self.line(record, seconds_left)}")
 
     def held_out(self, record: HeldOutRecord) -> None:
         """Draw a validation."""

@@ -67,6 +67,8 @@ def to_lines(function: str, result: Any, arguments: Arguments) -> Iterator[str]:
             yield f"vectors of shape {result.vectors.shape}"
             for token, vector in zip(result.tokens, result.vectors[0], strict=True):
                 yield f"{token:>16}  {'  '.join(f'{x:8.4f}' for x in vector[:5])}  ..."
+        case "predict" if str(result.out) == "-":
+            return  # standard output has the rows
         case "embed" | "predict":
             cut = f", {result.num_cut:,} of them cut" if result.num_cut else ""
             speed = shape = ""

@@ -55,6 +55,8 @@ def score_lines(scores: HeldOutScores) -> Iterator[str]:
 def closing_lines(folder: Path, outcome: Outcome) -> Iterator[str]:
     """Say how a session of a run ended."""
     last = {"MLM": outcome.mlm_loss, "NSP": outcome.nsp_loss}
+    if outcome.held_out is not None and outcome.held_out.nsp_chance_nats == 0:
+        del last["NSP"]  # all labels are the same
     losses = [f"{kind} loss {loss:.3f}" for kind, loss in last.items() if loss is not None]
     if losses:
         yield ", ".join(losses)

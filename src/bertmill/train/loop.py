@@ -56,7 +56,7 @@ def pretrain_loop(
                 session.log()
             if session.is_due(knobs.validate_every_steps) or session.is_finished:
                 session.validate()
-            if session.is_due(knobs.checkpoint_every_steps):
+            if session.is_save_due:
                 session.save()
             if world.agree(stop.signal is not None or time.monotonic() >= stop_at):
                 break

@@ -170,6 +170,11 @@ class SpeedMeter:
     vocab_size : int
     peak_flops : float
         Operations a second of the device's matrix products at their best.
+
+    Attributes
+    ----------
+    seconds : float
+        Time of the steps that are counted.
     """
 
     def __init__(self, section: NetworkSection, vocab_size: int, peak_flops: float) -> None:
@@ -179,7 +184,7 @@ class SpeedMeter:
     def reset(self) -> None:
         """Begin a new interval."""
         self._sequences = self._tokens = self._flops = 0
-        self._seconds = self._waited_seconds = 0.0
+        self.seconds = self._waited_seconds = 0.0
 
     def add(
         self, micro_batches: Sequence[PretrainingInput], seconds: float, waited_seconds: float
@@ -197,7 +202,7 @@ class SpeedMeter:
                 len(batch.masked_labels),
                 len(batch.next_sentence_labels),
             )
-        self._seconds += seconds
+        self.seconds += seconds
         self._waited_seconds += waited_seconds
 
     def rates(self) -> dict[str, Any]:
@@ -213,7 +218,7 @@ class SpeedMeter:
             "mfu": self._flops / self._peak_flops,
             "waiting_fraction": self._waited_seconds,
         }
-        return {k: value / self._seconds if self._sequences else None for k, value in sums.items()}
+        return {k: value / self.seconds if self._sequences else None for k, value in sums.items()}
 
 
 class Clock:

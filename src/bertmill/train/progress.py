@@ -13,6 +13,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 from bertmill.data.yardsticks import Yardsticks
 from bertmill.train.metrics import HeldOutRecord, Metrics, TrainRecord
 
+_MANY_DAYS = 14
+_MANY_EPOCHS = 40
+"""Until then text that is repeated is of some worth (Muennighoff et al. 2023, section 6)."""
+
 
 class _PatientConsole(Console):
     """A console whose reader may go away: the run goes on without it."""
@@ -44,6 +48,7 @@ class RunProgress:
         )
         self._bar: Progress | None = None
         self._yardsticks: Yardsticks | None = None
+        self._latest = "..."
 
     def __enter__(self) -> Self:
         return self
@@ -62,6 +67,28 @@ class RunProgress:
         """From here on show losses beside the yardsticks, after those that `metrics` has."""
         self._yardsticks = yardsticks
         self.show("first step ...", 0.0)
+
+    def step(self, step: int, done: float) -> None:
+        """Move the bar, if there is one, to this step; the rest is from the last log interval."""
+        if self._bar is not None:
+            self.show(f"step {step:>6,}  {self._latest}", done)
+
+    def forecast(self, seconds_left: float, num_epochs: float, *, is_by_time: bool) -> None:
+        """Say what the run will take, and what is absurd about that."""
+        days = seconds_left / 86_400
+        left = f"{days:,.0f} days" if days > 2 else str(timedelta(seconds=round(seconds_left)))
+        digits = 1 if num_epochs < 10 else 0
+        self.say(f"about {left} to the end; {num_epochs:,.{digits}f} epochs of this text in all")
+        if days > _MANY_DAYS and not is_by_time:
+            self.say(
+                "that is long: give a time budget (train.budget_seconds), fewer steps "
+                "(train.steps) or a smaller recipe"
+            )
+        if num_epochs > _MANY_EPOCHS:
+            self.say(
+                f"after {_MANY_EPOCHS} epochs the same text teaches almost nothing more: give more "
+                "text or fewer steps"
+            )
 
     def show(self, description: str, done: float | None) -> None:
         """Draw or move the bar, on a terminal; `done` is a share of the whole, where it is known.
@@ -95,18 +122,17 @@ class RunProgress:
             Share of the run.
         seconds_left : float
         """
-        line = self.line(record, seconds_left)
+        self._latest = self.line(record, seconds_left)
+        self.step(record.step, done)
         if self._bar is None:
-            self.say(line)
-        else:
-            self.show(line, done)
+            self.say(f"step {record.step:>6,}  {self._latest}")
 
     def held_out(self, record: HeldOutRecord) -> None:
         """Show a validation."""
         self.say(self.held_out_line(record))
 
     def line(self, record: TrainRecord, seconds_left: float) -> str:
-        """Say in one line how a log interval went."""
+        """Say how a log interval went, without its step."""
         skipped = f"{record.skipped_steps:,} updates skipped (not finite)"
         if record.mlm_loss is None:
             losses = f"all {skipped}"
@@ -114,24 +140,28 @@ class RunProgress:
             losses = self._losses(record.mlm_loss, record.nsp_loss)
             losses += f"  {skipped}" if record.skipped_steps else ""
         return (
-            f"step {record.step:>6,}  {losses}  {record.pairs_per_second:,.0f} pairs/s  "
+            f"{losses}  {record.pairs_per_second:,.0f} pairs/s  "
             f"{record.tokens_per_second:,.0f} tokens/s  mfu {record.mfu:.0%}  "
             f"{timedelta(seconds=round(seconds_left))} left"
         )
 
     def held_out_line(self, record: HeldOutRecord) -> str:
-        """Say in one line how a validation went."""
+        """Say how a validation went."""
         scores = record.scores
         losses = self._losses(scores.mlm_loss, scores.nsp_loss)
         right = f"{scores.mlm_accuracy:.1%} of masks right"
-        if scores.nsp_accuracy is not None:
+        if scores.nsp_accuracy is not None and not self._has_one_label:
             right += f", {scores.nsp_accuracy:.1%} of pairs"
         return f"held-out at step {record.step:,}:  {losses}  {right}"
+
+    @property
+    def _has_one_label(self) -> bool:
+        return self._yardsticks is not None and self._yardsticks.nsp_chance_nats == 0
 
     def _losses(self, mlm_loss: float, nsp_loss: float | None) -> str:
         text = f"mlm {mlm_loss:.3f}"
         if self._yardsticks is not None and self._yardsticks.no_context_nats is not None:
             text += f" (no context {self._yardsticks.no_context_nats:.3f})"
-        if nsp_loss is not None:
+        if nsp_loss is not None and not self._has_one_label:
             text += f"  nsp {nsp_loss:.3f}"
         return text

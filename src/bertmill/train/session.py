@@ -20,7 +20,7 @@ from bertmill.model.pretraining import PretrainingModel, initialize
 from bertmill.model.transfer import transfer_weights
 from bertmill.train.checkpoint import Checkpoint, State, restore, save_checkpoint
 from bertmill.train.device import device_name, measure_peak_flops, synchronize, to_device
-from bertmill.train.diagnosis import diagnose_masked_tokens, diagnose_pairs
+from bertmill.train.diagnosis import diagnose, diagnose_masked_tokens, one_label
 from bertmill.train.metrics import Clock, HeldOutRecord, LossMeter, Record, SpeedMeter, TrainRecord
 from bertmill.train.optimizer import make_optimizer
 from bertmill.train.prefetch import Prefetch
@@ -34,6 +34,8 @@ from bertmill.train.validate import HeldOutScores
 # Of the run; until then a loss at the no-context level is nothing to worry about.
 _FAIR_SHARE = 0.5
 _SKIPPED_IN_A_ROW = 5
+_FORECAST = 5.0
+"""Seconds of steps from which the length of the run can be told."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,9 @@ class Session:
             SpeedMeter(recipe.model, tokenizer.size, peak_flops) for _ in range(2)
         )
         self._saved_at = self._validated_at = -1
+        self._saved_seconds = time.monotonic()
         self._held_out_loss: float | None = None
-        self._is_diagnosed = False
+        self._is_diagnosed = self._is_forecast = False
 
     def _begin_with(self, source: LoadedModel) -> None:
         """Take over a pretrained model's weights, and say which there were."""
@@ -141,6 +144,13 @@ class Session:
     def is_finished(self) -> bool:
         """Whether the run has made all its steps."""
         return self.step == self.schedule.end_step
+
+    @property
+    def is_save_due(self) -> bool:
+        """Whether to save: after so many steps, or so much time."""
+        minutes = self.knobs.checkpoint_every_minutes
+        is_late = minutes > 0 and time.monotonic() - self._saved_seconds >= 60 * minutes
+        return self.is_due(self.knobs.checkpoint_every_steps) or self.world.agree(is_late)
 
     def is_due(self, every_steps: int) -> bool:
         """Whether this is a step for what is done every so many steps."""
@@ -196,6 +206,20 @@ class Session:
         for meter in (self._speed, self._session_speed):
             meter.add(batch.micro_batches, elapsed, batches.waited_seconds)
         self.schedule.decide(self.step, *self.world.agree((self.clock.seconds, elapsed)))
+        done, left = self.schedule.done_and_left(self.step, self.clock.seconds)
+        self._progress.step(self.step, done)
+        self._forecast(done, left)
+
+    def _forecast(self, done: float, left: float) -> None:
+        """Say what the run will take, as soon as the steps so far can tell."""
+        is_known = (
+            self.is_due(self.knobs.log_every_steps) or self._session_speed.seconds > _FORECAST
+        )
+        if is_known and not (self._is_forecast or self.is_finished):
+            self._is_forecast = True
+            epochs = self.step / done * self.knobs.batch_size / self.plan.data.train.num_examples
+            is_by_time = self.plan.budget_seconds is not None
+            self._progress.forecast(left, epochs, is_by_time=is_by_time)
 
     def log(self) -> None:
         """Record and show the log interval; stop a run that no longer learns."""
@@ -229,7 +253,10 @@ class Session:
         done, _ = self.schedule.done_and_left(self.step, self.clock.seconds)
         if not self._is_diagnosed and done >= _FAIR_SHARE and not self.is_finished:
             self._is_diagnosed = True
-            self._progress.say(*diagnose_masked_tokens(scores, self.plan.recipe, self.step))
+            is_given = self.plan.facts.init_from is not None
+            recipe = self.plan.recipe
+            lines = diagnose_masked_tokens(scores, recipe, self.step, is_given=is_given)
+            self._progress.say(*lines)
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
@@ -247,7 +274,7 @@ class Session:
             keep = self.knobs.keep_checkpoints
             save_checkpoint(self.run, state, self.model, tokenizer, about, self.optimizer, keep)
             self._after_checkpoint(self.run)
-        self._saved_at = self.step
+        self._saved_at, self._saved_seconds = self.step, time.monotonic()
 
     def finish(self, stopped_by: int | None) -> Outcome:
         """Validate a finished run, save, and say how the session went."""
@@ -259,8 +286,8 @@ class Session:
         scores = metrics.held_out[-1].scores if metrics.held_out else None
         diagnosis: list[str] = []
         if scores and self.is_finished:
-            diagnosis = diagnose_masked_tokens(scores, self.plan.recipe, self.step)
-            diagnosis += diagnose_pairs(scores)
+            loss, is_given = metrics.train[-1].mlm_loss, self.plan.facts.init_from is not None
+            diagnosis = diagnose(scores, self.plan.recipe, self.step, loss, is_given=is_given)
             if self.world.speaks:
                 self.run.write_diagnosis(diagnosis)
         self._progress.say(*diagnosis)
@@ -306,6 +333,7 @@ def _say_start(plan: Plan, progress: RunProgress) -> None:
             f"the warm-up of {recipe.schedule.warmup_steps:,} steps is longer than the run; "
             "schedule.warmup_steps=N shortens it"
         )
+    progress.say(*one_label(recipe))
     length = "for the time budget" if plan.budget_seconds is not None else f"{knobs.steps:,} steps"
     progress.say(
         f"training {length}, {knobs.batch_size:,} sequences per step, "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bertmill.config import Recipe, read_recipe, recipe_from_dict
+from bertmill.config import Recipe, TrainSection, read_recipe, recipe_from_dict
 from bertmill.data.pairs import SEGMENTS_RULE
 from bertmill.data.prepare import open_or_prepare
 from bertmill.data.store import Store, is_store
@@ -218,7 +218,34 @@ def _choose_recipe(
     if request.tokenizer is not None:
         path = str(Path(request.tokenizer).absolute())
         recipe = _changed(recipe, {"tokenizer": {"path": path}})
-    return recipe
+    return _fit_warmup(recipe, read_recipe(name).get("train", {}), request.settings, say)
+
+
+def _fit_warmup(
+    recipe: Recipe, own: Mapping[str, Any], settings: Sequence[str], say: Say
+) -> Recipe:
+    """Shorten the warm-up in proportion where settings make the run shorter than its recipe.
+
+    `own` is the recipe's section ``train`` before these settings.
+    """
+    warmup, train = recipe.schedule.warmup_steps, recipe.train
+    own_steps = own.get("steps", TrainSection().steps)
+    is_set = any(setting.strip().startswith("schedule.warmup_") for setting in settings)
+    if is_set or not warmup or own.get("budget_seconds"):
+        return recipe
+    share = min(1.0, warmup / own_steps)
+    if train.budget_seconds:
+        length, changes = f"{share:.1%} of the budget", {"warmup_fraction": share}
+    elif train.steps < own_steps:
+        steps = round(share * train.steps)
+        length, changes = f"{steps:,} of {train.steps:,} steps", {"warmup_steps": steps}
+    else:
+        return recipe
+    say(
+        f"warm-up: {length}, in proportion to {warmup:,} of {own_steps:,} steps in the "
+        "recipe; schedule.warmup_steps=N sets it"
+    )
+    return _changed(recipe, {"schedule": changes})
 
 
 def _changed(recipe: Recipe, changes: dict[str, dict[str, Any]]) -> Recipe:

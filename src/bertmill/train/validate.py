@@ -65,12 +65,15 @@ class HeldOutScores:
 
     @property
     def losses(self) -> tuple[LossScore, ...]:
-        """The losses that there are, in the form in which every page shows them."""
+        """The losses that there are, in the form in which every page shows them.
+
+        Next sentence prediction is left out where all labels are the same: nothing is known then.
+        """
         mlm = [("no context", self.no_context_nats), ("word frequencies", self.unigram_nats)]
         levels = tuple(Level(name, nats) for name, nats in mlm if nats is not None)
         masks = self.num_predictions, "masks"
         found = (LossScore("mlm", self.mlm_loss, self.mlm_accuracy, *masks, levels),)
-        if self.nsp_loss is None or self.nsp_accuracy is None or self.nsp_chance_nats is None:
+        if self.nsp_loss is None or self.nsp_accuracy is None or not self.nsp_chance_nats:
             return found
         levels = (Level("label frequencies", self.nsp_chance_nats),)
         if self.nsp_overlap_nats is not None:

@@ -76,8 +76,8 @@ def read_examples(source: str, columns: Columns, kind: str | None) -> Examples:
     """
     if kind is not None and kind not in get_args(Kind):
         raise InputError("`task`", f"{kind!r} is not known", f"give {', '.join(get_args(Kind))}")
-    rows = _read_all(source)
-    label = _column(rows[0], columns.label, _LABEL_COLUMNS, "label")
+    rows = read_all(source)
+    label = _column(rows[0], columns.label, _LABEL_COLUMNS, "`label_column`")
     found = cast(Kind, kind) if kind else _kind_of([values.get(label) for _, values in rows])
     texts = _texts(rows, columns, found)
     examples = replace(texts, labels=[_label_of(row, label, found) for row in rows])
@@ -99,25 +99,26 @@ def read_similar(source: str, columns: Columns, others: Examples) -> Examples:
     return found
 
 
-def read_texts(source: str, columns: Columns, task: Task) -> Examples:
-    """Read texts, pairs of texts or lists of words, as `read_examples` does, without labels.
-
-    Where the task is not for pairs, a column with a usual name of second texts is ignored.
-    """
-    texts = _texts(_read_all(source), columns, task.kind)
-    is_single = task.is_pair is False and columns.text_b is None
-    return replace(texts, second=None) if is_single else texts
-
-
-def _read_all(source: str) -> list[Row]:
+def read_all(source: str) -> list[Row]:
+    """Read all rows of a file; raise `InputError` where there are none."""
     rows = list(read_rows(source))
     if not rows:
         raise InputError(source, "has no examples", "give a file with one row per example")
     return rows
 
 
+def texts_of(rows: Sequence[Row], columns: Columns, task: Task) -> Examples:
+    """Take texts, pairs of texts or lists of words, as `read_examples` does, without labels.
+
+    Where the task is not for pairs, a column with a usual name of second texts is ignored.
+    """
+    texts = _texts(rows, columns, task.kind)
+    is_single = task.is_pair is False and columns.text_b is None
+    return replace(texts, second=None) if is_single else texts
+
+
 def _texts(rows: Sequence[Row], columns: Columns, kind: Kind) -> Examples:
-    text = _column(rows[0], columns.text, _TEXT_COLUMNS, "text")
+    text = _column(rows[0], columns.text, _TEXT_COLUMNS, "`column`")
     if kind == "words":
         return Examples(kind, [_list_of(row, text) for row in rows], None)
     text_b = columns.text_b or next((name for name in _TEXT_B_COLUMNS if name in rows[0][1]), None)
@@ -166,7 +167,7 @@ def _listed(label: Label) -> list[str]:
     return label if isinstance(label, list) else [str(label)]
 
 
-def _column(row: Row, name: str | None, usual: Sequence[str], what: str) -> str:
+def _column(row: Row, name: str | None, usual: Sequence[str], option: str) -> str:
     """Return the name that was given, or the first usual one that the row has."""
     where, values = row
     if name is not None:
@@ -176,7 +177,7 @@ def _column(row: Row, name: str | None, usual: Sequence[str], what: str) -> str:
         raise CorpusError(
             where,
             f"has no column named {' or '.join(usual)} (has {', '.join(map(str, values))})",
-            f"rename one, or name it with `{what}_column`",
+            f"rename one, or name it with {option}",
         )
     return found
 

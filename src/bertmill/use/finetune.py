@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -46,7 +46,7 @@ _REPORT_FILE = "finetune.json"
 
 @dataclass(frozen=True)
 class DevScores:
-    """Scores on the dev examples: means over texts, or over the words that fitted."""
+    """Scores on dev or test examples: means over texts, or over the words that fitted."""
 
     loss: float
     """Cross entropy in nats, or squared error."""
@@ -60,6 +60,12 @@ class DevScores:
         """The criterion that chooses an epoch; higher is better."""
         return (-self.loss if self.accuracy is None else self.accuracy, -self.loss)
 
+    def __str__(self) -> str:
+        if self.accuracy is not None:
+            return f"{self.loss:.3f}, {self.accuracy:.1%} right"
+        correlation = "" if self.pearson is None else f", correlation {self.pearson:.3f}"
+        return f"{self.loss:.4g}{correlation}"  # as small as the numbers are
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -71,11 +77,8 @@ class Epoch:
     dev: DevScores
 
     def __str__(self) -> str:
-        dev = self.dev
-        right = "" if dev.accuracy is None else f", {dev.accuracy:.1%} right"
-        correlation = "" if dev.pearson is None else f", correlation {dev.pearson:.3f}"
-        losses = f"loss {self.loss:.3f}, on dev {dev.loss:.3f}"
-        return f"epoch {self.epoch}: {losses}{right}{correlation}"
+        form = ".4g" if self.dev.accuracy is None else ".3f"
+        return f"epoch {self.epoch}: loss {self.loss:{form}}, on dev {self.dev}"
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,15 @@ class FineTuned:
     labels: tuple[str, ...]
     num_train: int
     num_dev: int
+    num_test: int
     num_cut: int
-    """Examples of both that were longer than allowed; their ends do not count."""
+    """Examples of all these that were longer than allowed; their ends do not count."""
     best_epoch: int
-    """Whose weights were kept."""
+    """Whose weights were kept: the one with the best score on the dev examples, which is therefore
+    a little too good."""
     epochs: tuple[Epoch, ...]
+    test: DevScores | None
+    """Scores on the test examples, where there are any; they chose nothing."""
     seconds: float
 
 
@@ -103,13 +110,14 @@ class TunedModel:
     """With the weights of the best epoch, in evaluation mode."""
     history: tuple[Epoch, ...]
     best_epoch: int
+    test: DevScores | None
     num_cut: int
     """Examples that were longer than allowed and lost their ends."""
 
 
 def finetune_on_files(
     loaded: LoadedModel,
-    sources: tuple[str, str],
+    sources: Sequence[str],
     out: Path,
     kind: str | None,
     columns: Columns,
@@ -118,8 +126,8 @@ def finetune_on_files(
 ) -> FineTuned:
     """Fine-tune on the examples of two files and write the folder; see `bertmill.finetune`.
 
-    `sources` are the examples to learn from, and those that choose the epoch; `kind` is that of the
-    task, None: as the labels are.
+    `sources` are the examples to learn from, those that choose the epoch and, if there are any,
+    those to score it on; `kind` is that of the task, None: as the labels are.
 
     Raises
     ------
@@ -130,21 +138,30 @@ def finetune_on_files(
     started = time.monotonic()
     train = read_examples(sources[0], columns, kind)
     task = task_of(train, sources[0])
-    dev = read_similar(sources[1], columns, train)
+    dev, *tests = (read_similar(source, columns, train) for source in sources[1:])
+    test = tests[0] if tests else None
     classes = f", {len(task.labels)} classes" if task.labels else ""
     progress.say(f"{task.kind}: {len(train):,} examples{classes}")
-    tuned = learn_task(loaded, task, train, dev, knobs, progress)
+    tuned = learn_task(loaded, task, train, dev, knobs, progress, test)
     if tuned.num_cut:
         progress.say(f"{tuned.num_cut:,} examples are longer than allowed and were cut")
+    if test is None:
+        progress.say(
+            "dev chose the epoch, so its score is a little too good; test examples give a fair one"
+        )
+    else:
+        progress.say(f"on test {tuned.test} ({len(test):,} examples that chose nothing)")
     result = FineTuned(
         folder=out,
         task=task.kind,
         labels=task.labels,
         num_train=len(train),
         num_dev=len(dev),
+        num_test=0 if test is None else len(test),
         num_cut=tuned.num_cut,
         best_epoch=tuned.best_epoch,
         epochs=tuned.history,
+        test=tuned.test,
         seconds=time.monotonic() - started,
     )
     knobs = replace(knobs, lr=knobs.lr_for(loaded), max_length=knobs.length_for(loaded))
@@ -162,6 +179,7 @@ def learn_task(
     dev: Examples,
     knobs: FinetuneKnobs,
     progress: RunProgress,
+    test: Examples | None = None,
 ) -> TunedModel:
     """Fine-tune a copy of a model, where that one is.
 
@@ -170,8 +188,9 @@ def learn_task(
     loaded : LoadedModel
         Is not changed.
     task : Task
-    train, dev : Examples
-        Of the same kind, with as many texts each.
+    train, dev, test : Examples
+        Of the same kind, with as many texts each. The epoch that is best on `dev` is kept, and
+        scored on `test`.
     knobs : FinetuneKnobs
     progress : RunProgress
         Shows each epoch.
@@ -179,30 +198,38 @@ def learn_task(
     Raises
     ------
     InputError
-        A class of the dev examples that is not among the task's, or a length that the model does
-        not take.
+        A class of dev or test examples that is not among the task's, or a length that the model
+        does not take.
     RunError
         Losses or gradients are not finite.
     """
     max_length = knobs.length_for(loaded)
-    learned, unseen = (
+    splits = {"`train`": train, "`dev`": dev, "`test`": test}
+    read = [
         LabeledInputs.read(examples, task, loaded.tokenizer, max_length, source)
-        for examples, source in ((train, "`train`"), (dev, "`dev`"))
-    )
-    model = _new_task_model(loaded, task, learned, knobs.seed)
+        for source, examples in splits.items()
+        if examples is not None
+    ]
+    mean, unit = 0.0, 1.0
+    if is_number := task.kind == "regression":
+        # Numbers are learned in units of their deviation from their mean, whatever their size.
+        mean, unit = read[0].targets.mean(), read[0].targets.std() or 1.0
+        read = [replace(each, targets=(each.targets - mean) / unit) for each in read]
+    learned, unseen, *tests = read
+    model = _new_task_model(loaded, task, knobs.seed)
     losses = _learn(model, learned, knobs, knobs.lr_for(loaded), progress)
     history: list[Epoch] = []
     best: Epoch | None = None
     best_weights: dict[str, Tensor] = {}
     for number, loss in enumerate(losses, 1):
-        scores = _score(model, unseen)
+        scores = _score(model, unseen, unit)
         if loss is None or not math.isfinite(scores.loss):
             raise RunError(
                 "finetune",
                 f"the loss or its gradient is not finite in epoch {number}",
                 "give a lower `lr`",
             )
-        history.append(Epoch(number, loss, scores))
+        history.append(Epoch(number, loss * unit**2, scores))
         progress.say(str(history[-1]))
         if best is None or scores.quality > best.dev.quality:
             best = history[-1]
@@ -211,8 +238,13 @@ def learn_task(
             break
     assert best is not None
     model.load_state_dict(best_weights)
-    num_cut = learned.inputs.sequences.num_cut + unseen.inputs.sequences.num_cut
-    return TunedModel(model.eval(), tuple(history), best.epoch, num_cut)
+    test_scores = _score(model, tests[0], unit) if tests else None
+    if is_number:
+        with torch.no_grad():
+            model.task_head.weight.mul_(unit)
+            model.task_head.bias.mul_(unit).add_(mean)
+    num_cut = sum(each.inputs.sequences.num_cut for each in read)
+    return TunedModel(model.eval(), tuple(history), best.epoch, test_scores, num_cut)
 
 
 @dataclass(frozen=True)
@@ -277,17 +309,13 @@ def _learn(
         yield total / num_answers if num_answers else None
 
 
-def _new_task_model(
-    loaded: LoadedModel, task: Task, learned: LabeledInputs, seed: int
-) -> TaskModel:
+def _new_task_model(loaded: LoadedModel, task: Task, seed: int) -> TaskModel:
     """Copy the encoder and draw a head."""
     model = TaskModel(copy.deepcopy(loaded.model), task)
     generator = torch.Generator().manual_seed(make_key(seed, "task head"))
     std = loaded.model.section.initializer_range
     nn.init.normal_(model.task_head.weight, std=std, generator=generator)
-    # Numbers start at their mean: a small encoder would take long to get there.
-    mean = float(learned.targets.mean()) if task.kind == "regression" else 0.0
-    nn.init.constant_(model.task_head.bias, mean)
+    nn.init.zeros_(model.task_head.bias)
     return model.to(device_of(loaded.model))
 
 
@@ -298,7 +326,8 @@ def task_loss(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(outputs, targets.long(), reduction="sum")
 
 
-def _score(model: TaskModel, labeled: LabeledInputs) -> DevScores:
+def _score(model: TaskModel, labeled: LabeledInputs, unit: float) -> DevScores:
+    """Score the model; a squared error is that of numbers in this unit."""
     outputs = compute_outputs(model, labeled.inputs)
     targets = labeled.targets
     loss = task_loss(model.task, torch.from_numpy(outputs), torch.from_numpy(targets)).item()
@@ -307,4 +336,4 @@ def _score(model: TaskModel, labeled: LabeledInputs) -> DevScores:
         return DevScores(mean, float((outputs.argmax(-1) == targets).mean()), None)
     varies = np.ptp(outputs) > 0 and np.ptp(targets) > 0
     pearson = float(np.corrcoef(outputs[:, 0], targets)[0, 1]) if varies else None
-    return DevScores(mean, None, pearson)
+    return DevScores(mean * unit**2, None, pearson)

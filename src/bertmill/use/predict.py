@@ -31,10 +31,12 @@ from bertmill.use.sequences import (
 
 
 class Prediction(NamedTuple):
-    """The most probable class."""
+    """The most probable class, and how probable each one is."""
 
     label: str
     probability: float
+    probabilities: tuple[float, ...]
+    """Of all classes, in the order of the task's labels."""
 
 
 Predictions = list[Prediction] | list[float] | list[list[Prediction | None]]
@@ -85,7 +87,7 @@ def predict_texts(
         raise InputError(
             "texts",
             "are single texts, but the model was fine-tuned on pairs",
-            "name the column of the second texts with `text_b_column`",
+            "name the column of the second texts with `column_b`",
         )
     if second is not None and (is_words or model.task.is_pair is False):
         raise InputError("texts", "are pairs, but the model was fine-tuned on single texts")
@@ -147,7 +149,10 @@ def to_predictions(task: Task, outputs: npt.NDArray[np.float32], inputs: TaskInp
         return [float(value) for value in outputs[:, 0]]
     shares = torch.from_numpy(outputs).softmax(-1).numpy()
     best = shares.argmax(-1)
-    named = [Prediction(task.labels[i], float(row[i])) for i, row in zip(best, shares, strict=True)]
+    named = [
+        Prediction(task.labels[i], row[i], tuple(row))
+        for i, row in zip(best.tolist(), shares.tolist(), strict=True)
+    ]
     if inputs.words is None or inputs.word_starts is None:
         return named
     answers = dict(zip(inputs.words.tolist(), named, strict=True))

@@ -1,9 +1,13 @@
-"""Predictions of a fine-tuned model to ``.jsonl``, ``.csv`` or ``.parquet``, one row per text."""
+"""A fine-tuned model's answers to the rows of a file, beside the rows' own values."""
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+import os
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bertmill.errors import InputError
+from bertmill.model.task import Task
 from bertmill.storage import file_that_appears_whole, refuse_as_new_file
-from bertmill.use.examples import Columns, read_texts
+from bertmill.use.examples import Columns, read_all, texts_of
 from bertmill.use.predict import Prediction, Predictions
 from bertmill.use.pretrained import Pretrained
+
+_STANDARD_OUTPUT = Path("-")
+_Values = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -37,32 +45,41 @@ def predict_file(model: Pretrained, source: str, out: Path, columns: Columns) ->
     BertmillError
         Anything that the caller can fix.
     """
-    refuse_as_new_file(out, _WRITERS)
+    if out != _STANDARD_OUTPUT:
+        refuse_as_new_file(out, _WRITERS)
     task = model.require_task_model().task
-    examples = read_texts(source, columns, task)
-    predictions, num_cut = model.predict_counted(examples)
-    write_predictions(out, predictions)
-    return Predicted(out, task.kind, len(examples), num_cut)
+    rows = read_all(source)
+    predictions, num_cut = model.predict_counted(texts_of(rows, columns, task))
+    write_rows(out, with_answers([values for _, values in rows], predictions, task))
+    if num_cut and out == _STANDARD_OUTPUT:
+        print(f"{num_cut:,} texts are longer than the model reads and were cut", file=sys.stderr)
+    return Predicted(out, task.kind, len(rows), num_cut)
 
 
-def write_predictions(out: Path, predictions: Predictions) -> None:
-    """Write one row per text, in their order.
+def with_answers(rows: Sequence[_Values], predictions: Predictions, task: Task) -> list[_Values]:
+    """Put the answer to each row beside its values.
 
-    A class has ``label`` and ``probability``, a number ``value``, and words have the lists
-    ``labels`` and ``probabilities``, with nothing for words that did not fit.
-
-    Raises
-    ------
-    InputError
-        The file cannot be written.
+    A class is ``label``, ``probability`` and, of all classes, ``probabilities``; a number is
+    ``value``; words have the lists ``labels`` and ``probabilities``, with nothing for words that
+    did not fit. A value with such a name is kept under another, ``input_label`` for one.
     """
-    with file_that_appears_whole(out, InputError) as path:
-        _WRITERS[out.suffix](path, [_to_row(prediction) for prediction in predictions])
+    answers = [_to_values(prediction, task) for prediction in predictions]
+    taken, names = {name for answer in answers for name in answer}, {}
+    for name in dict.fromkeys(itertools.chain.from_iterable(rows)):
+        names[name] = name
+        while names[name] in taken:
+            names[name] = f"input_{names[name]}"
+        taken.add(names[name])
+    return [
+        {kept: row.get(name) for name, kept in names.items()} | answer
+        for row, answer in zip(rows, answers, strict=True)
+    ]
 
 
-def _to_row(prediction: Prediction | float | list[Prediction | None]) -> dict[str, Any]:
+def _to_values(prediction: Prediction | float | list[Prediction | None], task: Task) -> _Values:
     if isinstance(prediction, Prediction):
-        return prediction._asdict()
+        probabilities = dict(zip(task.labels, prediction.probabilities, strict=True))
+        return prediction._asdict() | {"probabilities": probabilities}
     if isinstance(prediction, float):
         return {"value": prediction}
     return {
@@ -71,24 +88,51 @@ def _to_row(prediction: Prediction | float | list[Prediction | None]) -> dict[st
     }
 
 
-def _write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.write_text("".join(lines), "utf-8")
+def write_rows(out: Path, rows: Sequence[_Values]) -> None:
+    """Write rows of the same names to a new file, or as JSON lines to standard output (``-``).
+
+    Raises
+    ------
+    InputError
+        The file cannot be written, or not with these values.
+    """
+    if out == _STANDARD_OUTPUT:
+        try:
+            print("".join(map(_to_line, rows)), end="", flush=True)
+        except BrokenPipeError:  # a reader that went away, such as head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    with file_that_appears_whole(out, InputError) as path:
+        try:
+            _WRITERS[out.suffix](path, rows)
+        except (pa.ArrowException, UnicodeError, OverflowError) as error:
+            what = " ".join(str(error).split())
+            raise InputError(out, f"cannot hold these columns ({what})", "write .jsonl") from None
 
 
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as stream:
+def _to_line(values: object) -> str:
+    text = json.dumps(values, ensure_ascii=False, default=str) + "\n"
+    return text.encode("utf-8", "backslashreplace").decode()  # half a character is a \\u escape
+
+
+def _write_jsonl(path: Path, rows: Sequence[_Values]) -> None:
+    path.write_text("".join(map(_to_line, rows)), "utf-8")
+
+
+def _write_csv(path: Path, rows: Sequence[_Values]) -> None:
+    with path.open("w", encoding="utf-8", newline="", errors="backslashreplace") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         for row in rows:
-            # A list is one cell, as JSON.
-            writer.writerow(
-                {k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()}
+            # What has parts is one cell, as JSON.
+            cells = (
+                (k, _to_line(v)[:-1] if isinstance(v, list | dict) else v) for k, v in row.items()
             )
+            writer.writerow(dict(cells))
 
 
-def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
-    pq.write_table(pa.Table.from_pylist(rows), path)
+def _write_parquet(path: Path, rows: Sequence[_Values]) -> None:
+    pq.write_table(pa.table({name: [row[name] for row in rows] for name in rows[0]}), path)
 
 
 _WRITERS = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": _write_parquet}
