@@ -384,8 +384,7 @@ def test_what_a_killed_preparation_left_is_swept_away(corpus_file, tmp_path, mon
     run = begin(corpus_file, tmp_path / "one", 1).folder
     store = Path(RunFolder(run).read()[1].store)
     shutil.rmtree(store)
-    left = store.parent / f".{store.name}.abcdef"
-    left.mkdir()
+    (store.parent / f".{store.name}.part" / store.name).mkdir(parents=True)
     begin(corpus_file, tmp_path / "two", 1)
     assert list(store.parent.iterdir()) == [store]
 

@@ -261,6 +261,11 @@ class Recipe(Section):
     schedule: ScheduleSection = ScheduleSection()
     train: TrainSection = TrainSection()
 
+    @property
+    def trains_pairs(self) -> bool:
+        """Whether the pooler and the next-sentence head learn anything."""
+        return self.pairs.kind != "none" and self.train.nsp_weight > 0
+
     @model_validator(mode="after")
     def _sequences_fit_positions(self) -> Self:
         if self.pairs.max_length > self.model.max_position_embeddings:
@@ -308,7 +313,7 @@ def load_recipe(name_or_file: str | Path, settings: Iterable[str] = ()) -> Recip
     name_or_file : str or Path
         One of `recipe_names`, or a path.
     settings : iterable of str
-        Each ``section.key=value``; the value is TOML, or plain text.
+        Each ``section.key=value``; the value is TOML, Python's True or False, or plain text.
 
     Returns
     -------
@@ -376,7 +381,7 @@ def apply_settings(values: dict[str, Any], settings: Iterable[str]) -> None:
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except (ValueError, RecursionError):
-            value = text.strip()
+            value = {"True": True, "False": False}.get(text.strip(), text.strip())
         if isinstance(table := values.setdefault(section, {}), dict):
             table[key] = value
         else:  # is refused as unknown, when all values are checked

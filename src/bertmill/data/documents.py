@@ -99,4 +99,4 @@ def _progress(
         return f"{stage}: {documents}", None
     done = min(at / total, 1.0)
     left = timedelta(seconds=round(seconds / done - seconds))
-    return f"{stage}: {at / 1e6:,.0f} of {total / 1e6:,.0f} MB, {documents}, {left} left", done
+    return f"{stage}: {at / 1e6:,.0f} of {total / 1e6:,.0f} MB  {left} left  {documents}", done

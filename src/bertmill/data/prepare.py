@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from importlib import metadata
 from pathlib import Path
 
 from bertmill.config import TextSection, TokenizerSection
@@ -72,7 +73,7 @@ def prepare(
     held_out_text = Documents(withheld, text, show)
     identities = {document.identity for document in held_out_text.read("held-out text")}
     training = Documents(files, text, show, identities)
-    with folder_that_appears_whole(out, StoreError, or_another=True) as folder:
+    with folder_that_appears_whole(out, StoreError) as folder:
         made = make_tokenizer(training, tokenizer, say, show)
         writer = StoreWriter(folder, made)
         with DocumentPool(made, text, workers) as pool:
@@ -111,7 +112,8 @@ def open_or_prepare(
     """Open the store of this corpus and these settings from the cache, or prepare it there.
 
     The cache is ``$BERTMILL_CACHE``, else ``bertmill`` in the user's cache folder. A corpus file
-    that changed, another setting or another tokenizer make another store.
+    that changed, another setting, another tokenizer, or another version of the libraries that cut
+    and encode, make another store.
     """
     text = resolve_text(text, held_out)
     states = [fingerprint(found) for found in _find_both(corpus, held_out)]
@@ -121,7 +123,8 @@ def open_or_prepare(
         if tokenizer.path
         else tokenizer.model_dump()
     )
-    parts = [FORMAT, _READING_RULE, states, text.model_dump(), vocabulary]
+    libraries = {name: metadata.version(name) for name in ("sentencex", "tokenizers")}
+    parts = [FORMAT, _READING_RULE, states, text.model_dump(), vocabulary, libraries]
     name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
     folder = cache_folder() / "stores" / name
     lock = cache_folder() / "locks" / name
@@ -148,9 +151,9 @@ def open_or_prepare(
             except BertmillError as error:
                 say(f"{error}; preparing it again")
                 shutil.rmtree(folder)
-        for unfinished in folder.parent.glob(f".{name}.*"):  # of a process that was killed
-            shutil.rmtree(unfinished, ignore_errors=True)
-        return prepare(corpus, folder, text, tokenizer, held_out, workers, say, show)
+        store = prepare(corpus, folder, text, tokenizer, held_out, workers, say, show)
+        store.check_changed()
+        return store
 
 
 def _open_cached(folder: Path, say: Callable[[str], None]) -> Store:

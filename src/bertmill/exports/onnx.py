@@ -48,6 +48,7 @@ def export_onnx(
     sources: Sequence[str],
     settings: Sequence[str],
     say: Callable[[str], None],
+    workers: int | None = 1,
 ) -> Path:
     """Write a folder for onnxruntime: encoder, tokenizer, and a report on accuracy.
 
@@ -59,7 +60,7 @@ def export_onnx(
         The new folder, which must not exist yet.
     int8 : bool
         Whether to write the encoder with weights of 8 bits too.
-    sources, settings, say
+    sources, settings, say, workers
         Text to evaluate the files on, as in `evaluate_held_out`; none leaves that out.
 
     Returns
@@ -82,7 +83,7 @@ def export_onnx(
     refuse_if_there(out)
     refuse_without_onnx_packages()
     loaded = load_model(model)
-    held_out = open_held_out(loaded, sources, settings, say) if sources else None
+    held_out = open_held_out(loaded, sources, settings, say, workers) if sources else None
     with folder_that_appears_whole(out, InputError) as folder:
         if loaded.task_model is not None:
             say("the files hold only the encoder, without the head that was fine-tuned")

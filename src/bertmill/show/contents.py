@@ -12,8 +12,9 @@ from bertmill.config import MaskingSection, PairsSection, load_recipe, recipe_na
 from bertmill.data.batch import Batch, Batches
 from bertmill.data.store import Store, is_store
 from bertmill.errors import CorpusError, InputError
-from bertmill.model.folder import load_model, model_folder
+from bertmill.model.folder import load_model
 from bertmill.model.pretraining import PretrainingModel, shapes_alone
+from bertmill.storage import model_folder
 from bertmill.text.tokenizer import Tokenizer
 from bertmill.train.run_folder import RunFolder
 
@@ -62,7 +63,8 @@ def describe(target: str | Path, num_pairs: int = 3, check: bool = False) -> dic
 def _describe_recipe(target: str) -> dict[str, Any]:
     recipe = load_recipe(target)
     counts = None
-    if recipe.tokenizer.kind == "wordpiece":  # distinct words are not known without the text
+    # Distinct words are not known without the text, and `continue` takes any model's network.
+    if recipe.tokenizer.kind == "wordpiece" and recipe.name != "continue":
         with shapes_alone():
             model = PretrainingModel(recipe.model, recipe.tokenizer.vocab_size)
         counts = model.count_parameters()

@@ -97,8 +97,10 @@ class Session:
         self.model = PretrainingModel(recipe.model, tokenizer.size, KERNELS[kernels])
         generator = torch.Generator().manual_seed(make_key(self.knobs.seed, "weights"))
         initialize(self.model, recipe.model, generator)
+        self._untrained = set() if recipe.trains_pairs else set(self.model.tensors_for_pairs())
         if isinstance(plan.start, LoadedModel):
             self._begin_with(plan.start)
+            self._untrained &= set(plan.start.new_weights)
         self.model.to(world.device).train()
         self._wrapped = world.wrap(self.model)
         self.optimizer = make_optimizer(self.model, recipe.optimizer, kernels)
@@ -118,8 +120,8 @@ class Session:
         """Take over a pretrained model's weights, and say which there were."""
         tokenizer, new = self.plan.data.store.tokenizer, source.new_parts
         num_known = transfer_weights(self.model, tokenizer, source)
-        drawn = f"; newly drawn: {', '.join(new)}" if new else ""
-        self._progress.say(f"weights from {source.folder}: all found{drawn}")
+        found = f"newly drawn: {', '.join(new)}" if new else "all found"
+        self._progress.say(f"weights from {source.folder}: {found}")
         if num_known < tokenizer.size:
             self._progress.say(
                 f"another vocabulary: {num_known:,} of {tokenizer.size:,} rows come from the "
@@ -162,10 +164,15 @@ class Session:
         """Go on from the plan's checkpoint, or save the first one."""
         start = self.plan.start
         if not isinstance(start, Checkpoint):
+            if self._untrained:
+                self._progress.say(
+                    "the pooler and the next-sentence head are not trained: the model is saved "
+                    "without them"
+                )
             self.run.cut(0)
             self.save()
         else:
-            restore(start, self.model, self.optimizer)
+            self._untrained = set(restore(start, self.model, self.optimizer))
             self.step, self.clock = start.state.step, Clock(start.state.seconds)
             self._losses.load_state(start.state.losses)
             self.run.cut(self.step)
@@ -271,8 +278,16 @@ class Session:
                 recipe=self.plan.recipe.model_dump(),
             )
             tokenizer, about = self.plan.data.store.tokenizer, self.plan.data.about
-            keep = self.knobs.keep_checkpoints
-            save_checkpoint(self.run, state, self.model, tokenizer, about, self.optimizer, keep)
+            save_checkpoint(
+                self.run,
+                state,
+                self.model,
+                tokenizer,
+                about,
+                self.optimizer,
+                self.knobs.keep_checkpoints,
+                self._untrained,
+            )
             self._after_checkpoint(self.run)
         self._saved_at, self._saved_seconds = self.step, time.monotonic()
 

@@ -222,6 +222,12 @@ def _choose_recipe(
         recipe = adopt_model(values, name, source)
         if takes_own and brings_tokenizer:
             say("the tokenizer is the model's own, not the recipe's, unless one is given")
+        length, longer = recipe.pairs.max_length, source.about and source.about.pairs.max_length
+        if longer and length < longer:
+            say(
+                f"the model takes {longer} tokens, and will take {length} after this run: more are "
+                f"cut off (pairs.max_length={longer} keeps them)"
+            )
     if request.tokenizer is not None:
         path = str(Path(request.tokenizer).absolute())
         recipe = _changed(recipe, {"tokenizer": {"path": path}})
