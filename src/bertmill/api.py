@@ -255,7 +255,7 @@ def pretrain(
         workers=workers,
     )
     with _run_progress_on(stream) as progress:
-        plan = plan_run(request, progress.say)
+        plan = plan_run(request, progress.say, progress.show)
         with plan.run.locked():
             plan.run.create(plan.recipe, plan.facts)
             return _train(plan, progress, on_metrics, stop_at)
@@ -304,7 +304,7 @@ def resume(
     moved = _listed(corpus), _listed(held_out)
     folder.read()  # a folder that is not a run gets no lock
     with _run_progress_on(stream) as progress, folder.locked():
-        plan = plan_resume(folder, steps, *moved, workers, progress.say)
+        plan = plan_resume(folder, steps, *moved, workers, progress.say, progress.show)
         return _train(plan, progress, on_metrics, stop_at)
 
 
@@ -413,9 +413,8 @@ def prepare(
     chosen = load_recipe(recipe, [*settings, *shorthand])
     read, kept = _listed(corpus), _listed(held_out)
     with _progress_on(stream) as progress:
-        return preparing.prepare(
-            read, out, chosen.text, chosen.tokenizer, kept, workers, progress.say
-        )
+        shown = progress.say, progress.show
+        return preparing.prepare(read, out, chosen.text, chosen.tokenizer, kept, workers, *shown)
 
 
 @_verb

@@ -6,17 +6,17 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from importlib import metadata
 from pathlib import Path
 
 from bertmill.config import TextSection, TokenizerSection
+from bertmill.data.documents import Documents, Show
 from bertmill.data.encode import DocumentPool, is_held_out
 from bertmill.data.store import FORMAT, Store, StoreWriter, is_store
 from bertmill.errors import BertmillError, CorpusError, StoreError, TokenizerError
 from bertmill.storage import file_lock, folder_that_appears_whole
-from bertmill.text.corpus import Document, read_documents
 from bertmill.text.files import SourceFile, find_files, fingerprint
 from bertmill.text.sentences import split_sentences
 from bertmill.text.tokenizer import Tokenizer, load_tokenizer
@@ -34,6 +34,7 @@ def prepare(
     held_out: Sequence[str] = (),
     workers: int | None = 1,
     say: Callable[[str], None] = lambda line: None,
+    show: Show = lambda line, done: None,
 ) -> Store:
     """Make a token store of a corpus; it is whole when its folder appears.
 
@@ -53,6 +54,8 @@ def prepare(
         because a script with more needs ``if __name__ == "__main__":`` around its work.
     say : callable
         Takes a line about each stage.
+    show : callable
+        Takes a line about work that goes on, a few times a second, and the share that is done.
 
     Returns
     -------
@@ -67,14 +70,15 @@ def prepare(
         raise StoreError(out, "already exists", "choose another `out`, or delete it first")
     text = resolve_text(text, held_out)
     files, withheld = _find_both(corpus, held_out)
-    held_out_text = _Documents(withheld, text)
-    training = _Documents(files, text, {document.identity for document in held_out_text})
+    held_out_text = Documents(withheld, text, show)
+    identities = {document.identity for document in held_out_text.read("held-out text")}
+    training = Documents(files, text, show, identities)
     with folder_that_appears_whole(out, StoreError) as folder:
-        made = make_tokenizer(training, tokenizer, say)
+        made = make_tokenizer(training, tokenizer, say, show)
         writer = StoreWriter(folder, made)
         with DocumentPool(made, text, workers) as pool:
             for name, documents in (("train", training), ("held_out", held_out_text)):
-                for encoded in pool.encode(documents):
+                for encoded in pool.encode(documents.read("encoding")):
                     if isinstance(encoded, str):
                         say(encoded)
                     else:
@@ -103,6 +107,7 @@ def open_or_prepare(
     held_out: Sequence[str] = (),
     workers: int | None = 1,
     say: Callable[[str], None] = lambda line: None,
+    show: Show = lambda line, done: None,
 ) -> Store:
     """Open the store of this corpus and these settings from the cache, or prepare it there.
 
@@ -146,7 +151,7 @@ def open_or_prepare(
             except BertmillError as error:
                 say(f"{error}; preparing it again")
                 shutil.rmtree(folder)
-        store = prepare(corpus, folder, text, tokenizer, held_out, workers, say)
+        store = prepare(corpus, folder, text, tokenizer, held_out, workers, say, show)
         store.check_changed()
         return store
 
@@ -189,44 +194,11 @@ def resolve_text(text: TextSection, held_out: Sequence[str]) -> TextSection:
     return text.model_copy(update={"held_out_fraction": 0.0}) if held_out else text
 
 
-class _Documents:
-    """The documents of files, as often as they are read, without those that are held out too.
-
-    Parameters
-    ----------
-    files : list of SourceFile
-    text : TextSection
-    withheld : set of int
-        Identities of held-out documents.
-    """
-
-    def __init__(
-        self, files: list[SourceFile], text: TextSection, withheld: Set[int] = frozenset()
-    ) -> None:
-        self.text, self.num_left_out = text, 0
-        self._files, self._withheld = files, withheld
-
-    def __iter__(self) -> Iterator[Document]:
-        self.num_left_out = 0
-        for document in read_documents(self._files, self.text):
-            if self._withheld and document.identity in self._withheld:
-                self.num_left_out += 1
-            else:
-                yield document
-
-    def is_empty(self) -> CorpusError:
-        """Make the error of text without a document to train on."""
-        fix = "give a corpus with text"
-        if self.text.sentences == "spaced-period":
-            fix += " whose sentences end with ' . ' (or set text.sentences=sentencex)"
-        if self.text.held_out_fraction:
-            fix += ", or lower text.held_out_fraction"
-        where = ", ".join(file.url for file in self._files[:3]) or "`corpus`"
-        return CorpusError(where, "is empty or all held out: no document to train on", fix)
-
-
 def make_tokenizer(
-    training: _Documents, section: TokenizerSection, say: Callable[[str], None]
+    training: Documents,
+    section: TokenizerSection,
+    say: Callable[[str], None],
+    show: Show,
 ) -> Tokenizer:
     """Open the recipe's tokenizer, or train it on the training documents."""
     if section.path:
@@ -235,7 +207,7 @@ def make_tokenizer(
 
     def texts() -> Iterator[str]:
         nonlocal num_bytes
-        for document in training:
+        for document in training.read("tokenizer"):
             if is_held_out(document, training.text):
                 continue
             # Word counts need every document; WordPiece is content with a sample, and says so.
@@ -248,6 +220,7 @@ def make_tokenizer(
                 continue
             num_bytes += len(sentences.encode())
             yield sentences
+        show("tokenizer: making the vocabulary", 1.0)
 
     try:
         made = train_tokenizer(texts(), section)

@@ -51,6 +51,8 @@ class SourceFile:
     """Changes when the file changes: size, times, version or entity tag, where they are known."""
     open: Callable[[], Any] = field(compare=False, repr=False)
     """Opens its bytes, as they are stored."""
+    num_bytes: int = 0
+    """As they are stored; 0 where it is not known."""
 
 
 def find_files(sources: Iterable[str], endings: Sequence[str] = CORPUS_ENDINGS) -> list[SourceFile]:
@@ -142,7 +144,9 @@ def _source_file(fs: Any, path: str, endings: Sequence[str]) -> SourceFile:
         raise CorpusError(
             url, "is of an unknown kind", f"use a file whose name ends in {_listed(endings)}"
         )
-    return SourceFile(url, *kind, _state(fs.info(path)), partial(fs.open, path, "rb"))
+    info = fs.info(path)
+    opens = partial(fs.open, path, "rb")
+    return SourceFile(url, *kind, _state(info), opens, int(info.get("size") or 0))
 
 
 def _is_made(path: str, found: set[str]) -> bool:
