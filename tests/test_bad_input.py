@@ -422,6 +422,17 @@ def test_resume_over_another_text(bertmill, copied_run, corpus_file, tmp_path):
     check_line(err, [copied_run, "is not the one that the run began with", "bring the old text"])
 
 
+def test_resume_of_a_run_whose_pairs_were_made_by_another_rule(bertmill, copied_run):
+    """Runs of earlier versions do not say which rule it was."""
+    assert 'kind = "segments"' in (copied_run / "recipe.toml").read_text("utf-8")
+    facts = json.loads((copied_run / "run.json").read_text("utf-8"))
+    assert facts.pop("segments_rule") == 2
+    (copied_run / "run.json").write_text(json.dumps(facts), "utf-8")
+    status, _, err = bertmill("pretrain", "--resume", copied_run)
+    assert status == 2
+    check_line(err, [copied_run, "was begun by an earlier version", "start a new run"])
+
+
 HOLD_THE_LOCK = """
 import fcntl, sys
 stream = open(sys.argv[1], "a")

@@ -39,7 +39,7 @@ HELD_OUT_KEYS = {
     "nsp_overlap_nats",
     "nsp_overlap_accuracy",
 }
-COUNT_KEYS = {"vocab_size", "tokenizer_identity", "splits"}
+COUNT_KEYS = {"vocab_size", "tokenizer_identity", "splits", "seen_fraction"}
 MODEL_KEYS = {
     "kind",
     "folder",

@@ -136,7 +136,7 @@ def test_no_place_for_a_checkpoint_and_for_metrics(small_run, tmp_path, a_file):
     with pytest.raises(errors.RunError, match="step-0: cannot be written"):
         bertmill.resume(run)
     with pytest.raises(errors.RunError, match="cannot be written"):
-        RunFolder(a_file / "run").log({})
+        RunFolder(a_file / "run").log(small_run.history.train[0])
 
 
 def test_an_optimizer_that_is_none(small_run, tmp_path):

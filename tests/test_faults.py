@@ -271,7 +271,7 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(corpus_file, tmp_path):
     run = bertmill.pretrain(
         str(corpus_file), "tiny", out=tmp_path / "run", steps=40,
         settings=[
-            *SETTINGS, "optimizer.lr=0.3", "schedule.hold_fraction=1.0", "train.keep_checkpoints=1"
+            *SETTINGS, "optimizer.lr=1.0", "schedule.hold_fraction=1.0", "train.keep_checkpoints=1"
         ],
     ).folder  # fmt: skip
     validated = {r.step: r.scores.mlm_loss for r in RunFolder(run).metrics().held_out}

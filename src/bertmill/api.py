@@ -255,7 +255,7 @@ def pretrain(
         workers=workers,
     )
     with _run_progress_on(stream) as progress:
-        plan = plan_run(request, progress.say)
+        plan = plan_run(request, progress.say, progress.show)
         with plan.run.locked():
             plan.run.create(plan.recipe, plan.facts)
             return _train(plan, progress, on_metrics, stop_at)
@@ -304,7 +304,7 @@ def resume(
     moved = _listed(corpus), _listed(held_out)
     folder.read()  # a folder that is not a run gets no lock
     with _run_progress_on(stream) as progress, folder.locked():
-        plan = plan_resume(folder, steps, *moved, workers, progress.say)
+        plan = plan_resume(folder, steps, *moved, workers, progress.say, progress.show)
         return _train(plan, progress, on_metrics, stop_at)
 
 
@@ -413,9 +413,8 @@ def prepare(
     chosen = load_recipe(recipe, [*settings, *shorthand])
     read, kept = _listed(corpus), _listed(held_out)
     with _progress_on(stream) as progress:
-        return preparing.prepare(
-            read, out, chosen.text, chosen.tokenizer, kept, workers, progress.say
-        )
+        shown = progress.say, progress.show
+        return preparing.prepare(read, out, chosen.text, chosen.tokenizer, kept, workers, *shown)
 
 
 @_verb
@@ -923,7 +922,13 @@ def predict(
 
 
 @_verb
-def export_huggingface(model: str | Path, out: str | Path, *, license: str | None = None) -> Path:
+def export_huggingface(
+    model: str | Path,
+    out: str | Path,
+    *,
+    license: str | None = None,
+    stream: IO[str] | None = None,
+) -> Path:
     """Write a folder that transformers and sentence-transformers open.
 
     Heads that the model was loaded without are left out. Sentence vectors are pooled as the model's
@@ -937,6 +942,8 @@ def export_huggingface(model: str | Path, out: str | Path, *, license: str | Non
         The new folder, which must not exist yet.
     license : str, optional
         Identifier for the model card, such as apache-2.0.
+    stream : file, optional
+        Where progress goes; standard output by default.
 
     Returns
     -------
@@ -951,7 +958,8 @@ def export_huggingface(model: str | Path, out: str | Path, *, license: str | Non
     refuse_if_there(Path(out))
     from bertmill.exports import huggingface
 
-    return huggingface.export_huggingface(model, out, license)
+    with _progress_on(stream) as progress:
+        return huggingface.export_huggingface(model, out, license, progress.say)
 
 
 @_verb

@@ -14,10 +14,10 @@ import transformers
 from transformers import AutoTokenizer, BertModel
 from transformers.utils import logging as transformers_logging
 
+from bertmill import export_huggingface
 from bertmill.config import ModelSection, load_recipe
 from bertmill.errors import ModelError
 from bertmill.exports import onnx
-from bertmill.exports.huggingface import export_huggingface
 from bertmill.exports.onnx import write_int8, write_onnx
 from bertmill.model import bert
 from bertmill.model.folder import load_model, save_model
@@ -226,7 +226,7 @@ def test_a_head_that_computes_something_else(tuned, tmp_path, monkeypatch):
         return hidden, logits * 1.01
 
     monkeypatch.setattr(onnx._WithHead, "forward", another)
-    with pytest.raises(ModelError, match=r"another logits, by .* \(limit .*\); install"):
+    with pytest.raises(ModelError, match=r"other logits, by .* \(limit .*\); install"):
         write_onnx(tmp_path, tuned)
 
 
@@ -318,7 +318,7 @@ def test_a_file_that_computes_something_else(small_run, tmp_path, monkeypatch):
         lambda self, asking, x, bias, *rest: attend(self, asking, x, 0 * bias, *rest),
     )
     with pytest.raises(
-        ModelError, match=r"computes another last_hidden_state, by .* \(limit 0.0001\); install"
+        ModelError, match=r"computes other vectors, by .* \(limit 0.0001\); install"
     ):
         write_onnx(tmp_path, load_model(small_run.folder))
 
@@ -326,5 +326,5 @@ def test_a_file_that_computes_something_else(small_run, tmp_path, monkeypatch):
 def test_vectors_that_are_not_numbers(small_run, tmp_path):
     loaded = load_model(small_run.folder)
     loaded.model.encoder.embeddings.segment.weight.data[0, 0] = torch.nan
-    with pytest.raises(ModelError, match="another last_hidden_state, by nan"):
+    with pytest.raises(ModelError, match="other vectors, by nan"):
         write_onnx(tmp_path, loaded)

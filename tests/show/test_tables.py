@@ -100,6 +100,7 @@ def test_a_store(small_store, show):
     tokens = f"{small_store.train.num_tokens:,}"
     assert re.search(rf"\n  train +\d+ +\d+ +{tokens}\n", text)
     assert f"{small_store.tokenizer.size} entries" in text and "sentences=sentencex" in text
+    assert re.search(r"\n  an epoch sees +\d\d\.\d% of the tokens$", text)
 
 
 def test_a_model(small_run, show):

@@ -90,5 +90,16 @@ def test_a_run_says_once_what_it_will_take(corpus_file, tmp_path):
     lines = stream.getvalue().splitlines()
     [number] = [n for n, line in enumerate(lines) if "to the end" in line]
     [examples] = [line.split(", ")[2].split()[0] for line in lines if " in an epoch" in line]
-    assert f" {6 * 8 / int(examples):.1f} epochs of this text" in lines[number]
+    assert f" {6 * 8 / int(examples):.2g} epochs of this text" in lines[number]
     assert lines[number + 1].startswith("step      1 ")
+
+
+def test_elsewhere_than_on_a_terminal_a_line_is_said_now_and_then(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("bertmill.train.progress.time.monotonic", lambda: now[0])
+    stream = io.StringIO()
+    with RunProgress(stream) as progress:
+        for second in range(70):
+            now[0] = 100.0 + second
+            progress.show(f"encoding: {second} MB", second / 70)
+    assert stream.getvalue() == "encoding: 31 MB\nencoding: 62 MB\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from bertmill.errors import InputError, ModelError
@@ -22,7 +23,9 @@ from bertmill.use.pooling import (
 _MODULE_TYPE = "sentence_transformers.models."
 
 
-def export_huggingface(model: str | Path, out: str | Path, license: str | None = None) -> Path:
+def export_huggingface(
+    model: str | Path, out: str | Path, license: str | None, say: Callable[[str], None]
+) -> Path:
     """Write a folder that ``transformers`` and ``sentence-transformers`` open.
 
     Heads that the model was loaded without are left out. Sentence vectors are pooled as the model's
@@ -36,6 +39,8 @@ def export_huggingface(model: str | Path, out: str | Path, license: str | None =
         The new folder, which must not exist yet.
     license : str, optional
         An identifier such as ``apache-2.0``, for the model card.
+    say : callable
+        Takes a line about what is left out.
 
     Returns
     -------
@@ -74,6 +79,10 @@ def export_huggingface(model: str | Path, out: str | Path, license: str | None =
         run = RunFolder(model)
         summary = summarize(run) if run.holds_run else None
         write_model_card(folder, loaded, pooling, summary, license)
+    if loaded.new_parts and loaded.task_model is None:
+        say(
+            f"left out, as {loaded.folder} has none that was trained: {', '.join(loaded.new_parts)}"
+        )
     return out
 
 

@@ -236,11 +236,12 @@ def write_onnx(folder: Path, loaded: LoadedModel, masked_tokens: bool = False) -
     _write_file(folder / ONNX_FILE, whole, outputs)
     differences = _largest_differences(folder / ONNX_FILE, model, with_head)
     for name, (difference, largest) in differences.items():
-        limit = LARGEST_DIFFERENCE * (largest if name == _LOGITS else 1.0)
+        what, scale = ("vectors", 1.0) if name == _HIDDEN else ("logits", largest)
+        limit = LARGEST_DIFFERENCE * scale
         if not difference <= limit:  # or not a number
             raise ModelError(
                 loaded.folder,
-                f"onnxruntime computes another {name}, by {difference:.2g} (limit {limit:.2g})",
+                f"onnxruntime computes other {what}, by {difference:.2g} (limit {limit:.2g})",
                 "install another version of onnxruntime or onnxscript",
             )
     return {name: difference for name, (difference, _) in differences.items()}

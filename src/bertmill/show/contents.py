@@ -79,7 +79,7 @@ def _describe_store(path: Path, num_pairs: int, check: bool) -> dict[str, Any]:
         "kind": "store",
         **counts,
         "text": store.manifest["text"],
-        "pairs": masked_samples(store, pairs, MaskingSection(), 1, num_pairs),
+        **masked_samples(store, pairs, MaskingSection(), 1, num_pairs),
     }
 
 
@@ -92,7 +92,7 @@ def _describe_run(run: RunFolder, num_pairs: int, check: bool) -> dict[str, Any]
     if is_store(facts.store):
         store, counts = _open_store(facts.store, check)
         pairs, masking, seed = recipe.pairs, recipe.masking, recipe.train.seed
-        found |= {**counts, "pairs": masked_samples(store, pairs, masking, seed, num_pairs)}
+        found |= {**counts, **masked_samples(store, pairs, masking, seed, num_pairs)}
     return {**found, "recipe": recipe.model_dump()}
 
 
@@ -128,30 +128,32 @@ def _describe_model(path: Path) -> dict[str, Any]:
 
 def masked_samples(
     store: Store, pairs: PairsSection, masking: MaskingSection, seed: int, count: int
-) -> list[dict[str, Any]]:
+) -> dict[str, Any]:
     """Draw the first training sequences of a run; none where the store cannot give such pairs.
 
     Returns
     -------
-    list of dict
-        ``is_next``: whether the second segment follows the first; None without pairs. ``text``:
-        ``[MASK](senate)`` hides "senate", ``dog(senate)`` shows a random token, ``senate(=)`` is
-        shown but predicted.
+    dict
+        ``seen_fraction``: share of the training tokens that an epoch sees; None without sequences.
+        ``pairs``: of each sequence ``is_next``, whether the second segment follows the first (None
+        without pairs), and ``text``: ``[MASK](senate)`` hides "senate", ``dog(senate)`` shows a
+        random token, ``senate(=)`` is shown but predicted.
     """
+    nothing: dict[str, Any] = {"seen_fraction": None, "pairs": []}
     if count < 1:
-        return []
+        return nothing
     tokenizer = store.tokenizer
     try:
         batches = Batches(store.train, tokenizer, pairs, masking, 1, seed, "the corpus")
     except CorpusError:
-        return []
+        return nothing
     samples = []
     for i in range(min(count, batches.num_examples)):
         batch = batches.batch_of(np.array([i]))
         labels = batch.next_sentence_labels
         is_next = bool(labels[0]) if len(labels) else None
         samples.append({"is_next": is_next, "text": _with_masks_visible(batch, tokenizer)})
-    return samples
+    return {"seen_fraction": batches.seen_fraction(), "pairs": samples}
 
 
 def _with_masks_visible(batch: Batch, tokenizer: Tokenizer) -> str:

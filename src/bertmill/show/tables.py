@@ -52,7 +52,8 @@ def contents_lines(found: Mapping[str, Any], target: str) -> Iterator[str]:
     if found.get("pairs"):
         heading = "Training sequences: [MASK](hidden), shown(replaced), kept(=)"
         samples = [(_ORDERS[sample["is_next"]], sample["text"]) for sample in found["pairs"]]
-        yield from _section(heading, samples)
+        seen = f"{found['seen_fraction']:.1%} of the tokens"
+        yield from _section(heading, [*samples, ("an epoch sees", seen)])
     if "recipe" in found:
         (_, name), *sections = found["recipe"].items()
         if name == "continue":

@@ -56,6 +56,8 @@ class Facts(Section):
     """Of runs of earlier versions; it is ``train.budget_seconds`` now."""
     init_from: FirstWeights | None = None
     versions: dict[str, str] = Field(default_factory=dict)
+    segments_rule: int = 1
+    """Which rule cuts and draws pairs of ``pairs.kind=segments``; 1: that of earlier versions."""
 
 
 class RunFolder:
