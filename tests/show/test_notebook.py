@@ -3,6 +3,7 @@
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
 from small import SMALL, SMALL_OVER_A_STORE
 
 TRAIN = """

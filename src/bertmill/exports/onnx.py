@@ -30,9 +30,9 @@ from bertmill.evaluation.held_out import open_held_out, score_held_out
 from bertmill.model.architecture import architecture_of
 from bertmill.model.folder import LoadedModel, load_model, save_description
 from bertmill.model.packed import Encoder, PackedTokens, Selection
+from bertmill.model.pooling import longest_text
 from bertmill.storage import folder_that_appears_whole, refuse_if_there, write_json
 from bertmill.train.validate import HeldOut, HeldOutScores
-from bertmill.use.pooling import longest_text
 
 ONNX_FILE, INT8_FILE, _REPORT_FILE = "model.onnx", "model.int8.onnx", "onnx.json"
 LARGEST_DIFFERENCE = 1e-4
