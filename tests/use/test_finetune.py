@@ -15,6 +15,7 @@ import bertmill as package
 from bertmill.config import ModelSection
 from bertmill.errors import InputError, RunError
 from bertmill.model.folder import load_model, save_model
+from bertmill.model.pooling import longest_text
 from bertmill.model.task import Task, TaskModel
 from bertmill.train.progress import RunProgress
 from bertmill.use import finetune as tuning
@@ -28,7 +29,6 @@ from bertmill.use.examples import (
 )
 from bertmill.use.finetune import learn_task, task_loss
 from bertmill.use.knobs import FinetuneKnobs
-from bertmill.use.pooling import longest_text
 from bertmill.use.predict import compute_outputs, make_inputs
 
 logging.set_verbosity_error()
