@@ -161,7 +161,14 @@ def _parquet_bytes(compression: str, texts: Sequence[str | None]) -> bytes:
 def _text_seeds(_: Path) -> list[bytes]:
     plain = "\n\n".join(make_documents(3, 2)).encode()
     odd = "\ufeffOne [MASK] sentence . two\r\n\r\n\0\u202e\u200f ... !?\n\n\u4e2d\u3002".encode()
-    return [b"\0" + plain, b"\1" + odd, b"\2" + b" . ".join([plain, odd])]
+    # A lone capital, white space that is not ASCII and a period once made sentencex panic; it takes
+    # long over quotes that are never closed.
+    capitals = "Vitamin B\u00a0. Then C\u2003. D\u3000! E\u2028? F\u00a0.\u00a0. G".encode()
+    quotes = ("\u201cone \u2018two. \u00abThree " * 400).encode()
+    return [
+        *(b"\0" + plain, b"\1" + odd, b"\2" + b" . ".join([plain, odd])),
+        *(b"\0" + capitals, b"\3" + capitals, b"\0" + quotes, b"\0" + b"word " * 2000),
+    ]
 
 
 def _wikitext_seeds(_: Path) -> list[bytes]:
@@ -241,6 +248,7 @@ def _rows_seeds(_: Path) -> list[bytes]:
         b"\3text\tlabel\r\na river\t1\r\n\r\n",
         b"\4" + _parquet_bytes("snappy", ["a river.", "", "\0 [MASK]"]),
         b"\5" + gzip.compress(table, mtime=0),
+        b"\2text;label\na river;1\n",
     ]
 
 
