@@ -153,15 +153,15 @@ def test_a_default_may_be_given_with_another_function(refused):
 # --- names of arguments --------------------------------------------------------------------------
 
 
-def test_arguments_are_written_as_options(monkeypatch, refused):
+def test_arguments_are_written_as_options(monkeypatch, refused, small_run):
     def fail(path, device):
         raise InputError("`text_b`", "`num_pairs` of `model` and `thing`", "give `among_file`\n")
 
     monkeypatch.setattr(api, "load", fail)
     line = "bertmill: TEXT_B: --pairs of MODEL and `thing`; give --among-file\n"
-    refused(["encode", "x", "y"], line)
+    refused(["encode", small_run.folder, "y"], line)
     with pytest.raises(InputError, match="`text_b`: `num_pairs` of `model` and `thing`; give `am"):
-        package.encode("x", "y")
+        package.encode(small_run.folder, "y")
 
 
 def test_examples_in_docstrings_are_right():

@@ -214,6 +214,19 @@ def test_a_run_without_pairs_has_no_second_row(corpus_file, tmp_path):
     assert "next sentence prediction, nats" not in text
 
 
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("runs/first/model", "first"), ("runs/first/best", "first"), ("models/theirs", "theirs")],
+)
+def test_the_run_that_it_began_with_is_named(folder, name, small_run, tmp_path):
+    run = shutil.copytree(small_run.folder, tmp_path / "second", symlinks=True)
+    facts = json.loads((run / "run.json").read_text("utf-8"))
+    facts["init_from"] = {"folder": f"/home/me/{folder}", "sha256": "0" * 64}
+    (run / "run.json").write_text(json.dumps(facts), "utf-8")
+    _, text = card_of(export_huggingface(run, tmp_path / "out"))
+    assert f"- Begun with: {name}\n" in text and "home" not in text
+
+
 # --- nothing of this machine ---------------------------------------------------------------------
 
 
@@ -227,7 +240,8 @@ def run_of_paths(small_run, corpus_file, tmp_path):
         text = (small_run.folder / "recipe.toml").read_text("utf-8")
         recipe.write_text(text.replace('name = "tiny"', 'name = "mine"'), "utf-8")
         shutil.copytree(small_run.folder / "model", place / "base")
-        held_out = shutil.copy(corpus_file, place / "unseen.txt")
+        held_out = place / "unseen.txt"
+        held_out.write_text(corpus_file.read_text("utf-8").upper(), "utf-8")
         return package.pretrain(
             list(corpus) or [str(shutil.copy(corpus_file, place / "books.txt"))],
             str(recipe),

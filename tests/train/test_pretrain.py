@@ -296,7 +296,7 @@ def test_without_held_out_text_a_run_says_so(corpus_file, tmp_path, capsys):
         settings=[*SETTINGS, "text.held_out_fraction=0.0"],
     )
     assert run.outcome.held_out is None
-    assert "no held-out text" in capsys.readouterr().out
+    assert "nothing is validated" in capsys.readouterr().out
 
 
 def test_a_prepared_store_is_a_corpus(corpus_file, tmp_path):

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,7 @@ from bertmill.model.architecture import architecture_of
 from bertmill.model.pooling import Pooling
 from bertmill.model.pretraining import PretrainingModel, initialize, shapes_alone
 from bertmill.model.task import Task, TaskModel
-from bertmill.storage import write_json
+from bertmill.storage import model_folder, write_json
 from bertmill.text.tokenizer import Tokenizer, load_tokenizer
 
 WEIGHTS_FILE = "model.safetensors"
@@ -235,17 +234,6 @@ def _make(
 ) -> tuple[PretrainingModel, TaskModel | None]:
     model = PretrainingModel(section, vocab_size).eval()
     return model, None if task is None else TaskModel(model, task).eval()
-
-
-def model_folder(path: str | Path) -> Path:
-    """Return the model's own folder: a run keeps it under ``model``."""
-    path = Path(path)
-    for folder in (path / "model", path):
-        if os.path.isfile(folder / "config.json"):
-            return folder
-    if not os.path.exists(path):
-        raise ModelError(path, "does not exist", "give a run folder or a model folder")
-    raise ModelError(path, "is not a run or model folder (no config.json)", "give another folder")
 
 
 def _read_about(path: Path, tokenizer: Tokenizer) -> About | None:

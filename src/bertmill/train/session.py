@@ -354,7 +354,12 @@ def _say_start(plan: Plan, progress: RunProgress) -> None:
     """Say what is about to be trained, and on what."""
     recipe, knobs = plan.recipe, plan.recipe.train
     if plan.data.held_out is None:
-        progress.say("there is no held-out text: give some, or raise text.held_out_fraction")
+        is_some = plan.data.store.held_out.num_documents > 0
+        progress.say(
+            "nothing is validated: the held-out share of the corpus "
+            f"{'is too little to make a pair of' if is_some else 'is empty'}; raise "
+            "text.held_out_fraction, or give held-out text"
+        )
     if plan.budget_seconds is None and recipe.schedule.warmup_steps > knobs.steps:
         progress.say(
             f"the warm-up of {recipe.schedule.warmup_steps:,} steps is longer than the run; "
@@ -364,6 +369,7 @@ def _say_start(plan: Plan, progress: RunProgress) -> None:
     length = "for the time budget" if plan.budget_seconds is not None else f"{knobs.steps:,} steps"
     progress.say(
         f"training {length}, {knobs.batch_size:,} sequences per step, "
-        f"{plan.data.train.num_examples:,} in an epoch, on {device_name(plan.world.device)} in "
-        f"{knobs.precision}"
+        f"{plan.data.train.num_examples:,} in an epoch, which sees "
+        f"{plan.data.train.seen_fraction():.1%} of the tokens, on "
+        f"{device_name(plan.world.device)} in {knobs.precision}"
     )

@@ -295,7 +295,7 @@ class Pretrained:
             It was not fine-tuned.
         """
         if self._task_model is None:
-            raise ModelError(self.loaded.folder, "was not fine-tuned for a task")
+            raise ModelError(self.loaded.folder, "was not fine-tuned for a task", "fine-tune it")
         return self._task_model
 
 

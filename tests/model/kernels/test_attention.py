@@ -167,3 +167,30 @@ def test_at_once_tells_the_kernel_where_sequences_begin(monkeypatch, selected):
 )
 def test_the_kernel_for_all_lengths_is_used_where_it_is_right(device, dtype, dropout, expected):
     assert takes_all_lengths(torch.device(device), dtype, dropout) is expected
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+def test_in_16_bits_gradients_are_as_exact_as_those_of_torchs_autocast(scale, dropout):
+    """Torch draws other elements, so that with dropout the error is compared to that without."""
+    lengths, heads, size = [64] * 3 + [40], 4, 32
+    generator = torch.Generator().manual_seed(1)
+    exact = scale * torch.randn(sum(lengths), 3, heads, size, generator=generator).bfloat16()
+    outer = torch.randn(sum(lengths), heads * size, generator=generator).bfloat16()
+    packed = PackedTokens.pack(*[torch.zeros(sum(lengths), dtype=torch.int64)] * 3, lengths)
+
+    def gradient(attend, dtype, dropout):
+        qkv = exact.to(dtype).detach().requires_grad_()
+        torch.manual_seed(3)  # the same draws in every type
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            mixed = call(attend, qkv, packed, dropout)
+        assert mixed.dtype == dtype
+        mixed.backward(outer.to(dtype))
+        return qkv.grad.double()
+
+    def error(attend, dropout):
+        right = gradient(in_training, torch.float64, dropout)
+        return (gradient(attend, torch.bfloat16, dropout) - right).norm() / right.norm()
+
+    torchs = error(by_length, 0.0)
+    assert error(in_training, dropout) <= torchs
