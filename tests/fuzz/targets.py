@@ -722,10 +722,13 @@ def _word_model(folder: Path) -> Any:
 
 def _about_values(data: bytes, folder: Path) -> None:
     """Judge by what a stranger's folder says of its training."""
-    about = hostile_json(_json(folder, "word-model/bertmill.json"), Choices(data))
+    whole = _json(folder, "word-model/bertmill.json")
+    whole["pooling"] = {"mode": "cls", "normalize": True, "max_length": 32}
+    about = hostile_json(whole, Choices(data))
     (folder / "word-model" / "bertmill.json").write_text(about, "utf-8")
     _word_model.cache_clear()
     _judge(json.dumps(_PAIR).encode(), folder)
+    Pretrained(_word_model(folder / "word-model"), torch.device("cpu")).embed("the river")
 
 
 def _judge(lines: bytes, folder: Path) -> None:

@@ -122,7 +122,7 @@ class Session:
         """Take over a pretrained model's weights, and say which there were."""
         tokenizer, new = self.plan.data.store.tokenizer, source.new_parts
         num_known = transfer_weights(self.model, tokenizer, source)
-        found = f"newly drawn: {', '.join(new)}" if new else "all found"
+        found = f"all but {', '.join(new)}, newly drawn" if new else "all found"
         self._progress.say(f"weights from {source.folder}: {found}")
         if num_known < tokenizer.size:
             self._progress.say(
