@@ -5,7 +5,7 @@ import io
 import pytest
 
 import bertmill
-from bertmill.train.metrics import TrainRecord
+from bertmill.train.metrics import Metrics, TrainRecord
 from bertmill.train.progress import RunProgress
 from small import SMALL
 
@@ -26,7 +26,7 @@ class Terminal(io.StringIO):
 
 def test_the_bar_moves_with_every_step():
     with RunProgress(Terminal()) as progress:
-        progress.start(None)
+        progress.start(None, Metrics([], []))
         shown = lambda: progress._bar.tasks[0].description  # noqa: E731
         assert shown() == "first step ..."
         progress.step(1, 0.1)
