@@ -5,13 +5,16 @@ The line says where the fault is, what it is, and how to fix it.
 
 import gzip
 import json
+import os
 import shutil
 import subprocess
 import sys
 
 import pytest
 
+import bertmill as package
 from bertmill.config import TokenizerSection
+from bertmill.errors import InputError
 from bertmill.text.tokenizer import load_tokenizer
 from small import SMALL
 
@@ -419,6 +422,17 @@ def test_resume_over_another_text(bertmill, copied_run, corpus_file, tmp_path):
     check_line(err, [copied_run, "is not the one that the run began with", "bring the old text"])
 
 
+def test_resume_of_a_run_whose_pairs_were_made_by_another_rule(bertmill, copied_run):
+    """Runs of earlier versions do not say which rule it was."""
+    assert 'kind = "segments"' in (copied_run / "recipe.toml").read_text("utf-8")
+    facts = json.loads((copied_run / "run.json").read_text("utf-8"))
+    assert facts.pop("segments_rule") == 2
+    (copied_run / "run.json").write_text(json.dumps(facts), "utf-8")
+    status, _, err = bertmill("pretrain", "--resume", copied_run)
+    assert status == 2
+    check_line(err, [copied_run, "was begun by an earlier version", "start a new run"])
+
+
 HOLD_THE_LOCK = """
 import fcntl, sys
 stream = open(sys.argv[1], "a")
@@ -459,7 +473,7 @@ def test_resume_of_a_run_that_another_process_writes(refused, copied_run):
             ["'--workers': ", "greater than or equal to 1"],
         ),
         (
-            ["pretrain", "--corpus", "x", "--steps", "5", "--budget", "10m"],
+            ["pretrain", "--corpus", "sample:sotu", "--steps", "5", "--budget", "10m"],
             ["--budget: cannot be combined with --steps; give one of the two"],
         ),
         (["pretrian"], ["No such command", "pretrian"]),
@@ -487,7 +501,7 @@ def test_bad_options(args, parts, refused):
 def test_bad_length_of_time(option, length, refused, corpus_file, tmp_path):
     refused(
         ["pretrain", "--corpus", corpus_file, option, length],
-        f"{option}: {length!r} is not a length of time; write 90s, 10m or 1h30m",
+        f"{option}: {length!r} is not a length of time; write 90s, 10m, 1h30m or 7d",
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -626,3 +640,97 @@ def test_process(args, parts, tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     check_line(done.stderr, parts)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_missing_is_found_before_torch_is_imported(small_run, corpus_file, tmp_path):
+    """It takes seconds, in which nobody should wait for "does not exist"."""
+    (tmp_path / "there").touch()
+    (tmp_path / "data.jsonl").write_text('{"text": "a", "label": "b"}\n', "utf-8")
+    run, text, new = str(small_run.folder), str(corpus_file), ["--out", "new"]
+    gone = "does not exist"
+    wrong = [
+        (["pretrain", "--corpus", "gone"], gone),
+        (["pretrain", "--corpus", text, "--held-out", "gone"], gone),
+        (["pretrain", "--corpus", text, "--init-from", "gone"], gone),
+        (["pretrain", "--corpus", text, "--tokenizer", "gone"], gone),
+        (["pretrain", "--corpus", text, "--recipe", "gone"], "neither a known name nor a file"),
+        (["pretrain", "--corpus", text, "--set", "train.step=1"], "is not a known key"),
+        (["pretrain", "--corpus", text, "--budget", "soon"], "is not a length of time"),
+        (["pretrain", "--resume", "gone"], "is not a run"),
+        (["prepare", "--corpus", "gone", *new], gone),
+        (["prepare", "--corpus", text, "--out", "there"], "already exists"),
+        (["encode", "gone", "text"], gone),
+        (["embed", "gone", "data.jsonl", "--out", "new.npy"], gone),
+        (["embed", run, "gone", "--out", "new.npy"], gone),
+        (["embed", run, "data.jsonl", "--out", "there"], "already exists"),
+        (["similar-words", run, "text", "--word", "text", "--among-file", "gone"], gone),
+        (["similar-words", run, "text", "--word", "text"], "has no texts to search"),
+        (["fill-mask", "gone", "text"], gone),
+        (["evaluate", run, "--held-out", "gone"], gone),
+        (["evaluate", run, "--minimal-pairs", "gone"], gone),
+        (["evaluate", run, "--tasks", "gone"], "is not a folder"),
+        (["finetune", run, "--train", "gone", "--dev", "data.jsonl", *new], gone),
+        (["finetune", run, "--train", "data.jsonl", "--dev", "gone", *new], gone),
+        (
+            ["finetune", run, "--train", "data.jsonl", "--dev", "data.jsonl", "--out", "there"],
+            "alr",
+        ),
+        (
+            ["finetune", run, "--train", "data.jsonl", "--dev", "data.jsonl", *new, "--lr", "0"],
+            "ab",
+        ),
+        (["predict", "gone", "data.jsonl", "--out", "new.csv"], gone),
+        (["predict", run, "data.jsonl", "--out", "there"], "already exists"),
+        (["export", "gone", *new], gone),
+        (["export", run, "--out", "there"], "already exists"),
+        (["export", run, "--to", "onnx", "--int8", *new], "needs --held-out"),
+        (["cache", "--older-than", "soon"], "is not a length of time"),
+    ]
+    program = """
+import json, sys
+from bertmill.cli import main
+for args in json.loads(sys.argv[1]):
+    sys.argv = ["bertmill", *args]
+    try:
+        main()
+    except SystemExit as end:
+        assert end.code == 2, args
+    assert "torch" not in sys.modules, args
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps([args for args, _ in wrong])],
+        capture_output=True, text=True, cwd=tmp_path, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    lines = done.stderr.splitlines()
+    for (args, part), line in zip(wrong, lines, strict=True):
+        assert part in line, args
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "there"]
+
+
+@pytest.mark.parametrize("args", [["-h"], ["--help"], ["pretrain", "-h"], ["evaluate", "--help"]])
+def test_help(args, bertmill):
+    status, out, err = bertmill(*args)
+    assert (status, err) == (0, "") and out.startswith("Usage: ") and "-h, --help" in out
+
+
+def test_version(bertmill):
+    assert bertmill("--version") == (0, f"bertmill {package.__version__}\n", "")
+    assert "--version" in bertmill("-h")[1]
+
+
+def test_arguments_are_utf8_in_every_locale(tmp_path):
+    """Python reads them as ASCII with half characters where the user has switched UTF-8 off."""
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    (tmp_path / "é").mkdir()
+    command = [sys.executable, "-m", "bertmill", "prepare", "--corpus", "é", "--out", "ü"]
+    done = subprocess.run(command, capture_output=True, env=environment, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.decode().startswith("bertmill: é: is a folder without text; ")
+
+
+def test_a_count_that_is_too_small_in_python(small_run, tmp_path):
+    with pytest.raises(InputError, match="`seeds`: is 0; give 1 or more"):
+        package.evaluate_tasks(small_run.folder, tmp_path, seeds=0)
+    with pytest.raises(InputError, match="`seed`: is -1; give 0 or more"):
+        package.pretrain("sample:sotu", seed=-1)

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import processes
+from bertmill.data import prepare
 
 OUTCOME_KEYS = {
     "steps",
@@ -38,7 +39,7 @@ HELD_OUT_KEYS = {
     "nsp_overlap_nats",
     "nsp_overlap_accuracy",
 }
-COUNT_KEYS = {"vocab_size", "tokenizer_identity", "splits"}
+COUNT_KEYS = {"vocab_size", "tokenizer_identity", "splits", "seen_fraction"}
 MODEL_KEYS = {
     "kind",
     "folder",
@@ -50,7 +51,7 @@ MODEL_KEYS = {
     "model",
 }
 VERBS = (
-    *("pretrain", "prepare", "inspect", "encode", "embed", "similar-words", "fill-mask"),
+    *("pretrain", "prepare", "cache", "inspect", "encode", "embed", "similar-words", "fill-mask"),
     *("evaluate", "finetune", "predict", "export"),
 )
 # A network that takes a second, over a store that is there already.
@@ -345,3 +346,37 @@ def test_text_that_begins_with_a_dash_follows_two_dashes(bertmill, small_run):
     status, out, _ = bertmill("encode", "--json", "--", small_run.folder, "-the river")
     assert status == 0
     assert "-" in json.loads(out)["tokens"] or "[UNK]" in json.loads(out)["tokens"]
+
+
+# --- processes that prepare text -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [[], ["--workers", 3]], ids=["default", "given"])
+def test_every_command_that_prepares_text_takes_workers(
+    given, bertmill, small_run, corpus_file, tmp_path, monkeypatch
+):
+    """None is one per core."""
+    started, make_pool = [], prepare.DocumentPool
+
+    def pool(tokenizer, text, workers):
+        started.append(workers)
+        return make_pool(tokenizer, text, 1)
+
+    monkeypatch.setattr(prepare, "DocumentPool", pool)
+    run = shutil.copytree(small_run.folder, tmp_path / "run", symlinks=True)
+    text = ["--held-out", corpus_file]
+    for n, command in enumerate(
+        (
+            ["prepare", "--corpus", corpus_file, "--out", "store", "--vocab-size", 150],
+            ["pretrain", "--resume", run],
+            ["evaluate", run, *text],
+            ["export", run, "--to", "onnx", "--out", "onnx", *text],
+        ),
+        start=1,
+    ):
+        monkeypatch.setenv("BERTMILL_CACHE", str(tmp_path / f"cache-{n}"))
+        facts = json.loads((run / "run.json").read_text("utf-8"))
+        (run / "run.json").write_text(json.dumps(facts | {"store": "gone"}), "utf-8")
+        status, _, err = bertmill(*command, *given)
+        assert status == 0, err
+        assert started == [given[1] if given else None] * n, command

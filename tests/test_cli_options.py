@@ -14,8 +14,8 @@ import bertmill as package
 from bertmill import api, cli
 from bertmill.config import TokenizerSection, recipe_names
 from bertmill.errors import InputError
+from bertmill.model.pooling import POOLING_MODES
 from bertmill.model.task import Task
-from bertmill.use.pooling import POOLING_MODES
 
 COMMANDS = typer.main.get_command(cli.app).commands
 FUNCTIONS = [
@@ -153,15 +153,15 @@ def test_a_default_may_be_given_with_another_function(refused):
 # --- names of arguments --------------------------------------------------------------------------
 
 
-def test_arguments_are_written_as_options(monkeypatch, refused):
+def test_arguments_are_written_as_options(monkeypatch, refused, small_run):
     def fail(path, device):
         raise InputError("`text_b`", "`num_pairs` of `model` and `thing`", "give `among_file`\n")
 
     monkeypatch.setattr(api, "load", fail)
     line = "bertmill: TEXT_B: --pairs of MODEL and `thing`; give --among-file\n"
-    refused(["encode", "x", "y"], line)
+    refused(["encode", small_run.folder, "y"], line)
     with pytest.raises(InputError, match="`text_b`: `num_pairs` of `model` and `thing`; give `am"):
-        package.encode("x", "y")
+        package.encode(small_run.folder, "y")
 
 
 def test_examples_in_docstrings_are_right():

@@ -271,7 +271,7 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(corpus_file, tmp_path):
     run = bertmill.pretrain(
         str(corpus_file), "tiny", out=tmp_path / "run", steps=40,
         settings=[
-            *SETTINGS, "optimizer.lr=0.3", "schedule.hold_fraction=1.0", "train.keep_checkpoints=1"
+            *SETTINGS, "optimizer.lr=1.0", "schedule.hold_fraction=1.0", "train.keep_checkpoints=1"
         ],
     ).folder  # fmt: skip
     validated = {r.step: r.scores.mlm_loss for r in RunFolder(run).metrics().held_out}
@@ -384,8 +384,7 @@ def test_what_a_killed_preparation_left_is_swept_away(corpus_file, tmp_path, mon
     run = begin(corpus_file, tmp_path / "one", 1).folder
     store = Path(RunFolder(run).read()[1].store)
     shutil.rmtree(store)
-    left = store.parent / f".{store.name}.abcdef"
-    left.mkdir()
+    (store.parent / f".{store.name}.part" / store.name).mkdir(parents=True)
     begin(corpus_file, tmp_path / "two", 1)
     assert list(store.parent.iterdir()) == [store]
 

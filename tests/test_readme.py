@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
 VERBS = {
-    "pretrain", "prepare", "encode", "fill-mask", "inspect", "export",
+    "pretrain", "prepare", "cache", "encode", "fill-mask", "inspect", "export",
     "embed", "similar-words", "finetune", "predict", "evaluate",
 }  # fmt: skip
 SHORT = "12"  # steps instead of a time budget

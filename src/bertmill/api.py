@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar, get_args
 
 from bertmill.errors import InputError
+from bertmill.storage import model_folder, refuse_if_there, refuse_unless_run
 from bertmill.use.knobs import FinetuneKnobs
 
 if TYPE_CHECKING:
+    from bertmill.data.cache import CacheContents as CacheContents
     from bertmill.data.store import Store as Store
     from bertmill.evaluation.minimal_pairs import MinimalPairScores as MinimalPairScores
     from bertmill.evaluation.tasks import AllTaskScores as AllTaskScores
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "AllTaskScores": "evaluation.tasks",
+    "CacheContents": "data.cache",
     "Embedded": "use.vectors",
     "Encoding": "use.encode",
     "Filler": "use.fill_mask",
@@ -78,21 +81,57 @@ R = TypeVar("R")
 
 
 def _verb(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a function public; refuse empty names of files, which would mean the current folder."""
+    """Make a function public, and check its arguments before anything heavy is imported."""
     NAMES.append(function.__name__)
     call = signature(function)
-    names = [name for name, each in call.parameters.items() if Path in get_args(each.annotation)]
 
     @wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         given = call.bind(*args, **kwargs).arguments
-        for name in names:
-            value = given.get(name)
-            if value is not None and "" in _listed(value):
-                raise InputError(f"`{name}`", "has no name", "give the name of a file or folder")
+        names = {}
+        for name, value in given.items():
+            annotation = call.parameters[name].annotation
+            parts = [annotation, *get_args(annotation)]
+            if Path in parts and value is not None:
+                names[name] = _listed(value)
+                if "" in names[name]:  # would mean the current folder
+                    raise InputError(
+                        f"`{name}`", "has no name", "give the name of a file or folder"
+                    )
+            for least in (each for part in parts for each in getattr(part, "__metadata__", ())):
+                if value is not None and value < least:
+                    raise InputError(f"`{name}`", f"is {value}", f"give {least} or more")
+        for name, sources in names.items():
+            _refuse_missing(name, sources)
         return function(*args, **kwargs)
 
     return checked
+
+
+def _refuse_missing(name: str, sources: list[str]) -> None:
+    """Raise `BertmillError` where a file or folder that a parameter names is not there."""
+    if name in ("model", "init_from"):
+        model_folder(sources[0])
+    elif name == "run":
+        refuse_unless_run(Path(sources[0]))
+    elif name in ("source", "among_file", "train", "dev", "test", "minimal_pairs"):
+        from bertmill.text.rows import find_row_files
+
+        find_row_files(sources[0])
+    elif name in ("corpus", "held_out"):
+        from bertmill.data.store import is_store
+        from bertmill.text.files import find_files
+
+        # What is far away is looked for once, later.
+        find_files(each for each in sources if "://" not in each and not is_store(each))
+    elif name == "tokenizer" and not os.path.exists(sources[0]):
+        from bertmill.text.tokenizer import load_tokenizer
+
+        load_tokenizer(sources[0])
+    elif name == "tasks" and not os.path.isdir(sources[0]):
+        raise InputError(
+            f"`tasks` {sources[0]}", "is not a folder", "put a folder for each task into one"
+        )
 
 
 def _listed(sources: Sources) -> list[str]:
@@ -189,8 +228,6 @@ def pretrain(
     >>> run.outcome.held_out.mlm_loss  # doctest: +SKIP
     8.99
     """
-    from bertmill.train.start import Request, plan_run
-
     stop_at = _deadline(stop_after)
     if steps is not None and budget is not None:
         raise InputError("`budget`", "cannot be combined with `steps`", "give one of the two")
@@ -201,6 +238,12 @@ def pretrain(
         "budget_seconds": None if budget is None else parse_duration(budget, "`budget`"),
         "seed": seed,
     }
+    from bertmill.config import load_recipe
+
+    if init_from is None:  # else the model brings the network
+        load_recipe(recipe or "quick", settings)
+    from bertmill.train.start import Request, plan_run
+
     request = Request(
         corpus=_listed(corpus),
         held_out=_listed(held_out),
@@ -212,7 +255,7 @@ def pretrain(
         workers=workers,
     )
     with _run_progress_on(stream) as progress:
-        plan = plan_run(request, progress.say)
+        plan = plan_run(request, progress.say, progress.show)
         with plan.run.locked():
             plan.run.create(plan.recipe, plan.facts)
             return _train(plan, progress, on_metrics, stop_at)
@@ -261,7 +304,7 @@ def resume(
     moved = _listed(corpus), _listed(held_out)
     folder.read()  # a folder that is not a run gets no lock
     with _run_progress_on(stream) as progress, folder.locked():
-        plan = plan_resume(folder, steps, *moved, workers, progress.say)
+        plan = plan_resume(folder, steps, *moved, workers, progress.say, progress.show)
         return _train(plan, progress, on_metrics, stop_at)
 
 
@@ -295,18 +338,26 @@ def _deadline(stop_after: str | float | None) -> float:
 
 
 def parse_duration(text: str | float, where: str) -> float:
-    """Read ``90``, ``90s``, ``10m``, ``1h30m`` as seconds; `where` names it in the error."""
+    """Read ``90``, ``90s``, ``10m``, ``1h30m`` or ``7d`` as seconds; `where` is for the error."""
     if isinstance(text, int | float):
         seconds = float(text)
     else:
-        found = re.fullmatch(
-            r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip()
-        )
+        number = r"(\d+(?:\.\d+)?)"
+        pattern = f"(?:{number}d)?(?:{number}h)?(?:{number}m)?(?:{number}s?)?"
+        found = re.fullmatch(pattern, text.strip())
         parts = [float(part or 0) for part in found.groups()] if found else [0.0]
-        seconds = sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
+        seconds = sum(part * unit for part, unit in zip(parts, (86400, 3600, 60, 1), strict=False))
     if not 0 < seconds < math.inf:
-        raise InputError(where, f"{text!r} is not a length of time", "write 90s, 10m or 1h30m")
+        raise InputError(where, f"{text!r} is not a length of time", "write 90s, 10m, 1h30m or 7d")
     return seconds
+
+
+def _parse_size(text: str, where: str) -> float:
+    """Read ``500MB`` or ``1.5GB`` as bytes; `where` is for the error."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text.strip())
+    if not found:
+        raise InputError(where, f"{text!r} is not a size", "write 500MB or 10GB")
+    return float(found[1]) * 1000.0 ** " kMGT".index(found[2] or " ")
 
 
 @_verb
@@ -362,9 +413,35 @@ def prepare(
     chosen = load_recipe(recipe, [*settings, *shorthand])
     read, kept = _listed(corpus), _listed(held_out)
     with _progress_on(stream) as progress:
-        return preparing.prepare(
-            read, out, chosen.text, chosen.tokenizer, kept, workers, progress.say
-        )
+        shown = progress.say, progress.show
+        return preparing.prepare(read, out, chosen.text, chosen.tokenizer, kept, workers, *shown)
+
+
+@_verb
+def cache(*, older_than: str | float | None = None, max_size: str | None = None) -> "CacheContents":
+    """Show the cache of prepared text, or remove some of it.
+
+    What a run needs of it is prepared again, so nothing is lost but time. A store that another
+    process has open stays.
+
+    Parameters
+    ----------
+    older_than : str or float, optional
+        Remove what no run has opened for this time, such as 30d or 12h.
+    max_size : str, optional
+        Remove what was opened longest ago, until the rest takes no more than this, such as 10GB.
+
+    Raises
+    ------
+    BertmillError
+        Anything that the caller can fix, in one line.
+    """
+    from bertmill.data.cache import prune_cache
+
+    return prune_cache(
+        math.inf if older_than is None else parse_duration(older_than, "`older_than`"),
+        math.inf if max_size is None else _parse_size(max_size, "`max_size`"),
+    )
 
 
 @_verb
@@ -490,6 +567,7 @@ def embed(
     BertmillError
         Anything that the caller can fix, in one line.
     """
+    refuse_if_there(Path(out))
     from bertmill.use.vectors import embed_file
 
     loaded = load(model, device)
@@ -537,7 +615,6 @@ def similar_words(
     BertmillError
         Anything that the caller can fix, in one line.
     """
-    from bertmill.show.words import draw_similar_words, refuse_figure
     from bertmill.text.rows import read_rows, text_of
 
     texts = list(among)
@@ -545,6 +622,8 @@ def similar_words(
         texts += [text_of(row, "text") for row in read_rows(str(among_file))]
     if not texts:
         raise InputError("similar-words", "has no texts to search", "give `among` or `among_file`")
+    from bertmill.show.words import draw_similar_words, refuse_figure
+
     if figure is not None:
         refuse_figure(Path(figure), top)
     found = load(model, device).similar_words(text, word, texts, top)
@@ -602,6 +681,7 @@ def evaluate_held_out(
     held_out: Sources,
     *,
     settings: Sequence[str] = (),
+    workers: Count | None = 1,
     device: str = "auto",
     stream: IO[str] | None = None,
 ) -> "HeldOutScores":
@@ -617,6 +697,8 @@ def evaluate_held_out(
     settings : sequence of str
         Change to how the text is read, cut and masked: ``text.``, ``pairs.`` or
         ``masking.key=value``.
+    workers : int, optional
+        As in `pretrain`.
     device : str
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     stream : file, optional
@@ -634,7 +716,7 @@ def evaluate_held_out(
         raise InputError("`held_out`", "is missing", "give a file or folder with text")
     loaded = load(model, device).loaded
     with _progress_on(stream) as progress:
-        read = open_held_out(loaded, sources, settings, progress.say)
+        read = open_held_out(loaded, sources, settings, progress.say, workers)
         return score_held_out(loaded, read, loaded.model)
 
 
@@ -781,11 +863,12 @@ def finetune(
     BertmillError
         Anything that the caller can fix, in one line.
     """
+    knobs = FinetuneKnobs(epochs, patience, batch_size, lr, max_length, seed)
+    refuse_if_there(Path(out))
     from bertmill.use.examples import Columns
     from bertmill.use.finetune import finetune_on_files
 
     columns = Columns(column, column_b, label_column)
-    knobs = FinetuneKnobs(epochs, patience, batch_size, lr, max_length, seed)
     sources = _listed([train, dev] if test is None else [train, dev, test])
     loaded = load(model, device).loaded
     with _progress_on(stream) as progress:
@@ -829,6 +912,8 @@ def predict(
     BertmillError
         Anything that the caller can fix, in one line.
     """
+    if str(out) != "-":
+        refuse_if_there(Path(out))
     from bertmill.use.examples import Columns
     from bertmill.use.predictions import predict_file
 
@@ -837,7 +922,13 @@ def predict(
 
 
 @_verb
-def export_huggingface(model: str | Path, out: str | Path, *, license: str | None = None) -> Path:
+def export_huggingface(
+    model: str | Path,
+    out: str | Path,
+    *,
+    license: str | None = None,
+    stream: IO[str] | None = None,
+) -> Path:
     """Write a folder that transformers and sentence-transformers open.
 
     Heads that the model was loaded without are left out. Sentence vectors are pooled as the model's
@@ -851,6 +942,8 @@ def export_huggingface(model: str | Path, out: str | Path, *, license: str | Non
         The new folder, which must not exist yet.
     license : str, optional
         Identifier for the model card, such as apache-2.0.
+    stream : file, optional
+        Where progress goes; standard output by default.
 
     Returns
     -------
@@ -862,9 +955,11 @@ def export_huggingface(model: str | Path, out: str | Path, *, license: str | Non
     BertmillError
         Anything that the caller can fix, in one line.
     """
+    refuse_if_there(Path(out))
     from bertmill.exports import huggingface
 
-    return huggingface.export_huggingface(model, out, license)
+    with _progress_on(stream) as progress:
+        return huggingface.export_huggingface(model, out, license, progress.say)
 
 
 @_verb
@@ -873,11 +968,15 @@ def export_onnx(
     out: str | Path,
     *,
     int8: bool = False,
+    masked_tokens: bool = False,
     held_out: Sources = (),
     settings: Sequence[str] = (),
+    workers: Count | None = 1,
     stream: IO[str] | None = None,
 ) -> Path:
-    """Write the encoder for onnxruntime, compared with torch while it is written.
+    """Write the network for onnxruntime, compared with torch while it is written.
+
+    The encoder, with the head of a model that was fine-tuned.
 
     Parameters
     ----------
@@ -886,11 +985,13 @@ def export_onnx(
     out : str or Path
         The new folder, which must not exist yet.
     int8 : bool
-        Also write the encoder with weights of 8 bits; needs `held_out`, to measure what it costs.
+        Also write the network with weights of 8 bits; needs `held_out`, to measure what it costs.
+    masked_tokens : bool
+        Also compute the scores of the masked-token head: of each vocabulary entry, at each token.
     held_out : str, path, or sequence of them
         Text to measure the files on. It is read as `evaluate_held_out` reads it, and ``onnx.json``
         has the scores.
-    settings : sequence of str
+    settings, workers
         As in `evaluate_held_out`.
     stream : file, optional
         Where progress goes; standard output by default.
@@ -905,8 +1006,7 @@ def export_onnx(
     BertmillError
         Anything that the caller can fix, in one line.
     """
-    from bertmill.exports import onnx
-
+    refuse_if_there(Path(out))
     sources = _listed(held_out)
     if int8 and not sources:
         raise InputError("`int8`", "needs `held_out`", "give text to measure what 8 bits cost")
@@ -914,5 +1014,9 @@ def export_onnx(
         raise InputError(
             f"`settings` {settings[0]}", "changes how `held_out` is read", "give `held_out` too"
         )
+    from bertmill.exports import onnx
+
     with _progress_on(stream) as progress:
-        return onnx.export_onnx(model, out, int8, sources, settings, progress.say)
+        return onnx.export_onnx(
+            model, out, int8, sources, settings, progress.say, workers, masked_tokens
+        )

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origi
 
 import typer
 
-from bertmill import api
+from bertmill import __version__, api
 from bertmill.errors import BertmillError, InputError
 from bertmill.openmp import limit_spinning
 from bertmill.show.results import to_lines, to_values
@@ -44,6 +44,7 @@ Function = Callable[..., Any]
 VERBS: dict[str, dict[str, Function]] = {
     "pretrain": {"": api.pretrain, "--resume": api.resume},
     "prepare": {"": api.prepare},
+    "cache": {"": api.cache},
     "inspect": {"": api.inspect},
     "encode": {"": api.encode},
     "embed": {"": api.embed},
@@ -86,7 +87,22 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"bertmill {__version__}")
+        raise typer.Exit
+
+
+_VERSION = typer.Option("--version", callback=_print_version, help="Show the version and exit.")
+
+
+@app.callback()
+def _program(version: Annotated[bool, _VERSION] = False) -> None:
+    """Take what belongs to no verb."""
 
 
 def spell(name: str) -> str:
@@ -279,6 +295,9 @@ def _choose(verb: str, given: dict[str, Any], to: str | None) -> str:
 
 def main() -> NoReturn:
     """Run the command line and exit with its status."""
+    if sys.getfilesystemencoding() == "ascii":  # the arguments are in UTF-8 all the same
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
     limit_spinning()  # first: torch is imported by the verbs
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name or a word that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -46,6 +46,9 @@ class TextSection(Section):
     without one is dropped, as the reference program does with WikiText."""
     language: str = Field("en", pattern=r"^[a-z]{2,3}(-[a-z]+)*$")
     """ISO 639 code whose rules ``sentencex`` applies."""
+    failures: Literal["skip", "refuse"] = "skip"
+    """``skip``: a document on which a library fails is left out, and named; ``refuse``: it ends the
+    work."""
     held_out_fraction: Annotated[float, Field(ge=0.0, le=0.5)] = 0.02
     """Share of the documents, chosen by a hash of their text, that training never sees."""
 
@@ -87,7 +90,7 @@ class PairsSection(Section):
     """How two token ranges are drawn from the store (Devlin et al. 2019, section 3.1)."""
 
     kind: Literal["segments", "sentences", "none"] = "segments"
-    """``segments``: runs of whole sentences, as BERT; ``sentences``: two sentences, as the
+    """``segments``: runs of sentences, as BERT; ``sentences``: two sentences that fit, as the
     reference program; ``none``: full blocks, no second segment, masked language modeling alone."""
     max_length: Annotated[int, Field(ge=8, le=2**15)] = 128
     """Tokens in a sequence at most, special tokens included."""
@@ -258,6 +261,11 @@ class Recipe(Section):
     schedule: ScheduleSection = ScheduleSection()
     train: TrainSection = TrainSection()
 
+    @property
+    def trains_pairs(self) -> bool:
+        """Whether the pooler and the next-sentence head learn anything."""
+        return self.pairs.kind != "none" and self.train.nsp_weight > 0
+
     @model_validator(mode="after")
     def _sequences_fit_positions(self) -> Self:
         if self.pairs.max_length > self.model.max_position_embeddings:
@@ -305,7 +313,7 @@ def load_recipe(name_or_file: str | Path, settings: Iterable[str] = ()) -> Recip
     name_or_file : str or Path
         One of `recipe_names`, or a path.
     settings : iterable of str
-        Each ``section.key=value``; the value is TOML, or plain text.
+        Each ``section.key=value``; the value is TOML, Python's True or False, or plain text.
 
     Returns
     -------
@@ -373,7 +381,7 @@ def apply_settings(values: dict[str, Any], settings: Iterable[str]) -> None:
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except (ValueError, RecursionError):
-            value = text.strip()
+            value = {"True": True, "False": False}.get(text.strip(), text.strip())
         if isinstance(table := values.setdefault(section, {}), dict):
             table[key] = value
         else:  # is refused as unknown, when all values are checked

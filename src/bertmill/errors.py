@@ -49,6 +49,11 @@ class BertmillError(Exception):
         return f"{_one_line(self.where)}: {_one_line(self.what)}{fix}"
 
 
+def is_library_failure(error: BaseException) -> bool:
+    """Whether a library failed; a panic in its Rust is an exception that is not an `Exception`."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def _one_line(text: str) -> str:
     """Make what a damaged file put into a message fit for a terminal: visible, and not too long."""
     line = " ".join(text.split())

@@ -7,12 +7,13 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+import shutil
+import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from bertmill.errors import BertmillError, InputError
+from bertmill.errors import BertmillError, InputError, ModelError, RunError
 
 _UNFIT_CHARACTER = re.compile("[\0\ud800-\udfff]")
 """NUL, or half a character: what Python makes of a byte that is not UTF-8."""
@@ -31,6 +32,23 @@ def refuse_if_there(out: Path) -> None:
         raise InputError(out, "already exists", "choose another `out`")
 
 
+def model_folder(path: str | Path) -> Path:
+    """Return the model's own folder: a run keeps it under ``model``."""
+    path = Path(path)
+    for folder in (path / "model", path):
+        if os.path.isfile(folder / "config.json"):
+            return folder
+    if not os.path.exists(path):
+        raise ModelError(path, "does not exist", "give a run folder or a model folder")
+    raise ModelError(path, "is not a run or model folder (no config.json)", "give another folder")
+
+
+def refuse_unless_run(path: Path) -> None:
+    """Raise `RunError` where there is no run."""
+    if not os.path.isfile(path / "recipe.toml"):
+        raise RunError(path, "is not a run (no recipe.toml)", "give a run's folder")
+
+
 def refuse_as_new_file(out: Path, endings: Iterable[str]) -> None:
     """Raise `InputError` unless a new file can have this name, which ends in one of `endings`."""
     if out.suffix not in endings:
@@ -40,26 +58,38 @@ def refuse_as_new_file(out: Path, endings: Iterable[str]) -> None:
 
 
 @contextmanager
-def file_that_appears_whole(
-    out: Path, error: type[BertmillError], *, or_another: bool = False
-) -> Iterator[Path]:
+def file_that_appears_whole(out: Path, error: type[BertmillError]) -> Iterator[Path]:
     """Give a hidden name on the same disk, which becomes `out` when the block ends well.
 
-    Otherwise what was written vanishes. An `OSError` in the block becomes an `error`. Where another
-    process has made `out` meanwhile, that one stays, which is an `error` too unless it is as good
-    (`or_another`).
+    Otherwise what was written vanishes: at once, or with the next call for this `out` where the
+    process was killed. One process at a time makes an `out`; a second is refused before it begins.
+    An `OSError` in the block becomes an `error`.
     """
     refuse_bad_name(out, error)
+    hidden = out.parent / f".{out.name}.part"
+    part, lock = hidden / out.name, hidden / f"{out.name}.lock"
+
+    def refuse() -> None:
+        raise error(
+            out, "is being made by another process", "wait for that one, or choose another `out`"
+        )
+
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True
-        ) as hidden:
-            yield Path(hidden, out.name)
-            if not out.exists():
-                Path(hidden, out.name).rename(out)
-            elif not or_another:
-                raise error(out, "was made by another process meanwhile", "choose another `out`")
+        hidden.mkdir(parents=True, exist_ok=True)
+        with file_lock(lock, refuse):
+            try:
+                remove(part)  # of a process that was killed
+                yield part
+                if out.exists():
+                    raise error(
+                        out, "was made by another process meanwhile", "choose another `out`"
+                    )
+                part.rename(out)
+            finally:
+                remove(part)
+                remove(lock)
+                with suppress(OSError):  # where a second process just came
+                    hidden.rmdir()
     except OSError as failure:
         raise error(
             out,
@@ -69,13 +99,18 @@ def file_that_appears_whole(
 
 
 @contextmanager
-def folder_that_appears_whole(
-    out: Path, error: type[BertmillError], *, or_another: bool = False
-) -> Iterator[Path]:
+def folder_that_appears_whole(out: Path, error: type[BertmillError]) -> Iterator[Path]:
     """Give a folder that is hidden until the block ends well, as `file_that_appears_whole` does."""
-    with file_that_appears_whole(out, error, or_another=or_another) as folder:
+    with file_that_appears_whole(out, error) as folder:
         folder.mkdir()
         yield folder
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder and what is in it, as far as there is one and that can be done."""
+    shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        path.unlink()
 
 
 @contextmanager
@@ -91,6 +126,24 @@ def file_lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
             waiting()
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield
+
+
+def hold(path: Path, owner: object) -> None:
+    """Say to `is_held` that a file is in use, for as long as `owner` lives."""
+    descriptor = os.open(path, os.O_RDONLY)
+    weakref.finalize(owner, os.close, descriptor)
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process has a lock on a file, from `file_lock` or `hold`."""
+    with path.open() as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
 
 
 def write_json(path: Path, values: object) -> None:

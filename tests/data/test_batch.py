@@ -352,8 +352,8 @@ def test_golden_tokens_of_the_fixed_store(fixed_store):
 GOLDEN = {
     ("sentences", False): "dbeaa1bb445e93a45ea8e68b301c2dcf3adf2459e53b26ae31a0821096e5646c",
     ("sentences", True): "637b686b0a581e39391dfaaaf14422e3adf860d3b2cbbfb1e6bff42bd3b0c541",
-    ("segments", False): "a9be3756912e0777c873881a11cad47f7d5d86bece82fbc4569626ce2233e9e5",
-    ("segments", True): "d2015f870b35b563e32d332e2344a40bc5f4a13d5a35153df31ecec2d6595076",
+    ("segments", False): "ea849cc48228711d81e0664edbc80b578bcc424597b0c3d230784b0d7637f8c7",
+    ("segments", True): "9218cbd4849940655bd12261e65f7685228b2684370de0d5b5bac36a095e3561",
     ("none", False): "4da8ab0e4df15eee5084231231663cfd866e096468055cc1cec69613186f4427",
     ("none", True): "6a20cb44a778e5720a8bbba78bce7edacfef470461ec4b68c36dd1daaa87b843",
 }

@@ -1,4 +1,5 @@
 import itertools
+import math
 import random
 
 import numpy as np
@@ -12,10 +13,10 @@ from bertmill.data.batch import Batches
 from bertmill.data.order import EpochOrder, Located
 from bertmill.data.pairs import (
     _DOCUMENT,
-    _FRONT_A,
-    _FRONT_B,
     _IS_NEXT,
     _IS_SHORT,
+    _KEPT_A,
+    _KEPT_B,
     _SENTENCE,
     _SPLIT,
     _TARGET,
@@ -23,7 +24,7 @@ from bertmill.data.pairs import (
     Pairs,
     _truncate,
 )
-from bertmill.data.randomness import below, heads_of, make_key, random_bits, uniform
+from bertmill.data.randomness import below, make_key, random_bits, uniform
 from bertmill.data.store import EncodedDocuments, Store, StoreWriter
 from bertmill.errors import CorpusError
 from bertmill.text.vocabulary import train_tokenizer
@@ -133,12 +134,22 @@ def test_random_seconds_come_from_all_other_documents_alike(tmp_path):
 # --- segments: a slow oracle of our own rule ------------------------------------------------------
 
 
+def slow_pieces(document, room):
+    """A document's sentences; those that are longer than the room in pieces of half of it."""
+    pieces = []
+    for start, stop in document:
+        count = math.ceil((stop - start) / ((room + 1) // 2)) if stop - start > room else 1
+        edges = [start + (stop - start) * i // count for i in range(count + 1)]
+        pieces += itertools.pairwise(edges)
+    return pieces
+
+
 def slow_units(corpus, room):
     """Whole sentences until they reach the room, document by document."""
     units = []
     for d, ranges in enumerate(layout(corpus)):
         unit = []
-        for sentence in ranges:
+        for sentence in slow_pieces(ranges, room):
             unit.append(sentence)
             if unit[-1][1] - unit[0][0] >= room:
                 units.append((d, unit))
@@ -148,16 +159,22 @@ def slow_units(corpus, room):
     return units
 
 
-def slow_truncate(a, b, room, coins_a, coins_b):
-    """A token at a time from the longer side, B on a tie; a coin says from which end."""
-    a, b = list(a), list(b)
-    while a[1] - a[0] + b[1] - b[0] > room:
-        side, coins = (a, coins_a) if a[1] - a[0] > b[1] - b[0] else (b, coins_b)
-        if next(coins):
-            side[0] += 1
+def slow_lengths(a, b, room):
+    """A token at a time from the longer side, B on a tie."""
+    while a + b > room:
+        if a > b:
+            a -= 1
         else:
-            side[1] -= 1
-    return tuple(a), tuple(b)
+            b -= 1
+    return a, b
+
+
+def slow_part(side, kept, draw):
+    """One of the parts that lie side by side from the front; the last one lies at the end."""
+    start, stop = side
+    starts = [*range(start, stop - kept, kept), stop - kept]
+    at = starts[draw(len(starts))]
+    return at, at + kept
 
 
 @settings(max_examples=30)
@@ -202,12 +219,17 @@ def test_truncation_is_the_published_routine_token_by_token(a_length, b_length, 
     a, b = (100, 100 + a_length), (500, 500 + b_length)
     got = _truncate(*(np.array([x]) for x in (*a, *b)), room, keys)
     a0, a1, b0, b1 = (int(x[0]) for x in got)
-    lost_a, lost_b = a_length - (a1 - a0), b_length - (b1 - b0)
-    front_a = int(heads_of(np.array([lost_a]), keys, _FRONT_A)[0])
-    front_b = int(heads_of(np.array([lost_b]), keys, _FRONT_B)[0])
-    coins_a = iter([True] * front_a + [False] * (lost_a - front_a))
-    coins_b = iter([True] * front_b + [False] * (lost_b - front_b))
-    assert slow_truncate(a, b, room, coins_a, coins_b) == ((a0, a1), (b0, b1))
+    draws = KeyedDraws(keys)
+    kept_a, kept_b = slow_lengths(a_length, b_length, room)
+    assert (a0, a1) == slow_part(a, kept_a, lambda n: draws.below(n, _KEPT_A))
+    assert (b0, b1) == slow_part(b, kept_b, lambda n: draws.below(n, _KEPT_B))
+
+
+@given(st.integers(1, 100), st.integers(2, 60))
+def test_the_parts_that_may_be_kept_are_the_whole(length, kept):
+    kept = min(kept, length)
+    parts = [range(*slow_part((0, length), kept, lambda n, i=i: i % n)) for i in range(length)]
+    assert set(itertools.chain(*parts)) == set(range(length))
 
 
 def test_shares_of_segments(tmp_path):
@@ -255,9 +277,6 @@ class KeyedDraws:
     def below(self, limit, *purpose):
         return int(below(limit, self.key, *purpose)[0])
 
-    def heads(self, tosses, purpose):
-        return int(heads_of(np.array([tosses]), self.key, purpose)[0])
-
 
 class OtherDraws:
     """Draws that have nothing to do with keys."""
@@ -270,9 +289,6 @@ class OtherDraws:
 
     def below(self, limit, *_purpose):
         return self.random.randrange(limit)
-
-    def heads(self, tosses, _purpose):
-        return sum(self.random.random() < 0.5 for _ in range(tosses))
 
 
 def until(sentences, num_tokens):
@@ -305,22 +321,16 @@ def slow_segments(documents, own, unit, section, draws):
         at = draws.below(len(other), _SENTENCE, 0)
         second = until(other[at:], target - (a[1] - a[0]))
     b = second[0][0], second[-1][1]
-    kept_a, kept_b = slow_truncate(a, b, room, itertools.repeat(False), itertools.repeat(False))
-    front_a = draws.heads(a[1] - kept_a[1], _FRONT_A)
-    front_b = draws.heads(b[1] - kept_b[1], _FRONT_B)
-    return (
-        kept_a[0] + front_a,
-        kept_a[1] + front_a,
-        kept_b[0] + front_b,
-        kept_b[1] + front_b,
-        is_next,
-    )
+    kept_a, kept_b = slow_lengths(a[1] - a[0], b[1] - b[0], room)
+    part_a = slow_part(a, kept_a, lambda n: draws.below(n, _KEPT_A))
+    part_b = slow_part(b, kept_b, lambda n: draws.below(n, _KEPT_B))
+    return (*part_a, *part_b, is_next)
 
 
 def assert_segments_are_the_oracles(store, section, epoch, seed, every=1):
     """Compare an epoch, or every so many places of it, with the oracle."""
     batches = Batches(store, TOKENIZER, section, MaskingSection(), 1, seed, "text")
-    blocks = documents_of(store)
+    blocks = in_pieces(documents_of(store), section)
     units = [
         [(d, unit) for d, document in enumerate(block) for unit in cut(document, section)]
         for block in blocks
@@ -342,6 +352,10 @@ def assert_segments_are_the_oracles(store, section, epoch, seed, every=1):
             own = sum(len(blocks[number]) for number in numbers[:index]) + d
             key = random_bits(make_key(seed, "pairs", epoch), numbers[index], example)
             assert got[row] == slow_segments(window, own, unit, section, KeyedDraws(key))
+
+
+def in_pieces(blocks, section):
+    return [[slow_pieces(each, section.max_length - 3) for each in block] for block in blocks]
 
 
 def cut(document, section):
@@ -381,7 +395,7 @@ def test_segments_of_real_text_equal_the_slow_oracle(real_store, max_length):
 def test_segments_of_real_text_have_the_oracles_lengths_and_shares(real_store):
     """Other draws, none of them keyed: draws that hang together would be seen here."""
     store, section = real_store.train, PairsSection(max_length=64)
-    documents = [document for block in documents_of(store) for document in block]
+    documents = [each for block in in_pieces(documents_of(store), section) for each in block]
     draws = OtherDraws(0)
     slow, num_epochs = [], 3
     for own, document in enumerate(documents):
@@ -401,6 +415,56 @@ def summary(rows):
     a, b, is_next = rows[:, 1] - rows[:, 0], rows[:, 3] - rows[:, 2], rows[:, 4]
     values = {"a": a, "b": b, "next": is_next, "short": a + b < 55, "next a": a * is_next}
     return {name: (value.mean(), value.var()) for name, value in values.items()}
+
+
+# --- what an epoch sees --------------------------------------------------------------------------
+
+LONG = [[3, 200, 5], [90], [61, 62, 63], [7] * 30, [1000], [20, 45, 50, 60, 61], [2]]
+
+
+def seen_in(store, section, epochs):
+    """Whether each token is in a pair of one of these epochs."""
+    seen = np.zeros(store.num_tokens, bool)
+    for pairs in (draw_epoch(store, section, epoch) for epoch in epochs):
+        for starts, stops in (pairs[:2], pairs[2:4]):
+            for start, stop in zip(starts, stops, strict=True):
+                seen[start:stop] = True
+    return seen
+
+
+def test_a_few_epochs_see_every_token(tmp_path):
+    store, section = make_store(tmp_path, LONG), PairsSection(max_length=64)
+    assert seen_in(store, section, range(1)).mean() > 0.6
+    assert seen_in(store, section, range(5)).mean() > 0.95
+    assert seen_in(store, section, range(20)).all()
+
+
+@pytest.mark.parametrize("max_length", [64, 128])
+def test_a_few_epochs_see_all_of_real_text(real_store, max_length):
+    section = PairsSection(max_length=max_length)
+    assert seen_in(real_store.train, section, range(10)).mean() > 0.99
+
+
+@settings(max_examples=30)
+@given(CORPORA, st.sampled_from(["segments", "sentences", "none"]), st.integers(1, 300))
+def test_the_share_of_tokens_that_an_epoch_sees(tmp_path_factory, corpus, kind, block_tokens):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bertmill.data.order.WINDOW_BLOCKS", 1000)
+        store = make_store(tmp_path_factory.mktemp("store"), corpus, patch, block_tokens)
+        section = PairsSection(kind=kind, max_length=24)
+        try:
+            batches = Batches(store, TOKENIZER, section, MaskingSection(), 1, 1, "text")
+        except CorpusError:  # no two sentences fit
+            return
+        assert batches.seen_fraction() == seen_in(store, section, range(1)).mean()
+
+
+def test_the_share_of_a_large_store_is_that_of_its_first_window(tmp_path, corpus, monkeypatch):
+    monkeypatch.setattr("bertmill.data.order.WINDOW_BLOCKS", 3)
+    store = make_store(tmp_path, corpus, monkeypatch, block_tokens=500)
+    section = PairsSection(max_length=48)
+    batches = Batches(store, TOKENIZER, section, MaskingSection(), 1, 1, "text")
+    assert abs(batches.seen_fraction() - seen_in(store, section, range(1)).mean()) < 0.05
 
 
 # --- none ----------------------------------------------------------------------------------------

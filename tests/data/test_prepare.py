@@ -1,12 +1,14 @@
 import json
 import os
 import pickle
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencex
 
 import bertmill.data.encode as encode_module
 from bertmill.config import TextSection, TokenizerSection, load_recipe
@@ -229,6 +231,55 @@ def test_held_out_sources_leave_the_corpus_whole(tmp_path, word_tokenizer):
     assert split_texts(store.held_out, store.tokenizer) == numbered(20, 300)
 
 
+def link_file(path, target):
+    path.symlink_to(target)
+    return path
+
+
+def link_folder(path, target):
+    path.symlink_to(target.parent)
+    return path / target.name
+
+
+def hard_link(path, target):
+    path.hardlink_to(target)
+    return path
+
+
+def copy(path, target):
+    return Path(shutil.copy(target, path))
+
+
+def other_kind(path, target):
+    path = path.with_suffix(".txt")
+    path.write_text("\n\n".join(numbered(20, 100)), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("another_name", [link_file, link_folder, hard_link, copy, other_kind])
+@pytest.mark.parametrize("given", [True, False])
+def test_held_out_text_under_another_name_is_not_trained_on(
+    tmp_path, word_tokenizer, another_name, given
+):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    write_lines(folder / "a.jsonl", numbered(100))
+    inside = folder / "b.jsonl"
+    write_lines(inside, numbered(20, 100))
+    outside = another_name(tmp_path / "other.jsonl", inside)
+    lines: list[str] = []
+    section = word_tokenizer if given else WORDS
+    corpus, held_out = str(folder), str(outside)
+    store = prepare([corpus], tmp_path / "s", TextSection(), section, [held_out], say=lines.append)
+    assert split_texts(store.train, store.tokenizer) == numbered(100)
+    assert store.held_out.num_documents == 20
+    if not given:
+        assert "119" not in store.tokenizer.tokens(range(store.tokenizer.size))
+    wanted = another_name not in (link_file, link_folder)  # those are the very file
+    said = "held out too, so not trained on: 20 of the documents"
+    assert (said in lines) == wanted
+
+
 @pytest.mark.parametrize("kind", ["word", "wordpiece"])
 def test_vocabulary_sees_no_held_out_document(tmp_path, kind):
     # Each document has a letter of its own: a letter in the vocabulary was seen.
@@ -264,6 +315,66 @@ def test_words_are_counted_over_the_whole_corpus(tmp_path):
     section = TokenizerSection(kind="word", max_training_bytes=300)
     store = prepare([corpus], tmp_path / "out", NOTHING_HELD_OUT, section)
     assert "xyz" in store.tokenizer.tokens(range(store.tokenizer.size))
+
+
+# --- documents that a library fails on -----------------------------------------------------------
+
+
+class PanicException(BaseException):
+    """What a library in Rust raises when it gives up: not an `Exception`."""
+
+
+@pytest.fixture
+def panicking(monkeypatch):
+    """A segmenter that panics at some numbers."""
+    segment = sentencex.segment
+
+    def panic(language, text):
+        if text.endswith(("7", "31")):
+            raise PanicException("byte index 7 is not a char boundary")
+        return segment(language, text)
+
+    monkeypatch.setattr(sentencex, "segment", panic)
+
+
+LEFT = [text for text in numbered(40) if not text.endswith(("7", "31"))]
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_document_that_a_library_panics_on_is_left_out_and_named(
+    tmp_path, word_tokenizer, panicking, given
+):
+    corpus = write_lines(tmp_path / "a.jsonl", numbered(40))
+    lines: list[str] = []
+    section = word_tokenizer if given else WORDS
+    store = prepare([corpus], tmp_path / "out", NOTHING_HELD_OUT, section, say=lines.append)
+    assert split_texts(store.train, store.tokenizer) == LEFT
+    named = [line for line in lines if line.startswith("left out")]
+    assert len(named) == 40 - len(LEFT) == 5
+    assert named[0] == (
+        f"left out {corpus}, document 7: cannot be split into sentences "
+        "(byte index 7 is not a char boundary)"
+    )
+
+
+def test_a_document_that_a_library_panics_on_is_refused_where_the_recipe_says_so(
+    tmp_path, word_tokenizer, panicking
+):
+    corpus = write_lines(tmp_path / "a.jsonl", numbered(40))
+    text = TextSection(held_out_fraction=0.0, failures="refuse")
+    with pytest.raises(CorpusError, match=r"a\.jsonl, document 7: cannot be split into sentences"):
+        prepare([corpus], tmp_path / "out", text, word_tokenizer)
+    assert names(tmp_path) == ["a.jsonl"]
+
+
+def test_an_interrupt_is_not_a_failure_of_a_library(tmp_path, word_tokenizer, monkeypatch):
+    def interrupt(language, text):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sentencex, "segment", interrupt)
+    corpus = write_lines(tmp_path / "a.jsonl", numbered(4))
+    with pytest.raises(KeyboardInterrupt):
+        prepare([corpus], tmp_path / "out", NOTHING_HELD_OUT, word_tokenizer)
 
 
 # --- refusals ------------------------------------------------------------------------------------

@@ -3,14 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertmill.data.randomness import (
-    Permutation,
-    below,
-    heads_of,
-    make_key,
-    random_bits,
-    uniform,
-)
+from bertmill.data.randomness import Permutation, below, make_key, random_bits, uniform
 
 
 def test_permutation_is_a_bijection_for_every_small_n():
@@ -78,16 +71,3 @@ def test_below_stays_below(limit):
     assert draws.min() >= 0 and draws.max() < limit
     if limit <= 7:
         assert set(draws.tolist()) == set(range(limit))
-
-
-def test_heads_are_binomial():
-    tosses = np.full(20_000, 100)
-    heads = heads_of(tosses, make_key(5, "test") ^ np.arange(20_000).astype(np.uint64))
-    assert abs(heads.mean() - 50) < 0.2
-    assert abs(heads.var() - 25) < 1.5
-
-
-@given(st.lists(st.integers(0, 200), min_size=1, max_size=20))
-def test_heads_never_exceed_the_tosses(tosses):
-    heads = heads_of(np.array(tosses), random_bits(9, np.arange(len(tosses))))
-    assert (heads >= 0).all() and (heads <= tosses).all()

@@ -404,7 +404,7 @@ def test_counts_are_made_where_nothing_can_be_written(folder, monkeypatch, sprea
         raise PermissionError(13, "Permission denied")
 
     before = sorted(folder.iterdir())
-    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
     assert count(Store(folder)) == (wanted, len(wanted))
     assert sorted(folder.iterdir()) == before
 

@@ -490,9 +490,9 @@ ROWS = [{"text": word, "label": n % 2} for n, word in enumerate(WORDS)]
 
 def test_folders_without_tasks(refused, model, tmp_path):
     args = ["evaluate", model, "--tasks"]
-    refused([*args, "gone"], "--tasks gone: is not a folder of tasks", "; ")
+    refused([*args, "gone"], "--tasks gone: is not a folder; put a")
     (tmp_path / "file").write_text("", "utf-8")
-    refused([*args, "file"], "--tasks file: is not a folder of tasks", "; ")
+    refused([*args, "file"], "--tasks file: is not a folder; put a")
     refused([*args, ""], "--tasks: has no name", "; ")
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "notes.txt").write_text("", "utf-8")

@@ -25,7 +25,7 @@ import bertmill as package
 from bertmill.errors import InputError, ModelError
 from bertmill.exports.huggingface import write_pooling
 from bertmill.model.folder import load_model
-from bertmill.use.pooling import Pooling, read_pooling
+from bertmill.model.pooling import Pooling, read_pooling
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -107,7 +107,7 @@ def test_the_same_weights_and_the_same_vectors(small_run, exported):
 
 
 @pytest.mark.parametrize("kind", [BertModel, BertForMaskedLM, BertForPreTraining])
-def test_heads_that_were_missing_are_left_out(kind, small_run, tmp_path):
+def test_heads_that_were_missing_are_left_out(kind, small_run, tmp_path, capsys):
     tokenizer = load_model(small_run.folder).tokenizer
     sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
     theirs = kind(BertConfig(vocab_size=tokenizer.size, num_hidden_layers=2, **sizes)).eval()
@@ -121,7 +121,10 @@ def test_heads_that_were_missing_are_left_out(kind, small_run, tmp_path):
     wanted, found = theirs.state_dict(), again.state_dict()
     assert wanted.keys() == found.keys()
     assert all(torch.equal(tensor, found[name]) for name, tensor in wanted.items())
-    assert load_model(out).new_weights == load_model(tmp_path / "theirs").new_weights
+    new = load_model(tmp_path / "theirs")
+    assert load_model(out).new_weights == new.new_weights
+    said = f"left out: {', '.join(new.new_parts)}, which {new.folder} does not have\n"
+    assert capsys.readouterr().out == (said if new.new_parts else "")
 
 
 def test_an_untied_word_level_model(corpus_file, tmp_path):

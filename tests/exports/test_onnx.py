@@ -10,16 +10,20 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+import transformers
 from transformers import AutoTokenizer, BertModel
 from transformers.utils import logging as transformers_logging
 
+from bertmill import export_huggingface
 from bertmill.config import ModelSection, load_recipe
 from bertmill.errors import ModelError
-from bertmill.exports.huggingface import export_huggingface
+from bertmill.exports import onnx
 from bertmill.exports.onnx import write_int8, write_onnx
 from bertmill.model import bert
-from bertmill.model.folder import load_model
+from bertmill.model.folder import load_model, save_model
 from bertmill.model.packed import PackedTokens
+from bertmill.model.pretraining import PretrainingModel
+from bertmill.model.task import Task, TaskModel
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -50,7 +54,8 @@ def written(request, small_run, save_random_model, tmp_path_factory):
     loaded = save_random_model(place / "model", SHAPES[request.param], about)
     folder = place / "onnx"
     folder.mkdir()
-    assert 0 < write_onnx(folder, loaded) < 1e-5
+    differences = write_onnx(folder, loaded)
+    assert 0 < differences.pop("last_hidden_state") < 1e-5 and not differences
     write_int8(folder)
     return loaded, folder
 
@@ -143,6 +148,86 @@ assert not {"torch", "onnx", "onnxscript", "bertmill"} & set(sys.modules)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     found = np.load(names[2])[inputs["attention_mask"] > 0]
     np.testing.assert_allclose(found, encode(loaded, inputs), rtol=0, atol=1e-5)
+
+
+# --- heads ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(
+    params=["classification", "words", pytest.param("regression", marks=pytest.mark.slow)]
+)
+def tuned(request, save_random_model, tmp_path):
+    """A model with the random head of a task."""
+    loaded = save_random_model(tmp_path / "model", SHAPES["published"])
+    labels = () if request.param == "regression" else ("no", "yes", "perhaps")
+    model = TaskModel(loaded.model, Task(request.param, labels)).eval()
+    for parameter in model.task_head.parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(2))
+    (tmp_path / "tuned").mkdir()
+    save_model(tmp_path / "tuned", model, loaded.tokenizer, None)
+    return load_model(tmp_path / "tuned")
+
+
+def logits_of(folder, inputs):
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    assert [output.name for output in session.get_outputs()] == ["last_hidden_state", "logits"]
+    return session.run(["logits"], inputs)[0]
+
+
+def test_the_head_of_a_task(tuned, tmp_path):
+    differences = write_onnx(tmp_path, tuned)
+    assert (
+        differences.keys() == {"last_hidden_state", "logits"} and max(differences.values()) < 1e-4
+    )
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    kind = "Token" if tuned.task_model.task.kind == "words" else "Sequence"
+    assert config["architectures"] == [f"BertFor{kind}Classification"]
+    assert tuple(config["id2label"].values()) == (tuned.task_model.task.labels or ("LABEL_0",))
+    theirs = getattr(transformers, f"BertFor{kind}Classification").from_pretrained(tuned.folder)
+    for lengths in BATCHES:
+        inputs = rectangles(lengths, tuned.model.vocab_size)
+        with torch.no_grad():
+            expected = theirs.eval()(**{k: torch.tensor(v) for k, v in inputs.items()}).logits
+        found = logits_of(tmp_path, inputs)
+        real = inputs["attention_mask"] > 0 if kind == "Token" else ...
+        np.testing.assert_allclose(found[real], expected.numpy()[real], atol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_the_masked_token_head(tied, save_random_model, tmp_path):
+    section = ModelSection(**SIZES, tie_word_embeddings=tied)
+    loaded = save_random_model(tmp_path / "model", section)
+    differences = write_onnx(tmp_path, loaded, masked_tokens=True)
+    assert differences.keys() == {"last_hidden_state", "logits"}
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    assert config["architectures"] == ["BertForMaskedLM"]
+    inputs = rectangles([9, 4], loaded.model.vocab_size)
+    with torch.no_grad():
+        expected = loaded.model.masked_token_logits(torch.tensor(encode(loaded, inputs))).numpy()
+    found = logits_of(tmp_path, inputs)[inputs["attention_mask"] > 0]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def test_the_embeddings_of_a_tied_head_are_there_once(tmp_path):
+    section = ModelSection(**SIZES | {"hidden_size": 128, "num_attention_heads": 2})
+    model = PretrainingModel(section, 4000).eval()
+    whole = onnx._WithHead(bert.PaddedBert(model.encoder), model)
+    onnx._write_file(tmp_path / "model.onnx", whole, ["last_hidden_state", "logits"])
+    num_bytes = 4 * sum(parameter.numel() for parameter in whole.parameters())
+    assert (tmp_path / "model.onnx").stat().st_size < num_bytes + 4 * 4000 * 128 // 2
+
+
+@pytest.mark.parametrize("tuned", ["classification"], indirect=True)
+def test_a_head_that_computes_something_else(tuned, tmp_path, monkeypatch):
+    forward = onnx._WithHead.forward
+
+    def another(self, input_ids, attention_mask, token_type_ids):
+        hidden, logits = forward(self, input_ids, attention_mask, token_type_ids)
+        return hidden, logits * 1.01
+
+    monkeypatch.setattr(onnx._WithHead, "forward", another)
+    with pytest.raises(ModelError, match=r"other logits, by .* \(limit .*\); install"):
+        write_onnx(tmp_path, tuned)
 
 
 # --- the folder ----------------------------------------------------------------------------------
@@ -241,5 +326,5 @@ def test_a_file_that_computes_something_else(small_run, tmp_path, monkeypatch):
 def test_vectors_that_are_not_numbers(small_run, tmp_path):
     loaded = load_model(small_run.folder)
     loaded.model.encoder.embeddings.segment.weight.data[0, 0] = torch.nan
-    with pytest.raises(ModelError, match="differ by nan"):
+    with pytest.raises(ModelError, match="other vectors, by nan"):
         write_onnx(tmp_path, loaded)

@@ -153,7 +153,7 @@ def test_what_fails_leaves_nothing_behind(fault, small_run, tmp_path, monkeypatc
         sources = [str(tmp_path / "gone.txt")]
     else:
         monkeypatch.setattr(onnx, "write_int8", full_disk)
-    words = {"difference": "differ by", "text": "does not exist", "disk": "No space left"}
+    words = {"difference": "other vectors, by", "text": "does not exist", "disk": "No space left"}
     with pytest.raises(package.BertmillError, match=words[fault]) as caught:
         export(small_run.folder, tmp_path / "out", sources)
     assert str(caught.value).count("\n") == 0

@@ -34,6 +34,7 @@ from bertmill.data.store import Store
 from bertmill.errors import BertmillError
 from bertmill.evaluation.minimal_pairs import evaluate_minimal_pairs
 from bertmill.model.folder import load_model
+from bertmill.model.pooling import POOLING_MODES, read_max_length, read_pooling
 from bertmill.show.contents import describe
 from bertmill.text.corpus import read_documents
 from bertmill.text.files import find_files
@@ -44,7 +45,6 @@ from bertmill.train.checkpoint import newest_checkpoint, restore
 from bertmill.train.optimizer import make_optimizer
 from bertmill.train.run_folder import RunFolder
 from bertmill.use.examples import Columns, read_examples, targets_of, task_of
-from bertmill.use.pooling import POOLING_MODES, read_max_length, read_pooling
 from bertmill.use.predict import Prediction, make_inputs
 from bertmill.use.predictions import with_answers, write_rows
 from bertmill.use.pretrained import Pretrained

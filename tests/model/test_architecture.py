@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import bertmill
+from bertmill import export_huggingface
 from bertmill.config import MODEL_SECTIONS, ModelSection, NetworkSection, load_recipe
 from bertmill.errors import ModelError, RecipeError
-from bertmill.exports.huggingface import export_huggingface
 from bertmill.exports.onnx import write_onnx
 from bertmill.model.architecture import ARCHITECTURES, Architecture, architecture_of
 from bertmill.model.folder import load_model

@@ -10,10 +10,10 @@ import yaml
 from huggingface_hub import ModelCard
 
 import bertmill as package
+from bertmill import export_huggingface
 from bertmill.errors import InputError
-from bertmill.exports.huggingface import export_huggingface
 from bertmill.model.folder import load_model
-from bertmill.use.pooling import default_pooling
+from bertmill.model.pooling import default_pooling
 
 
 def card_of(folder):
@@ -29,7 +29,7 @@ def recipe_of(text):
 @pytest.fixture(scope="module")
 def exported(small_run, tmp_path_factory):
     out = tmp_path_factory.mktemp("export") / "folder"
-    return export_huggingface(small_run.folder, out, "apache-2.0")
+    return export_huggingface(small_run.folder, out, license="apache-2.0")
 
 
 # --- the header ----------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ def test_a_license_that_is_not_named(small_run, exported, tmp_path):
 
 @pytest.mark.parametrize("license", ["mit", "cc-by-sa-4.0", "gpl-3.0+", "bsl-1.0", "a" * 64])
 def test_licenses(license, small_run, tmp_path):
-    out = export_huggingface(small_run.folder, tmp_path / "out", license)
+    out = export_huggingface(small_run.folder, tmp_path / "out", license=license)
     assert card_of(out)[0]["license"] == license
 
 
@@ -76,7 +76,7 @@ def test_licenses_that_are_none(license, small_run, refused, tmp_path):
 
 @pytest.mark.parametrize("license", ["no", "null", "1.0", "0x10"])
 def test_a_license_is_text_to_yaml(license, small_run, tmp_path):
-    out = export_huggingface(small_run.folder, tmp_path / "out", license)
+    out = export_huggingface(small_run.folder, tmp_path / "out", license=license)
     assert card_of(out)[0]["license"] == license
 
 
@@ -214,6 +214,19 @@ def test_a_run_without_pairs_has_no_second_row(corpus_file, tmp_path):
     assert "next sentence prediction, nats" not in text
 
 
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("runs/first/model", "first"), ("runs/first/best", "first"), ("models/theirs", "theirs")],
+)
+def test_the_run_that_it_began_with_is_named(folder, name, small_run, tmp_path):
+    run = shutil.copytree(small_run.folder, tmp_path / "second", symlinks=True)
+    facts = json.loads((run / "run.json").read_text("utf-8"))
+    facts["init_from"] = {"folder": f"/home/me/{folder}", "sha256": "0" * 64}
+    (run / "run.json").write_text(json.dumps(facts), "utf-8")
+    _, text = card_of(export_huggingface(run, tmp_path / "out"))
+    assert f"- Begun with: {name}\n" in text and "home" not in text
+
+
 # --- nothing of this machine ---------------------------------------------------------------------
 
 
@@ -227,7 +240,8 @@ def run_of_paths(small_run, corpus_file, tmp_path):
         text = (small_run.folder / "recipe.toml").read_text("utf-8")
         recipe.write_text(text.replace('name = "tiny"', 'name = "mine"'), "utf-8")
         shutil.copytree(small_run.folder / "model", place / "base")
-        held_out = shutil.copy(corpus_file, place / "unseen.txt")
+        held_out = place / "unseen.txt"
+        held_out.write_text(corpus_file.read_text("utf-8").upper(), "utf-8")
         return package.pretrain(
             list(corpus) or [str(shutil.copy(corpus_file, place / "books.txt"))],
             str(recipe),
@@ -256,7 +270,7 @@ def test_no_path_of_this_machine_is_told(run_of_paths, tmp_path):
     facts = json.loads((run.folder / "run.json").read_text("utf-8"))
     assert facts["corpus"] == [str(tmp_path / "books.txt")]
     assert str(tmp_path) in (run.folder / "recipe.toml").read_text("utf-8")
-    out = export_huggingface(run.folder, tmp_path / "out", "mit")
+    out = export_huggingface(run.folder, tmp_path / "out", license="mit")
     assert secrets_in(out, str(tmp_path), str(tmp_path.parent), "/tmp/") == []
     _, text = card_of(out)
     assert "- Text: books.txt, " in text and "- Begun with: base\n" in text
@@ -289,4 +303,4 @@ def test_no_card_is_left_where_the_run_is_damaged(small_run, tmp_path):
         export_huggingface(copy, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
     with pytest.raises(InputError, match="`license`: 'a b' is not an identifier; "):
-        export_huggingface(copy, tmp_path / "out", "a b")
+        export_huggingface(copy, tmp_path / "out", license="a b")

@@ -58,6 +58,7 @@ def test_store(small_store):
     }
     assert found["splits"]["held_out"]["num_documents"] > 0
     assert len(found["pairs"]) == 3
+    assert 0.5 < found["seen_fraction"] < 1
 
 
 @pytest.mark.parametrize("of_run", [False, True])

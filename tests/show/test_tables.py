@@ -100,8 +100,16 @@ def test_a_store(small_store, show):
     tokens = f"{small_store.train.num_tokens:,}"
     assert re.search(rf"\n  train +\d+ +\d+ +{tokens}\n", text)
     assert f"{small_store.tokenizer.size} entries" in text and "sentences=sentencex" in text
+    assert re.search(r"\n  an epoch sees +\d\d\.\d% of the tokens$", text)
 
 
 def test_a_model(small_run, show):
     text = show(small_run.folder / "model")
     assert "[PAD] [UNK] [CLS] [SEP] [MASK]\n" in text and "hidden_size=16" in text
+
+
+def test_the_recipe_continue_has_no_network_of_its_own(show):
+    text = show("continue")
+    assert "parameters        those of the model that it begins with\n" in text
+    assert "hidden_size" not in text and "lr=0.0001" in text
+    assert describe("continue")["parameters"] is None

@@ -6,6 +6,7 @@ import json
 import lzma
 import os
 import random
+import shutil
 import tracemalloc
 import zipfile
 from itertools import pairwise
@@ -264,6 +265,17 @@ def folder(tmp_path) -> Path:
 
 def test_folder_is_read_in_the_order_of_names(folder):
     assert texts(folder) == ["first", "second", "third", "fourth"]
+
+
+def test_files_of_runs_stores_and_models_in_a_folder_are_not_text(folder, small_run, small_store):
+    wanted = find_files([str(folder)])
+    shutil.copytree(small_run.folder, folder / "run", symlinks=True)
+    shutil.copytree(small_store.folder, folder / "stores" / "store")
+    assert find_files([str(folder)]) == wanted
+    (folder / "stores" / "vocab.txt").write_text("Beside nothing of ours, this is text.")
+    assert [f for f in find_files([str(folder)]) if f not in wanted] == find_files(
+        [str(folder / "stores" / "vocab.txt")]
+    )
 
 
 def test_documents_name_their_file_and_place(folder):

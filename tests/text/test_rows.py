@@ -310,6 +310,16 @@ def test_damaged_csv(put, data):
     assert "is not CSV" in refusal(put("a.csv", data))
 
 
+@pytest.mark.parametrize("rest", ["the river;a\n", '"the river, x";a\n', ""])
+def test_values_separated_by_semicolons(put, rest):
+    line = refusal(put("a.csv", f"text;label\n{rest}"))
+    assert (
+        "has the one column 'text;label', with semicolons in its name; separate the values with"
+        in line
+    )
+    assert read(put("b.csv", "text;x,label\na,b\n")) == [{"text;x": "a", "label": "b"}]
+
+
 # --- parquet -------------------------------------------------------------------------------------
 
 

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,6 +41,34 @@ def test_chinese_full_stop_ends_a_sentence():
 @pytest.mark.parametrize("text", ["", " ", "\n\n \t\n", " \u00a0 \n"])
 def test_blank_text_has_no_sentences(text, section):
     assert split_sentences(text, section) == []
+
+
+@pytest.mark.parametrize("space", [" ", *"\x85\u00a0\u1680\u2003\u2028\u2029\u202f\u205f\u3000"])
+def test_white_space_that_is_not_ascii_is_white_space(space):
+    """Behind a lone capital the segmenter panics at it."""
+    sentences = split_sentences(f"Vitamin B{space}. Then{space}it rains.", PLAIN)
+    assert sentences == [f"Vitamin B{space}.", f"Then{space}it rains."]
+
+
+def test_quotes_that_are_never_closed_take_no_longer_than_others():
+    """The segmenter alone takes forty seconds for them."""
+    text = "“He said so. " * 60_000
+    began = time.monotonic()
+    sentences = split_sentences(text, PLAIN)
+    assert time.monotonic() - began < 8
+    assert len(sentences) == 60_000
+    assert "".join(sentences).replace(" ", "") == text.replace(" ", "")
+
+
+@pytest.mark.parametrize("length", [5, 40, 1000])
+def test_a_long_paragraph_is_split_as_a_short_one(monkeypatch, length):
+    text = "Dr. Jones paid $3.50 to Mr. Smith. He left! Did she? " * 40
+    wanted = split_sentences(text, PLAIN)
+    monkeypatch.setattr("bertmill.text.sentences._LONGEST_STRETCH", length)
+    sentences = split_sentences(text, PLAIN)
+    assert "".join(sentences).replace(" ", "") == text.replace(" ", "")
+    if length > 100:  # more than a sentence
+        assert sentences == wanted
 
 
 @given(st.text(st.sampled_from("aZ .!?\n\t\u00a0é北。😀\x00"), max_size=60))

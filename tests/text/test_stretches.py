@@ -11,6 +11,7 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 
 import bertmill.text.stretches as stretches
 from bertmill.config import TokenizerSection
+from bertmill.errors import CorpusError
 from bertmill.text.tokenizer import Tokenizer
 from bertmill.text.vocabulary import train_tokenizer
 from small import examples, some
@@ -204,3 +205,14 @@ def test_known_kinds_of_others(change):
     made = foreign(change)
     assert made._encoder._marks is not None
     assert_equal(made, [*TEXTS, *PIECES, "".join(PIECES), " ".join(PIECES), "[the farmer]"])
+
+
+def test_a_panic_of_the_library_is_an_error_of_the_text():
+    class PanicException(BaseException):
+        pass
+
+    named = r"makes the tokenizer panic \(index out of bounds\)"
+    with pytest.raises(CorpusError, match=named), stretches._library_errors():
+        raise PanicException("index out of bounds")
+    with pytest.raises(KeyboardInterrupt), stretches._library_errors():
+        raise KeyboardInterrupt

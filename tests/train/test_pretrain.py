@@ -21,6 +21,7 @@ import bertmill
 from bertmill.config import load_recipe
 from bertmill.data.batch import Batches
 from bertmill.errors import BertmillError, RunError, StoreError
+from bertmill.model.folder import load_model
 from bertmill.model.pretraining import PretrainingModel
 from bertmill.show.summary import closing_lines
 from bertmill.train.prefetch import NUM_AHEAD
@@ -233,6 +234,58 @@ def test_without_pairs_there_is_one_loss(corpus_file, tmp_path):
     assert run.outcome.mlm_loss > 0
 
 
+HEADS_OF_PAIRS = {"pooler", "next_sentence_head"}
+LOOP = [each for each in SETTINGS if not each.startswith(("model.", "tokenizer."))]
+
+
+@pytest.mark.parametrize("setting", ["pairs.kind=none", "train.nsp_weight=0"])
+def test_what_pairs_would_train_is_not_saved_without_them(setting, corpus_file, tmp_path, capsys):
+    """Not in the run, not in a run that goes on from it, and trained where that one has pairs."""
+
+    def pretrain(name, *more, start=None, steps=2):
+        recipe = "tiny" if start is None else "continue"
+        run = bertmill.pretrain(
+            str(corpus_file),
+            recipe,
+            out=tmp_path / name,
+            steps=steps,
+            init_from=start,
+            settings=[*(SETTINGS if start is None else LOOP), *more],
+        )
+        return load_model(run.folder), capsys.readouterr().out
+
+    said = "the pooler and the next-sentence head are not trained: the model is saved without them"
+    loaded, shown = pretrain("without", setting)
+    assert set(loaded.new_parts) == HEADS_OF_PAIRS and said in shown
+    config = json.loads((loaded.folder / "config.json").read_text("utf-8"))
+    assert config["architectures"][0].endswith("ForMaskedLM")
+    loaded, shown = pretrain("on", setting, start=tmp_path / "without")
+    assert set(loaded.new_parts) == HEADS_OF_PAIRS and said in shown
+    assert "all found" not in shown and "newly drawn: next_sentence_head, pooler" in shown
+    loaded, shown = pretrain("with", "pairs.kind=segments", start=tmp_path / "on")
+    assert not loaded.new_parts and said not in shown and "newly drawn: next_sent" in shown
+    kept = loaded.model.pooler.weight
+    loaded, shown = pretrain("kept", "pairs.kind=none", start=tmp_path / "with")
+    assert not loaded.new_parts and said not in shown  # they were trained before
+    assert torch.equal(loaded.model.pooler.weight, kept)
+
+
+def test_a_run_without_pairs_goes_on_bit_by_bit(corpus_file, tmp_path):
+    for name in ("whole", "parts"):
+        bertmill.pretrain(
+            str(corpus_file),
+            "tiny",
+            out=tmp_path / name,
+            steps=4,
+            settings=[*SETTINGS, "pairs.kind=none"],
+            stop_after=None if name == "whole" else 1e-9,
+        )
+    resumed = bertmill.resume(tmp_path / "parts")
+    assert set(load_model(resumed.folder).new_parts) == HEADS_OF_PAIRS
+    one, other = ((tmp_path / name / "model/model.safetensors") for name in ("whole", "parts"))
+    assert one.read_bytes() == other.read_bytes()
+
+
 def test_without_held_out_text_a_run_says_so(corpus_file, tmp_path, capsys):
     run = bertmill.pretrain(
         str(corpus_file),
@@ -242,7 +295,7 @@ def test_without_held_out_text_a_run_says_so(corpus_file, tmp_path, capsys):
         settings=[*SETTINGS, "text.held_out_fraction=0.0"],
     )
     assert run.outcome.held_out is None
-    assert "no held-out text" in capsys.readouterr().out
+    assert "nothing is validated" in capsys.readouterr().out
 
 
 def test_a_prepared_store_is_a_corpus(corpus_file, tmp_path):

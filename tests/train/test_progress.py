@@ -1,10 +1,12 @@
 """What a person sees: a bar that moves with every step, and what the run will take."""
 
 import io
+import re
 
 import pytest
 
 import bertmill
+from bertmill.data.yardsticks import Yardsticks
 from bertmill.train.metrics import Metrics, TrainRecord
 from bertmill.train.progress import RunProgress
 from small import SMALL
@@ -36,6 +38,25 @@ def test_the_bar_moves_with_every_step():
         progress.step(11, 0.55)
         assert shown().startswith("step     11  mlm 5.000  nsp 0.500")
         assert progress._bar.tasks[0].completed == 0.55
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (60, "step     10  mlm 5.000 (no context 6.000)  nsp 0.500"),
+        (80, "step     10  mlm 5.000 (no context 6.000)  nsp 0.500  0:01:00 left"),
+        (200, "step     10  mlm 5.000 (no context 6.000)  nsp 0.500  0:01:00 left  8 pairs/s  80 "),
+    ],
+)
+def test_a_narrow_terminal_shows_the_losses(width, shown, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    with RunProgress(stream := Terminal()) as progress:
+        progress.start(Yardsticks(6.5, 6.0, 0.69, 0.6, 0.5), Metrics([], []))
+        progress.update(RECORD, 0.5, 60.0)
+        progress._bar.refresh()
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", stream.getvalue()).splitlines()
+    assert any(line.startswith(shown) for line in lines)
+    assert all(len(line) <= width and "…" not in line for line in lines)
 
 
 def forecast(*args, **kwargs):
@@ -71,3 +92,14 @@ def test_a_run_says_once_what_it_will_take(corpus_file, tmp_path):
     [examples] = [line.split(", ")[2].split()[0] for line in lines if " in an epoch" in line]
     assert f" {6 * 8 / int(examples):.2g} epochs of this text" in lines[number]
     assert lines[number + 1].startswith("step      1 ")
+
+
+def test_elsewhere_than_on_a_terminal_a_line_is_said_now_and_then(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("bertmill.train.progress.time.monotonic", lambda: now[0])
+    stream = io.StringIO()
+    with RunProgress(stream) as progress:
+        for second in range(70):
+            now[0] = 100.0 + second
+            progress.show(f"encoding: {second} MB", second / 70)
+    assert stream.getvalue() == "encoding: 31 MB\nencoding: 62 MB\n"

@@ -8,8 +8,10 @@ import pytest
 import tomli_w
 
 import bertmill
-from bertmill.config import load_recipe, recipe_to_toml
+from bertmill.config import TextSection, load_recipe, recipe_to_toml
 from bertmill.errors import BertmillError
+from bertmill.text.corpus import read_documents
+from bertmill.text.files import find_files
 from bertmill.train.run_folder import RunFolder
 from bertmill.train.start import Request, plan_resume, plan_run
 from bertmill.train.world import World
@@ -48,6 +50,42 @@ def test_given_held_out_text_leaves_nothing_of_the_corpus_out(corpus_file, tmp_p
     plan = plan_run(request(corpus_file, tmp_path, held_out=[str(other)]), lambda line: None)
     assert plan.recipe.text.held_out_fraction == 0.0
     assert plan.facts.held_out == [str(other)]
+
+
+@pytest.fixture
+def one_held_out(corpus_file) -> list[str]:
+    """Settings that hold out a single document."""
+    files = find_files([str(corpus_file)])
+    identities = sorted(each.identity for each in read_documents(files, TextSection()))
+    fraction = (identities[0] + identities[1]) / 2 / 2**64
+    return [*SMALL, f"text.held_out_fraction={fraction}"]
+
+
+def test_a_held_out_share_that_gives_no_pair_is_not_validated(
+    corpus_file, tmp_path, one_held_out, capsys
+):
+    run = bertmill.pretrain(
+        str(corpus_file), "tiny", out=tmp_path / "run", steps=1, settings=one_held_out
+    )
+    assert run.outcome.finished and run.outcome.held_out is None
+    said = "nothing is validated: the held-out share of the corpus is too little to make a pair of"
+    assert said in capsys.readouterr().out
+
+
+def test_a_single_held_out_document_is_validated_where_no_other_is_needed(
+    corpus_file, tmp_path, one_held_out
+):
+    settings = [*one_held_out, "pairs.kind=none"]
+    plan = plan_run(request(corpus_file, tmp_path, settings=settings), lambda line: None)
+    assert plan.data.store.held_out.num_documents == 1
+    assert plan.data.held_out is not None
+
+
+def test_held_out_text_that_was_given_must_give_pairs(corpus_file, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("One sentence here. Another one there.\n")
+    with pytest.raises(BertmillError, match=r"other\.txt: is a single document"):
+        plan_run(request(corpus_file, tmp_path, held_out=[str(other)]), lambda line: None)
 
 
 def test_a_budget_stands_in_the_recipe_of_the_run(corpus_file, tmp_path):
@@ -90,7 +128,7 @@ def test_a_run_by_budget_of_an_earlier_version_goes_on_by_its_budget(corpus_file
 
 
 def test_what_ranks_must_share_goes_through_the_world(corpus_file, tmp_path, monkeypatch):
-    """The precision, the folder, the clock of a budget, and whether to stop."""
+    """The precision, the folder, the clock of a budget, whether to save by time, and to stop."""
     agreed = []
 
     def agree(self, value):
@@ -102,8 +140,10 @@ def test_what_ranks_must_share_goes_through_the_world(corpus_file, tmp_path, mon
     run = bertmill.pretrain(str(corpus_file), "tiny", budget=1.0, settings=SMALL)
     assert "fp32" in agreed
     assert run.folder in agreed
-    assert sum(type(value) is bool for value in agreed) == run.outcome.steps
-    assert sum(type(value) is tuple for value in agreed) == run.outcome.steps
+    steps = run.outcome.steps
+    by_steps = steps // 4  # SMALL saves every fourth step, where no clock is asked
+    assert sum(type(value) is bool for value in agreed) == 2 * steps - by_steps
+    assert sum(type(value) is tuple for value in agreed) == steps
     decisions = RunFolder(run.folder).decisions()
     assert decisions and set(decisions) <= {d for d in agreed if type(d) is type(decisions[0])}
 
@@ -152,3 +192,14 @@ def test_a_recipe_of_a_shorter_run_keeps_its_warm_up(corpus_file, tmp_path):
     own.write_text(recipe_to_toml(plan.recipe), "utf-8")
     again = plan_run(request(corpus_file, tmp_path, recipe=str(own), settings=[]), said.append)
     assert again.recipe.schedule == plan.recipe.schedule
+
+
+def test_a_model_that_will_take_shorter_texts(small_run, corpus_file, tmp_path):
+    for length, count in ((16, 1), (32, 0), (64, 0)):
+        said = []
+        settings = [f"pairs.max_length={length}", "train.precision=fp32"]
+        wish = {"init_from": str(small_run.folder), "settings": settings, "recipe": "continue"}
+        plan_run(request(corpus_file, tmp_path, **wish), said.append)
+        line = "the model takes 32 tokens, and will take 16 after this run: more are cut off (pairs"
+        assert sum(each.startswith(line) for each in said) == count
+        assert sum("after this run" in each for each in said) == count

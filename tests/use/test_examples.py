@@ -312,16 +312,16 @@ def test_words_that_are_not_text(small_run, write):
     "rows", [labeled(1, 1), labeled("x"), [{"words": ["a"], "labels": ["1"]}]], ids=str
 )
 def test_one_class_only(rows, refuse):
-    refuse(rows, "rows.jsonl: has only one class, ")
+    refuse(rows, "rows.jsonl: has only one class, ", fix="")
 
 
 def test_no_class_at_all(refuse):
-    refuse([{"words": [], "labels": []}], "has only one class, ''")
+    refuse([{"words": [], "labels": []}], "has only one class, ''", fix="")
 
 
 def test_a_class_that_only_dev_has(small_run, write):
     train, dev = write(labeled("a", "b")), write(labeled("a", "c"), "dev.jsonl")
-    with pytest.raises(InputError, match=r"`dev`: has the label 'c', .* the classes a, b; "):
+    with pytest.raises(InputError, match=r"`dev`: has the label 'c', but only a, b are learned; "):
         package.finetune(small_run.folder, train, dev, "out")
     many = Task("classification", tuple(f"class {n}" for n in range(5000)))
     with pytest.raises(InputError) as caught:

@@ -236,7 +236,7 @@ def test_a_target_that_is_not_text_is_refused(ours, target):
 
 @pytest.mark.parametrize("target", ["", " ", "東", "river 🦢"])
 def test_a_target_that_the_vocabulary_cannot_write(ours, target):
-    with pytest.raises(InputError, match=f"`targets`: {target!r} cannot be written with the model"):
+    with pytest.raises(InputError, match=f"`targets`: {target!r} is not in the vocabulary"):
         ours.fill_mask("the [MASK]", targets=["river", target])
 
 

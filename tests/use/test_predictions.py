@@ -247,7 +247,8 @@ def _here(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("out", ["out.txt", "out", "out.JSONL", "out.jsonl.gz", "out.npy"])
-def test_an_unknown_ending(out, tuned, refused):
+def test_an_unknown_ending(out, tuned, refused, tmp_path):
+    (tmp_path / "in.txt").touch()
     refused(
         ["predict", tuned["regression"], "in.txt", "--out", out],
         *(f"{out}: does not end in ", ".jsonl, .csv or .parquet"),
@@ -255,6 +256,7 @@ def test_an_unknown_ending(out, tuned, refused):
 
 
 def test_an_out_that_exists(tuned, refused, tmp_path):
+    (tmp_path / "in.txt").touch()
     (tmp_path / "out.csv").write_text("mine", "utf-8")
     refused(["predict", tuned["words"], "in.txt", "--out", "out.csv"], "out.csv: already exists")
     assert (tmp_path / "out.csv").read_text("utf-8") == "mine"

@@ -178,6 +178,19 @@ class Batches:
         pairs, keys = self.pairs_at(places)
         return self._assemble(pairs, keys)
 
+    def seen_fraction(self) -> float:
+        """Measure the share of the tokens that the pairs of the first epoch hold.
+
+        Of a store of more than a window of blocks, 64 million tokens, it is that of the window.
+        """
+        window = self._order(0).windows[0]
+        (*ranges, _), _ = self.pairs_at(np.arange(window.example_starts[-1]))
+        starts, stops = np.concatenate(ranges[::2]), np.concatenate(ranges[1::2])
+        rows = np.argsort(starts)
+        reached = np.maximum.accumulate(np.append(0, stops[rows]))
+        new = np.maximum(0, reached[1:] - np.maximum(starts[rows], reached[:-1]))
+        return float(new.sum() / np.diff(self._store.block_token_starts)[window.blocks].sum())
+
     def pairs_at(self, places: Ints) -> tuple[Pairs, UInts]:
         """Draw the pairs at these places, and the key of each for its masks."""
         ranges = np.empty((4, len(places)), np.int64)

@@ -36,8 +36,8 @@ _CHUNKS_BEFORE_WORKERS = 24
 _MOST_WORKERS = 8
 
 
-_Encoded = tuple[EncodedDocuments, EncodedDocuments]
-"""Documents of the training and of the held-out split."""
+_Encoded = tuple[EncodedDocuments, EncodedDocuments] | str
+"""Documents of the training and of the held-out split; or what to say of one that was left out."""
 
 
 def is_held_out(document: Document, text: TextSection) -> bool:
@@ -47,17 +47,27 @@ def is_held_out(document: Document, text: TextSection) -> bool:
 
 def _encode_documents(
     documents: Sequence[Document], tokenizer: Tokenizer, text: TextSection
-) -> _Encoded:
+) -> list[_Encoded]:
     """Encode documents and deal them out to the training and the held-out split."""
-    sentences = [split_sentences(document.text, text) for document in documents]
-    tokens, lengths = tokenizer.encode_batch([s for parts in sentences for s in parts])
+    try:
+        sentences = [split_sentences(document.text, text) for document in documents]
+        tokens, lengths = tokenizer.encode_batch([s for parts in sentences for s in parts])
+    except CorpusError as error:
+        if len(documents) > 1:  # which of them?
+            return [
+                part for each in documents for part in _encode_documents([each], tokenizer, text)
+            ]
+        place = documents[0].place
+        if text.failures == "refuse":
+            raise CorpusError(place, error.what, "set text.failures=skip to leave it out") from None
+        return [f"left out {place}: {error.what}"]
     owner = np.repeat(np.arange(len(documents)), [len(parts) for parts in sentences])
     held_out = np.array([is_held_out(document, text) for document in documents], bool)
     sizes = np.bincount(owner, lengths, len(documents)).tolist()
     for document, size in zip(documents, sizes, strict=True):
         if size > LONGEST_DOCUMENT_TOKENS:
             raise CorpusError(
-                f"{document.source}, document {document.ordinal}",
+                document.place,
                 f"has {int(size):,} tokens, more than {LONGEST_DOCUMENT_TOKENS:,}",
                 "separate its parts with blank lines, or set text.document=line",
             )
@@ -68,7 +78,7 @@ def _encode_documents(
         _, per_document = np.unique(owner[kept], return_counts=True)
         return EncodedDocuments(tokens[np.repeat(kept, lengths)], lengths[kept], per_document)
 
-    return select(~held_out), select(held_out)
+    return [(select(~held_out), select(held_out))]
 
 
 # What a worker process encodes with; set once when it starts.
@@ -91,7 +101,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _encode_in_worker(documents: Sequence[Document]) -> _Encoded:
+def _encode_in_worker(documents: Sequence[Document]) -> list[_Encoded]:
     assert _worker_state is not None
     return _encode_documents(documents, *_worker_state)
 
@@ -117,27 +127,27 @@ class DocumentPool(ExitStack):
         self._processes: Executor | None = None
 
     def encode(self, documents: Iterable[Document]) -> Iterator[_Encoded]:
-        """Yield the training documents and the held-out ones of some documents at a time."""
+        """Encode some documents at a time."""
         chunks = _chunks(documents)
         for chunk in chunks:
             if self._num_workers > 1 and self._chunks_encoded_here >= _CHUNKS_BEFORE_WORKERS:
                 yield from self._encode_in_processes(chain([chunk], chunks))
                 return
             self._chunks_encoded_here += 1
-            yield _encode_documents(chunk, self._tokenizer, self._text)
+            yield from _encode_documents(chunk, self._tokenizer, self._text)
 
     def _encode_in_processes(self, chunks: Iterable[list[Document]]) -> Iterator[_Encoded]:
         """Encode in order, with a bounded number of chunks in memory."""
         if self._processes is None:
             self._processes = self._start_processes()
-        waiting: deque[Future[_Encoded]] = deque()
+        waiting: deque[Future[list[_Encoded]]] = deque()
         try:
             for chunk in chunks:
                 waiting.append(self._processes.submit(_encode_in_worker, chunk))
                 if len(waiting) >= 2 * self._num_workers:
-                    yield waiting.popleft().result()
+                    yield from waiting.popleft().result()
             while waiting:
-                yield waiting.popleft().result()
+                yield from waiting.popleft().result()
         except BrokenProcessPool:
             raise StoreError(
                 "prepare",

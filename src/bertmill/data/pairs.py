@@ -9,7 +9,6 @@ Letters in shapes: B examples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -18,20 +17,32 @@ import numpy.typing as npt
 
 from bertmill.arrays import Bools, Ints, UInts
 from bertmill.config import PairsSection
-from bertmill.data.blocks import Block
 from bertmill.data.layout import truncate
 from bertmill.data.order import WINDOW_BLOCKS, Located
-from bertmill.data.randomness import below, heads_of, random_bits, uniform
+from bertmill.data.randomness import below, random_bits, uniform
 from bertmill.data.store import TokenStore
 from bertmill.errors import CorpusError
 
 # What a draw is for: the first counter after an example's key.
-_IS_NEXT, _IS_SHORT, _TARGET, _SPLIT, _DOCUMENT, _SENTENCE, _FRONT_A, _FRONT_B = range(8)
+_IS_NEXT, _IS_SHORT, _TARGET, _SPLIT, _DOCUMENT, _SENTENCE, _KEPT_A, _KEPT_B = range(8)
 
+SEGMENTS_RULE = 2
+"""The rule by which ``segments`` are cut and drawn; another one makes other batches of a run."""
 _REDRAWS = 32
 
-# As wide as the offsets of a block: the examples of many blocks are held in memory.
 _Offsets = npt.NDArray[np.int32]
+
+
+class _Index(NamedTuple):
+    """What pairs are looked up in, as narrow as a block's own offsets: many blocks are held."""
+
+    sentences: _Offsets
+    """Where each begins, and where the last one ends. With ``segments``, pieces of long ones are
+    sentences too."""
+    documents: _Offsets
+    """The first sentence of each, and how many sentences there are."""
+    examples: _Offsets
+    """The first sentence of each (``none``: token)."""
 
 
 class Pairs(NamedTuple):
@@ -65,7 +76,7 @@ class PairMaker:
         self.store, self.section = store, section
         self.num_specials = 2 if section.kind == "none" else 3
         self._room = section.max_length - self.num_specials
-        self._examples = lru_cache(2 * WINDOW_BLOCKS)(self._index)
+        self._index = lru_cache(2 * WINDOW_BLOCKS)(self._make_index)
         needs_random = section.kind == "segments" or (
             section.kind == "sentences" and section.next_fraction < 1.0
         )
@@ -75,9 +86,11 @@ class PairMaker:
                 "is a single document, and a random second sentence comes from another one",
                 "separate documents with blank lines, set text.document=line or pairs.kind=none",
             )
-        # Counts are kept by this name: where the rule of `_index` changes, so must the name.
+        # Counts are kept by this name: where the rule of `_make_index` changes, so must the name.
+        rule = f" {SEGMENTS_RULE}" if section.kind == "segments" else ""
         self.block_examples = store.count_by_block(
-            f"examples {section.kind} {section.max_length}", lambda i: len(self._examples(i))
+            f"examples {section.kind}{rule} {section.max_length}",
+            lambda i: len(self._index(i).examples),
         )
         if not self.block_examples.sum():
             raise CorpusError(
@@ -96,21 +109,24 @@ class PairMaker:
             stops = np.minimum(starts + self._room, edges[blocks + 1])
             nothing = np.zeros_like(starts)
             return Pairs(starts, stops, nothing, nothing, nothing.astype(bool))
-        sentences = self._lookup(located, self._examples, located.examples)
+        sentences = self._lookup(located, "examples", located.examples)
         if self.section.kind == "sentences":
             return self._draw_sentences(located, sentences, keys)
         return self._draw_segments(located, sentences, keys)
 
     # --- examples --------------------------------------------------------------------------------
 
-    def _index(self, number: int) -> _Offsets:
-        """List a block's examples by their first sentence (``none``: token)."""
+    def _make_index(self, number: int) -> _Index:
         block = self.store.block(number)
+        sentences, documents = block.sentence_starts, block.document_starts
         if self.section.kind == "none":
-            return np.arange(0, len(block.tokens), self._room, dtype=np.int32)
-        if self.section.kind == "sentences":
-            return _fitting_neighbors(block, self._room)
-        return _cut_into_units(block, self._room)
+            examples = np.arange(0, len(block.tokens), self._room, dtype=np.int32)
+        elif self.section.kind == "sentences":
+            examples = _fitting_neighbors(sentences, documents, self._room)
+        else:
+            sentences, documents = _cut_long_sentences(sentences, documents, self._room)
+            examples = _cut_into_units(sentences, documents, self._room)
+        return _Index(sentences, documents, examples)
 
     # --- the reference's way ---------------------------------------------------------------------
 
@@ -150,7 +166,7 @@ class PairMaker:
         target = np.where(is_short, np.minimum(shorter, self._room), self._room)
         own = self._document_of(located, starts)
         inside = own - located.window.document_starts[located.blocks]
-        ends = self._lookup(located, self._document_starts, inside + 1)
+        ends = self._lookup(located, "documents", inside + 1)
         stops = self._reach(located, starts, target, ends)
         num_sentences = stops - starts
         middles = starts + 1 + below(np.maximum(num_sentences - 1, 1), keys, _SPLIT)
@@ -170,22 +186,16 @@ class PairMaker:
 
     def _reach(self, located: Located, starts: Ints, num_tokens: Ints, limits: Ints) -> Ints:
         """Find where sentences from `starts` on hold `num_tokens`; never past `limits`."""
-        first = self._lookup(located, self._sentence_starts, starts)
-        found = self._lookup(located, self._sentence_starts, first + num_tokens, "left")
+        first = self._lookup(located, "sentences", starts)
+        found = self._lookup(located, "sentences", first + num_tokens, "left")
         return np.clip(found, starts + 1, limits)
 
     # --- looking things up in the window's blocks ------------------------------------------------
 
-    def _sentence_starts(self, block: int) -> _Offsets:
-        return self.store.block(block).sentence_starts
-
-    def _document_starts(self, block: int) -> _Offsets:
-        return self.store.block(block).document_starts
-
     def _lookup(
         self,
         located: Located,
-        offsets_of: Callable[[int], _Offsets],
+        what: Literal["sentences", "documents", "examples"],
         values: Ints,
         side: Literal["left", "right"] | None = None,
     ) -> Ints:
@@ -193,7 +203,7 @@ class PairMaker:
         out = np.empty(len(values), np.int64)
         for i in np.unique(located.blocks).tolist():
             rows = located.blocks == i
-            offsets = offsets_of(int(located.window.blocks[i]))
+            offsets: _Offsets = getattr(self._index(int(located.window.blocks[i])), what)
             if side is None:
                 out[rows] = offsets[values[rows]]
             else:  # in the offsets' own type: numpy would copy them all to int64 for every call
@@ -203,11 +213,11 @@ class PairMaker:
     def _positions(self, located: Located, sentences: Ints) -> Ints:
         """Find where sentences begin in the split; one past the last of a block: where it ends."""
         first = self.store.block_token_starts[located.block_numbers]
-        return first + self._lookup(located, self._sentence_starts, sentences)
+        return first + self._lookup(located, "sentences", sentences)
 
     def _document_of(self, located: Located, sentences: Ints) -> Ints:
         """Find each sentence's document: its number inside the window."""
-        inside = self._lookup(located, self._document_starts, sentences, "right") - 1
+        inside = self._lookup(located, "documents", sentences, "right") - 1
         return located.window.document_starts[located.blocks] + inside
 
     def _other_document(
@@ -220,32 +230,48 @@ class PairMaker:
         block = np.searchsorted(window.document_starts, drawn, "right") - 1
         there = located._replace(blocks=block)
         inside = drawn - window.document_starts[block]
-        first = self._lookup(there, self._document_starts, inside)
-        last = self._lookup(there, self._document_starts, inside + 1)
+        first = self._lookup(there, "documents", inside)
+        last = self._lookup(there, "documents", inside + 1)
         return there, first, last
 
 
-def _fitting_neighbors(block: Block, room: int) -> _Offsets:
+def _fitting_neighbors(sentences: _Offsets, documents: _Offsets, room: int) -> _Offsets:
     """List sentences that, with the next one of the same document, have at most `room` tokens."""
-    offsets = block.sentence_starts.astype(np.int64)
+    offsets = sentences.astype(np.int64)
     has_next = np.ones(len(offsets) - 1, bool)
-    has_next[block.document_starts[1:] - 1] = False
+    has_next[documents[1:] - 1] = False
     fits = np.append(offsets[2:] - offsets[:-2] <= room, False)
     return np.flatnonzero(has_next & fits).astype(np.int32)
 
 
-def _cut_into_units(block: Block, room: int) -> _Offsets:
+def _cut_long_sentences(
+    sentences: _Offsets, documents: _Offsets, room: int
+) -> tuple[_Offsets, _Offsets]:
+    """Cut each sentence of more than `room` tokens into pieces that are sentences from then on.
+
+    A piece has at most half of the room, so that another one can follow it in a pair: in a room of
+    10, a sentence of 23 tokens becomes pieces of 4, 5, 4, 5 and 5.
+    """
+    lengths = np.diff(sentences.astype(np.int64))
+    num_pieces = np.where(lengths > room, -(-lengths // ((room + 1) // 2)), 1)
+    before = np.concatenate([[0], np.cumsum(num_pieces)])
+    owner = np.repeat(np.arange(len(lengths)), num_pieces)
+    piece = np.arange(before[-1]) - before[owner]
+    starts = sentences[owner] + lengths[owner] * piece // num_pieces[owner]
+    return np.append(starts, sentences[-1]).astype(np.int32), before[documents].astype(np.int32)
+
+
+def _cut_into_units(sentences: _Offsets, documents: _Offsets, room: int) -> _Offsets:
     """Cut each document into runs of whole sentences that just reach `room` tokens: their starts.
 
     For every sentence we know where a unit that begins there would end; from each document's
     first sentence on, all documents hop along these ends together.
     """
-    offsets = block.sentence_starts.astype(np.int64)
-    document_stops = np.repeat(block.document_starts[1:], np.diff(block.document_starts))
-    sentences = np.arange(len(offsets) - 1)
+    offsets = sentences.astype(np.int64)
+    document_stops = np.repeat(documents[1:], np.diff(documents))
     stops = np.searchsorted(offsets, offsets[:-1] + room)
-    stops = np.clip(stops, sentences + 1, document_stops)
-    at = block.document_starts[:-1].astype(np.int64)
+    stops = np.clip(stops, np.arange(1, len(offsets)), document_stops)
+    at = documents[:-1].astype(np.int64)
     found = []
     while len(at):
         found.append(at)
@@ -257,15 +283,22 @@ def _cut_into_units(block: Block, room: int) -> _Offsets:
 def _truncate(
     a_starts: Ints, a_stops: Ints, b_starts: Ints, b_stops: Ints, room: int, keys: UInts
 ) -> tuple[Ints, Ints, Ints, Ints]:
-    """Cut pairs to `room` tokens: the longer side loses tokens, each from the front or the back.
+    """Cut pairs to `room` tokens: the longer side loses tokens until both are as long, then both.
 
-    The published routine drops a token at a time from the longer side (B on a tie) and tosses a
-    coin for its end. Where that stops is arithmetic, how many of the tosses say front is binomial:
-    room 5, sides 7 and 4 become 3 and 2.
+    `Deviation:` the published routine tosses a coin for each token that is dropped, front or back,
+    which comes down to keeping the middle: the ends would hardly ever be trained on.
     """
     a_length, b_length = a_stops - a_starts, b_stops - b_starts
     a_kept, b_kept = truncate(a_length, b_length, room)
-    a_front = heads_of(a_length - a_kept, keys, _FRONT_A)
-    b_front = heads_of(b_length - b_kept, keys, _FRONT_B)
-    a_starts, b_starts = a_starts + a_front, b_starts + b_front
+    a_starts = a_starts + _choose_part(a_length, a_kept, keys, _KEPT_A)
+    b_starts = b_starts + _choose_part(b_length, b_kept, keys, _KEPT_B)
     return a_starts, a_starts + a_kept, b_starts, b_starts + b_kept
+
+
+def _choose_part(lengths: Ints, kept: Ints, keys: UInts, purpose: int) -> Ints:
+    """Draw where the kept part begins: one of the fewest parts that together are the whole.
+
+    Of 7 tokens 3 are kept: parts begin at 0, 3 and 4.
+    """
+    starts: Ints = below(-(-lengths // kept), keys, purpose) * kept
+    return starts.clip(max=lengths - kept)

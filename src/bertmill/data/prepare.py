@@ -8,18 +8,22 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from importlib import metadata
 from pathlib import Path
 
 from bertmill.config import TextSection, TokenizerSection
+from bertmill.data.documents import Documents, Show
 from bertmill.data.encode import DocumentPool, is_held_out
 from bertmill.data.store import FORMAT, Store, StoreWriter, is_store
 from bertmill.errors import BertmillError, CorpusError, StoreError, TokenizerError
 from bertmill.storage import file_lock, folder_that_appears_whole
-from bertmill.text.corpus import read_documents
 from bertmill.text.files import SourceFile, find_files, fingerprint
 from bertmill.text.sentences import split_sentences
 from bertmill.text.tokenizer import Tokenizer, load_tokenizer
 from bertmill.text.vocabulary import train_tokenizer
+
+_READING_RULE = 2
+"""How text is read, apart from the recipe; another one makes another store of the same text."""
 
 
 def prepare(
@@ -30,6 +34,7 @@ def prepare(
     held_out: Sequence[str] = (),
     workers: int | None = 1,
     say: Callable[[str], None] = lambda line: None,
+    show: Show = lambda line, done: None,
 ) -> Store:
     """Make a token store of a corpus; it is whole when its folder appears.
 
@@ -49,6 +54,8 @@ def prepare(
         because a script with more needs ``if __name__ == "__main__":`` around its work.
     say : callable
         Takes a line about each stage.
+    show : callable
+        Takes a line about work that goes on, a few times a second, and the share that is done.
 
     Returns
     -------
@@ -62,15 +69,21 @@ def prepare(
     if os.path.exists(out):
         raise StoreError(out, "already exists", "choose another `out`, or delete it first")
     text = resolve_text(text, held_out)
-    files = _find_both(corpus, held_out)
-    with folder_that_appears_whole(out, StoreError, or_another=True) as folder:
-        made = make_tokenizer(files["train"], text, tokenizer, say)
+    files, withheld = _find_both(corpus, held_out)
+    held_out_text = Documents(withheld, text, show)
+    identities = {document.identity for document in held_out_text.read("held-out text")}
+    training = Documents(files, text, show, identities)
+    with folder_that_appears_whole(out, StoreError) as folder:
+        made = make_tokenizer(training, tokenizer, say, show)
         writer = StoreWriter(folder, made)
         with DocumentPool(made, text, workers) as pool:
-            for name in ("train", "held_out"):
-                for train_part, held_out_part in pool.encode(read_documents(files[name], text)):
-                    writer.add(name, train_part)
-                    writer.add("held_out", held_out_part)
+            for name, documents in (("train", training), ("held_out", held_out_text)):
+                for encoded in pool.encode(documents.read("encoding")):
+                    if isinstance(encoded, str):
+                        say(encoded)
+                    else:
+                        writer.add(name, encoded[0])
+                        writer.add("held_out", encoded[1])
         num_documents, num_tokens = writer.close(
             {
                 "corpus": [str(source) for source in corpus],
@@ -79,8 +92,10 @@ def prepare(
                 "tokenizer": tokenizer.model_dump(),
             }
         )
+        if training.num_left_out:
+            say(f"held out too, so not trained on: {training.num_left_out:,} of the documents")
         if not num_documents:
-            raise _nothing_to_train_on(files["train"], text)
+            raise training.is_empty()
     say(f"store: {num_documents:,} documents, {num_tokens:,} tokens in {out}")
     return Store(out)
 
@@ -92,21 +107,24 @@ def open_or_prepare(
     held_out: Sequence[str] = (),
     workers: int | None = 1,
     say: Callable[[str], None] = lambda line: None,
+    show: Show = lambda line, done: None,
 ) -> Store:
     """Open the store of this corpus and these settings from the cache, or prepare it there.
 
     The cache is ``$BERTMILL_CACHE``, else ``bertmill`` in the user's cache folder. A corpus file
-    that changed, another setting or another tokenizer make another store.
+    that changed, another setting, another tokenizer, or another version of the libraries that cut
+    and encode, make another store.
     """
     text = resolve_text(text, held_out)
-    states = [fingerprint(found) for found in _find_both(corpus, held_out).values()]
+    states = [fingerprint(found) for found in _find_both(corpus, held_out)]
     # A tokenizer that is given is known by what it does, wherever it lies.
     vocabulary = (
         load_tokenizer(tokenizer.path, tokenizer).identity
         if tokenizer.path
         else tokenizer.model_dump()
     )
-    parts = [FORMAT, states, text.model_dump(), vocabulary]
+    libraries = {name: metadata.version(name) for name in ("sentencex", "tokenizers")}
+    parts = [FORMAT, _READING_RULE, states, text.model_dump(), vocabulary, libraries]
     name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
     folder = cache_folder() / "stores" / name
     lock = cache_folder() / "locks" / name
@@ -133,9 +151,9 @@ def open_or_prepare(
             except BertmillError as error:
                 say(f"{error}; preparing it again")
                 shutil.rmtree(folder)
-        for unfinished in folder.parent.glob(f".{name}.*"):  # of a process that was killed
-            shutil.rmtree(unfinished, ignore_errors=True)
-        return prepare(corpus, folder, text, tokenizer, held_out, workers, say)
+        store = prepare(corpus, folder, text, tokenizer, held_out, workers, say, show)
+        store.check_changed()
+        return store
 
 
 def _open_cached(folder: Path, say: Callable[[str], None]) -> Store:
@@ -145,18 +163,18 @@ def _open_cached(folder: Path, say: Callable[[str], None]) -> Store:
     return store
 
 
-def _find_both(corpus: Sequence[str], held_out: Sequence[str]) -> dict[str, list[SourceFile]]:
-    """Find the files of both splits; held-out text inside the corpus's folder is not trained on."""
+def _find_both(
+    corpus: Sequence[str], held_out: Sequence[str]
+) -> tuple[list[SourceFile], list[SourceFile]]:
+    """Find the files of both splits; a held-out file is not trained on, whatever its name."""
     for source in (*corpus, *held_out):
         if is_store(source):
             raise StoreError(
                 source, "is a prepared store, not text", "pass it alone as `corpus` of pretrain"
             )
     withheld = find_files(held_out)
-    return {
-        "train": [file for file in find_files(corpus) if file not in withheld],
-        "held_out": withheld,
-    }
+    names = {os.path.realpath(file.url) for file in withheld}
+    return [f for f in find_files(corpus) if os.path.realpath(f.url) not in names], withheld
 
 
 def cache_folder() -> Path:
@@ -177,10 +195,10 @@ def resolve_text(text: TextSection, held_out: Sequence[str]) -> TextSection:
 
 
 def make_tokenizer(
-    files: Sequence[SourceFile],
-    text: TextSection,
+    training: Documents,
     section: TokenizerSection,
     say: Callable[[str], None],
+    show: Show,
 ) -> Tokenizer:
     """Open the recipe's tokenizer, or train it on the training documents."""
     if section.path:
@@ -189,32 +207,26 @@ def make_tokenizer(
 
     def texts() -> Iterator[str]:
         nonlocal num_bytes
-        for document in read_documents(files, text):
-            if is_held_out(document, text):
+        for document in training.read("tokenizer"):
+            if is_held_out(document, training.text):
                 continue
             # Word counts need every document; WordPiece is content with a sample, and says so.
             if section.kind == "wordpiece" and num_bytes >= section.max_training_bytes:
                 say(f"tokenizer: trained on the first {num_bytes:,} bytes of the corpus")
                 break
-            sentences = "\n".join(split_sentences(document.text, text))
+            try:
+                sentences = "\n".join(split_sentences(document.text, training.text))
+            except CorpusError:  # named when it is encoded
+                continue
             num_bytes += len(sentences.encode())
             yield sentences
+        show("tokenizer: making the vocabulary", 1.0)
 
     try:
         made = train_tokenizer(texts(), section)
     except TokenizerError:
         if num_bytes:
             raise
-        raise _nothing_to_train_on(files, text) from None
+        raise training.is_empty() from None
     say(f"tokenizer: {made.size:,} entries from {num_bytes:,} bytes")
     return made
-
-
-def _nothing_to_train_on(files: Sequence[SourceFile], text: TextSection) -> CorpusError:
-    fix = "give a corpus with text"
-    if text.sentences == "spaced-period":
-        fix += " whose sentences end with ' . ' (or set text.sentences=sentencex)"
-    if text.held_out_fraction:
-        fix += ", or lower text.held_out_fraction"
-    where = ", ".join(file.url for file in files[:3]) or "`corpus`"
-    return CorpusError(where, "is empty or all held out: no document to train on", fix)

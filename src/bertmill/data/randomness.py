@@ -47,20 +47,6 @@ def below(limit: npt.ArrayLike, key: npt.ArrayLike, *counters: npt.ArrayLike) ->
     return (uniform(key, *counters) * np.asarray(limit, np.int64)).astype(np.int64)
 
 
-def heads_of(tosses: Ints, key: npt.ArrayLike, *counters: npt.ArrayLike) -> Ints:
-    """Count the heads in `tosses` fair coin tosses, element by element: a binomial draw."""
-    heads = np.zeros(np.broadcast(tosses, key).shape, np.int64)
-    word = 0
-    while (left := tosses - 64 * word).max(initial=0) > 0:
-        kept = np.clip(left, 0, 64).astype(np.uint64)
-        bits = random_bits(key, *counters, word)
-        # A shift by 64 is undefined: rows with nothing left are zeroed afterwards.
-        shown = bits >> (np.uint64(64) - np.maximum(kept, np.uint64(1)))
-        heads += np.where(kept > 0, np.bitwise_count(shown), 0)
-        word += 1
-    return heads
-
-
 class Permutation:
     """A random permutation of 0 to n - 1, computed index by index and never stored.
 

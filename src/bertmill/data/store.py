@@ -41,7 +41,7 @@ from bertmill.data.blocks import (
     schema,
 )
 from bertmill.errors import BertmillError, StoreError
-from bertmill.storage import file_sha256, file_that_appears_whole, flush_to_disk
+from bertmill.storage import file_sha256, file_that_appears_whole, flush_to_disk, hold
 from bertmill.text.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 2
@@ -214,6 +214,7 @@ class Store:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self.manifest_file = self.folder / _MANIFEST_FILE
         self.manifest = _read_manifest(self.folder)
         self._files = _listed_files(self.manifest)
         for name, listed in self._files.items():
@@ -242,9 +243,13 @@ class Store:
     def check_changed(self) -> None:
         """Check the tokenizer, and the files that were written to after the store was finished.
 
-        The manifest is the file that is written last.
+        The manifest is the file that is written last. From here on the store is in use: the time is
+        noted, and `prune_cache` leaves it alone.
         """
-        finished = (self.folder / _MANIFEST_FILE).stat().st_mtime_ns
+        with suppress(OSError):
+            os.utime(self.folder)
+        hold(self.manifest_file, self)
+        finished = self.manifest_file.stat().st_mtime_ns
         for name, listed in self._files.items():
             if (self.folder / name).stat().st_mtime_ns > finished:
                 check_file(self.folder / name, listed)

@@ -24,6 +24,7 @@ def open_held_out(
     sources: Sequence[str],
     settings: Sequence[str],
     say: Callable[[str], None],
+    workers: int | None = 1,
 ) -> HeldOut:
     """Read text for a model: all its pairs, with masks that are the same for every model.
 
@@ -39,6 +40,8 @@ def open_held_out(
         Changes to the sections ``text``, ``pairs`` and ``masking``.
     say : callable
         Takes a line for each stage.
+    workers : int, optional
+        Processes that prepare the text, as in `prepare`.
 
     Raises
     ------
@@ -57,7 +60,7 @@ def open_held_out(
             f"{masking.mask_fraction:.0%} of them masked"
         )
     tokenizer = TokenizerSection(path=str(loaded.folder))
-    store = open_or_prepare(sources, recipe.text, tokenizer, say=say)
+    store = open_or_prepare(sources, recipe.text, tokenizer, workers=workers, say=say)
     if not has_next_sentence_head(loaded):
         say(f"{loaded.folder} has no next-sentence head: no NSP loss")
     name = ", ".join(sources)

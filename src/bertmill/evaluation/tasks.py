@@ -124,8 +124,6 @@ def evaluate_tasks(
         scikit-learn is not installed.
     """
     refuse_without_scikit_learn()
-    if num_seeds < 1:
-        raise InputError("`seeds`", f"is {num_seeds}", "give 1 or more")
     # All are read first: a damaged file is found before the long work begins.
     tasks = {name: _TaskData.read(*files) for name, files in _find_tasks(folder)}
     found = {}

@@ -1,12 +1,14 @@
-"""The encoder as one ONNX file, which onnxruntime computes without torch or bertmill.
+"""A model as one ONNX file, which onnxruntime computes without torch or bertmill.
 
 ::
 
     model.onnx       input_ids, attention_mask, token_type_ids [B, L] -> last_hidden_state [B, L, D]
+                     and, with a head, logits [B, C], [B, L, C] for words or [B, L, V] for masks
     model.int8.onnx  the same with weights of 8 bits
     config.json  tokenizer.json  tokenizer_config.json  vocab.txt  bertmill.json
 
-Letters in shapes: B sequences, L tokens of the longest, N tokens of all, D hidden.
+Letters in shapes: B sequences, L tokens of the longest, N tokens of all, D hidden, C classes, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -30,13 +32,17 @@ from bertmill.evaluation.held_out import open_held_out, score_held_out
 from bertmill.model.architecture import architecture_of
 from bertmill.model.folder import LoadedModel, load_model, save_description
 from bertmill.model.packed import Encoder, PackedTokens, Selection
+from bertmill.model.pooling import longest_text
+from bertmill.model.pretraining import PretrainingModel
+from bertmill.model.task import TaskModel
 from bertmill.storage import folder_that_appears_whole, refuse_if_there, write_json
 from bertmill.train.validate import HeldOut, HeldOutScores
-from bertmill.use.pooling import longest_text
+from bertmill.use.pretrained import refuse_without_masked_token_head
 
 ONNX_FILE, INT8_FILE, _REPORT_FILE = "model.onnx", "model.int8.onnx", "onnx.json"
 LARGEST_DIFFERENCE = 1e-4
-_INPUTS, _OUTPUT = ("input_ids", "attention_mask", "token_type_ids"), "last_hidden_state"
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_HIDDEN, _LOGITS = "last_hidden_state", "logits"
 _OPSET = 18  # the exporter's own; LayerNormalization is one operator since 17
 _LONGEST_COMPARED = 512
 
@@ -48,8 +54,10 @@ def export_onnx(
     sources: Sequence[str],
     settings: Sequence[str],
     say: Callable[[str], None],
+    workers: int | None = 1,
+    masked_tokens: bool = False,
 ) -> Path:
-    """Write a folder for onnxruntime: encoder, tokenizer, and a report on accuracy.
+    """Write a folder for onnxruntime: network, tokenizer, and a report on accuracy.
 
     Parameters
     ----------
@@ -58,15 +66,17 @@ def export_onnx(
     out : str or Path
         The new folder, which must not exist yet.
     int8 : bool
-        Whether to write the encoder with weights of 8 bits too.
-    sources, settings, say
+        Whether to write the network with weights of 8 bits too.
+    sources, settings, say, workers
         Text to evaluate the files on, as in `evaluate_held_out`; none leaves that out.
+    masked_tokens : bool
+        Whether the masked-token head is written too; the head of a fine-tuned model always is.
 
     Returns
     -------
     Path
         `out`. Its ``onnx.json`` has the largest difference between the vectors of onnxruntime and
-        torch, and the scores of `score_files`.
+        torch, that of the logits where there is a head, and the scores of `score_files`.
 
     Raises
     ------
@@ -75,18 +85,21 @@ def export_onnx(
     InputError
         `out` exists or cannot be written.
     BertmillError
-        The model cannot be opened or has no masked-token head to evaluate, onnxruntime computes
-        other vectors, or the text cannot be read.
+        The model cannot be opened or has no masked-token head, onnxruntime computes something
+        else, or the text cannot be read.
     """
     out = Path(out)
     refuse_if_there(out)
     refuse_without_onnx_packages()
     loaded = load_model(model)
-    held_out = open_held_out(loaded, sources, settings, say) if sources else None
+    if masked_tokens:
+        refuse_without_masked_token_head(loaded)
+    held_out = open_held_out(loaded, sources, settings, say, workers) if sources else None
     with folder_that_appears_whole(out, InputError) as folder:
-        if loaded.task_model is not None:
-            say("the files hold only the encoder, without the head that was fine-tuned")
-        report: dict[str, Any] = {"largest_difference": write_onnx(folder, loaded)}
+        differences = write_onnx(folder, loaded, masked_tokens)
+        report: dict[str, Any] = {"largest_difference": differences[_HIDDEN]}
+        if _LOGITS in differences:
+            report["largest_difference_of_logits"] = differences[_LOGITS]
         if int8:
             write_int8(folder)
         if held_out is not None:
@@ -149,6 +162,11 @@ class OnnxEncoder(Encoder):
 
     def forward(self, packed: PackedTokens, selection: Selection | None = None) -> Tensor:
         """Compute what `Encoder` does, padding included."""
+        vectors = self.outputs(packed, [_HIDDEN])[_HIDDEN]
+        return vectors if selection is None else vectors.index_select(0, selection.at)
+
+    def outputs(self, packed: PackedTokens, names: Sequence[str]) -> dict[str, Tensor]:
+        """Compute some of the file's outputs: [N, ...] of those that are of each token."""
         lengths = list(packed.lengths)
         has_token = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
         token_ids, segment_ids = (
@@ -156,30 +174,49 @@ class OnnxEncoder(Encoder):
             for values in (packed.token_ids, packed.segment_ids)
         )
         inputs = (token_ids.numpy(), has_token.long().numpy(), segment_ids.numpy())
-        (hidden,) = self._session.run([_OUTPUT], dict(zip(_INPUTS, inputs, strict=True)))
-        vectors = torch.from_numpy(hidden)[has_token]
-        return vectors if selection is None else vectors.index_select(0, selection.at)
+        found = self._session.run(list(names), dict(zip(_INPUTS, inputs, strict=True)))
+        tensors = dict(zip(names, map(torch.from_numpy, found), strict=True))
+        return {name: t[has_token] if t.ndim == 3 else t for name, t in tensors.items()}
 
 
-def write_onnx(folder: Path, loaded: LoadedModel) -> float:
-    """Write a model's encoder for onnxruntime, and compare the vectors of both.
+class _WithHead(nn.Module):
+    """A padded encoder, and what a head makes of its vectors: the head of a task, or of masks."""
+
+    def __init__(self, padded: Any, model: PretrainingModel | TaskModel) -> None:
+        super().__init__()
+        self.padded, self.model = padded, copy.deepcopy(model)
+        self.model.encoder = padded.encoder  # a tied head reads the same weights
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        hidden = self.padded(input_ids, attention_mask, token_type_ids)
+        if isinstance(self.model, PretrainingModel):
+            return hidden, self.model.masked_token_logits(hidden)
+        return hidden, self.model.answer(hidden[:, 0] if self.model.pooler else hidden)
+
+
+def write_onnx(folder: Path, loaded: LoadedModel, masked_tokens: bool = False) -> dict[str, float]:
+    """Write a model for onnxruntime, and compare what both compute.
 
     Parameters
     ----------
     folder : Path
         Exists; the caller renames it when it is complete.
     loaded : LoadedModel
+    masked_tokens : bool
+        Whether the masked-token head is written too; the head of a task always is.
 
     Returns
     -------
-    float
-        Largest difference of any component of any token's vector, over random ids.
+    dict
+        By the name of an output, the largest difference of any number in it, over random ids.
 
     Raises
     ------
     ModelError
-        The network has no padded form, or onnxruntime computes other vectors than torch, by more
-        than 1e-4.
+        The network has no padded form, or onnxruntime computes something else than torch: vectors
+        that differ by more than 1e-4, or logits by more than 1e-4 of the largest.
     """
     model = loaded.model
     architecture = architecture_of(model.section)
@@ -188,17 +225,26 @@ def write_onnx(folder: Path, loaded: LoadedModel) -> float:
             loaded.folder,
             f"is a {architecture.MODEL_TYPES[0]} network, which bertmill cannot write as ONNX",
         )
-    encoder = [name for name in model.state_dict() if name.startswith("encoder.")]
-    save_description(folder, model, loaded.tokenizer, loaded.about, encoder, longest_text(loaded))
-    _write_file(folder / ONNX_FILE, architecture.pad(model.encoder))
-    difference = _largest_difference(folder / ONNX_FILE, model.encoder)
-    if not difference <= LARGEST_DIFFERENCE:  # or not a number
-        raise ModelError(
-            loaded.folder,
-            f"onnxruntime computes other vectors, by {difference:.2g} (limit {LARGEST_DIFFERENCE})",
-            "install another version of onnxruntime or onnxscript",
-        )
-    return difference
+    with_head = model if masked_tokens else loaded.task_model
+    parts = ("encoder.", "masked_token_head.") if masked_tokens else ("encoder.",)
+    state = [name for name in model.state_dict() if name.startswith(parts)]
+    named = loaded.task_model or model  # which class of transformers config.json names
+    save_description(folder, named, loaded.tokenizer, loaded.about, state, longest_text(loaded))
+    padded = architecture.pad(model.encoder)
+    outputs = [_HIDDEN] if with_head is None else [_HIDDEN, _LOGITS]
+    whole = padded if with_head is None else _WithHead(padded, with_head)
+    _write_file(folder / ONNX_FILE, whole, outputs)
+    differences = _largest_differences(folder / ONNX_FILE, model, with_head)
+    for name, (difference, largest) in differences.items():
+        what, scale = ("vectors", 1.0) if name == _HIDDEN else ("logits", largest)
+        limit = LARGEST_DIFFERENCE * scale
+        if not difference <= limit:  # or not a number
+            raise ModelError(
+                loaded.folder,
+                f"onnxruntime computes other {what}, by {difference:.2g} (limit {limit:.2g})",
+                "install another version of onnxruntime or onnxscript",
+            )
+    return {name: difference for name, (difference, _) in differences.items()}
 
 
 def write_int8(folder: Path) -> Path:
@@ -232,7 +278,7 @@ def refuse_without_onnx_packages() -> None:
             )
 
 
-def _write_file(path: Path, padded: nn.Module) -> None:
+def _write_file(path: Path, padded: nn.Module, outputs: Sequence[str]) -> None:
     # Three tensors: the same one three times would be traced as one input.
     examples = tuple(torch.ones(2, 2, dtype=torch.int64) for _ in _INPUTS)
     with _quiet():
@@ -240,7 +286,7 @@ def _write_file(path: Path, padded: nn.Module) -> None:
             padded.eval(),
             examples,
             input_names=_INPUTS,
-            output_names=[_OUTPUT],
+            output_names=outputs,
             dynamic_shapes={name: {0: "batch", 1: "length"} for name in _INPUTS},
             opset_version=_OPSET,
             dynamo=True,
@@ -252,13 +298,18 @@ def _write_file(path: Path, padded: nn.Module) -> None:
         program.save(path)  # weights above 1.5 GB go to a second file
 
 
-def _largest_difference(path: Path, encoder: Encoder) -> float:
-    """Compare a file with its encoder on batches of mixed lengths, token by token."""
-    section, vocab_size = encoder.section, encoder.word_embeddings.num_embeddings
+def _largest_differences(
+    path: Path, model: PretrainingModel, with_head: PretrainingModel | TaskModel | None
+) -> dict[str, tuple[float, float]]:
+    """Compare a file with its model on batches of mixed lengths, number by number.
+
+    Of each output, the largest difference and the largest number.
+    """
+    section, vocab_size = model.section, model.vocab_size
     longest = min(section.max_position_embeddings, _LONGEST_COMPARED)
     generator = torch.Generator().manual_seed(0)
-    twin = OnnxEncoder(path, encoder.word_embeddings)
-    differences = []
+    twin = OnnxEncoder(path, model.encoder.word_embeddings)
+    found: dict[str, list[Tensor]] = {}
     for batch in ((longest,), (longest, longest // 2, 1), (2,), (31, 9, 9, 5, 2)):
         lengths = [min(max(length, 1), longest) for length in batch]
         token_ids, segment_ids = (
@@ -268,8 +319,15 @@ def _largest_difference(path: Path, encoder: Encoder) -> float:
         position_ids = torch.cat([torch.arange(length) for length in lengths])
         packed = PackedTokens.pack(token_ids, segment_ids, position_ids, lengths)
         with torch.inference_mode():
-            differences.append((twin(packed) - encoder(packed)).abs().max())
-    return torch.stack(differences).max().item()
+            expected = {_HIDDEN: model.encode(packed)}
+            if isinstance(with_head, PretrainingModel):
+                expected[_LOGITS] = model.masked_token_logits(expected[_HIDDEN])
+            elif with_head is not None:
+                expected[_LOGITS] = with_head(packed)
+            for name, ours in twin.outputs(packed, list(expected)).items():
+                pair = torch.stack([(ours - expected[name]).abs().max(), ours.abs().max()])
+                found.setdefault(name, []).append(pair)
+    return {name: tuple(torch.stack(each).amax(0).tolist()) for name, each in found.items()}
 
 
 @contextmanager

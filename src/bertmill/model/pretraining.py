@@ -172,6 +172,11 @@ class PretrainingModel(nn.Module):
         ours.add(self.masked_token_head.bias)
         return {name for name, parameter in self.named_parameters() if parameter in ours}
 
+    def tensors_for_pairs(self) -> list[str]:
+        """Name the tensors that only next-sentence labels train."""
+        parts = ("pooler.", "next_sentence_head.")
+        return [name for name in self.state_dict() if name.startswith(parts)]
+
     def count_parameters(self) -> dict[str, int]:
         """Count parameters: the encoder with the pooler, and everything."""
         total = sum(p.numel() for p in self.parameters())

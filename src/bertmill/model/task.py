@@ -53,8 +53,11 @@ class TaskModel(nn.Module):
 
     def forward(self, packed: PackedTokens) -> Tensor:
         """Answer for each sequence, [B, C], or for each token, [N, C]; regression has C = 1."""
-        if self.pooler is None:
-            hidden = self.encoder(packed)
-        else:
-            hidden = torch.tanh(self.pooler(self.encoder(packed, packed.first_tokens())))
+        selection = None if self.pooler is None else packed.first_tokens()
+        return self.answer(self.encoder(packed, selection))
+
+    def answer(self, hidden: Tensor) -> Tensor:
+        """Answer from the vectors of first tokens, or of all tokens for words: [..., D] to C."""
+        if self.pooler is not None:
+            hidden = torch.tanh(self.pooler(hidden))
         return self.task_head(self.dropout(hidden))  # type: ignore[no-any-return]

@@ -9,9 +9,9 @@ from pathlib import Path, PurePath
 from bertmill.config import Recipe, recipe_to_toml
 from bertmill.errors import InputError
 from bertmill.model.folder import LoadedModel
+from bertmill.model.pooling import Pooling
 from bertmill.show.summary import RunSummary
 from bertmill.train.validate import LOSS_NAMES, HeldOutScores
-from bertmill.use.pooling import Pooling
 
 # Hugging Face's word for what a model is for, the class that opens it, and what that gives.
 _TEXTS = ("text-classification", "AutoModelForSequenceClassification", "logits")
@@ -102,7 +102,10 @@ def _training(summary: RunSummary, num_tokens: int | None) -> list[str]:
     recipe, facts = summary.recipe, summary.facts
     tokens = f", {num_tokens:,} tokens" if num_tokens else ""
     steps, batch_size = summary.metrics.last_step, recipe.train.batch_size
-    begun_with = _public_name(facts.init_from.folder) if facts.init_from else "random weights"
+    begun_with = "random weights"
+    if facts.init_from is not None:
+        source = PurePath(facts.init_from.folder)
+        begun_with = (source.parent if source.name in ("model", "best") else source).name  # a run's
     lines = [
         "## Training\n",
         f"- Text: {', '.join(map(_public_name, facts.corpus))}{tokens}",

@@ -12,8 +12,9 @@ from bertmill.config import MaskingSection, PairsSection, load_recipe, recipe_na
 from bertmill.data.batch import Batch, Batches
 from bertmill.data.store import Store, is_store
 from bertmill.errors import CorpusError, InputError
-from bertmill.model.folder import load_model, model_folder
+from bertmill.model.folder import load_model
 from bertmill.model.pretraining import PretrainingModel, shapes_alone
+from bertmill.storage import model_folder
 from bertmill.text.tokenizer import Tokenizer
 from bertmill.train.run_folder import RunFolder
 
@@ -62,7 +63,8 @@ def describe(target: str | Path, num_pairs: int = 3, check: bool = False) -> dic
 def _describe_recipe(target: str) -> dict[str, Any]:
     recipe = load_recipe(target)
     counts = None
-    if recipe.tokenizer.kind == "wordpiece":  # distinct words are not known without the text
+    # Distinct words are not known without the text, and `continue` takes any model's network.
+    if recipe.tokenizer.kind == "wordpiece" and recipe.name != "continue":
         with shapes_alone():
             model = PretrainingModel(recipe.model, recipe.tokenizer.vocab_size)
         counts = model.count_parameters()
@@ -77,7 +79,7 @@ def _describe_store(path: Path, num_pairs: int, check: bool) -> dict[str, Any]:
         "kind": "store",
         **counts,
         "text": store.manifest["text"],
-        "pairs": masked_samples(store, pairs, MaskingSection(), 1, num_pairs),
+        **masked_samples(store, pairs, MaskingSection(), 1, num_pairs),
     }
 
 
@@ -90,7 +92,7 @@ def _describe_run(run: RunFolder, num_pairs: int, check: bool) -> dict[str, Any]
     if is_store(facts.store):
         store, counts = _open_store(facts.store, check)
         pairs, masking, seed = recipe.pairs, recipe.masking, recipe.train.seed
-        found |= {**counts, "pairs": masked_samples(store, pairs, masking, seed, num_pairs)}
+        found |= {**counts, **masked_samples(store, pairs, masking, seed, num_pairs)}
     return {**found, "recipe": recipe.model_dump()}
 
 
@@ -126,30 +128,32 @@ def _describe_model(path: Path) -> dict[str, Any]:
 
 def masked_samples(
     store: Store, pairs: PairsSection, masking: MaskingSection, seed: int, count: int
-) -> list[dict[str, Any]]:
+) -> dict[str, Any]:
     """Draw the first training sequences of a run; none where the store cannot give such pairs.
 
     Returns
     -------
-    list of dict
-        ``is_next``: whether the second segment follows the first; None without pairs. ``text``:
-        ``[MASK](senate)`` hides "senate", ``dog(senate)`` shows a random token, ``senate(=)`` is
-        shown but predicted.
+    dict
+        ``seen_fraction``: share of the training tokens that an epoch sees; None without sequences.
+        ``pairs``: of each sequence ``is_next``, whether the second segment follows the first (None
+        without pairs), and ``text``: ``[MASK](senate)`` hides "senate", ``dog(senate)`` shows a
+        random token, ``senate(=)`` is shown but predicted.
     """
+    nothing: dict[str, Any] = {"seen_fraction": None, "pairs": []}
     if count < 1:
-        return []
+        return nothing
     tokenizer = store.tokenizer
     try:
         batches = Batches(store.train, tokenizer, pairs, masking, 1, seed, "the corpus")
     except CorpusError:
-        return []
+        return nothing
     samples = []
     for i in range(min(count, batches.num_examples)):
         batch = batches.batch_of(np.array([i]))
         labels = batch.next_sentence_labels
         is_next = bool(labels[0]) if len(labels) else None
         samples.append({"is_next": is_next, "text": _with_masks_visible(batch, tokenizer)})
-    return samples
+    return {"seen_fraction": batches.seen_fraction(), "pairs": samples}
 
 
 def _with_masks_visible(batch: Batch, tokenizer: Tokenizer) -> str:

@@ -59,6 +59,13 @@ def to_lines(function: str, result: Any, arguments: Arguments) -> Iterator[str]:
             from bertmill.show.summary import closing_lines
 
             yield from closing_lines(result.folder, result.outcome)
+        case "cache":
+            for verb, stores in (("kept", result.stores), ("removed", result.removed)):
+                for store in stores:
+                    use = "in use" if store.in_use else f"unused for {_days(store.seconds_unused)}"
+                    made_of = ", ".join(store.corpus) or "damaged"
+                    yield f"{verb:<8}{_megabytes(store.num_bytes):>12}  {use}  {made_of}"
+            yield f"{result.folder}: {len(result.stores)} stores, {_megabytes(result.num_bytes)}"
         case "inspect":
             from bertmill.show.tables import contents_lines
 
@@ -101,6 +108,15 @@ def to_lines(function: str, result: Any, arguments: Arguments) -> Iterator[str]:
             yield f"best: epoch {result.best_epoch}: {result.folder}"
         case "export_huggingface" | "export_onnx":
             yield f"{function.removeprefix('export_')}: {result}"
+
+
+def _days(seconds: float) -> str:
+    hours = round(seconds / 3600)
+    return f"{hours / 24:.0f} days" if hours >= 48 else f"{hours} hours"
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB"
 
 
 def _task_lines(scores: AllTaskScores) -> Iterator[str]:

@@ -52,9 +52,12 @@ def contents_lines(found: Mapping[str, Any], target: str) -> Iterator[str]:
     if found.get("pairs"):
         heading = "Training sequences: [MASK](hidden), shown(replaced), kept(=)"
         samples = [(_ORDERS[sample["is_next"]], sample["text"]) for sample in found["pairs"]]
-        yield from _section(heading, samples)
+        seen = f"{found['seen_fraction']:.1%} of the tokens"
+        yield from _section(heading, [*samples, ("an epoch sees", seen)])
     if "recipe" in found:
         (_, name), *sections = found["recipe"].items()
+        if name == "continue":
+            sections = [(key, knobs) for key, knobs in sections if key != "model"]
         yield from _section(f"Recipe {name}", [(key, _knobs(knobs)) for key, knobs in sections])
 
 
@@ -140,8 +143,10 @@ def _scores(scores: HeldOutScores, step: int) -> Iterator[str]:
 
 
 def _size(found: Mapping[str, Any]) -> Row:
-    """Say how large the network is; not known for a vocabulary of words without its text."""
+    """Say how large the network is, where that is known."""
     counts = found["parameters"]
+    if counts is None and found["recipe"]["name"] == "continue":
+        return "parameters", "those of the model that it begins with"
     if counts is None:
         return "parameters", "not known before the words of the text are"
     heads = f"{counts['total']:,} with the pretraining heads"

@@ -30,6 +30,11 @@ class Document(NamedTuple):
     text: str
 
     @property
+    def place(self) -> str:
+        """Where it stands, for a message."""
+        return f"{self.source}, document {self.ordinal}"
+
+    @property
     def identity(self) -> int:
         """64-bit hash of the text: the same wherever the document stands."""
         digest = hashlib.blake2b(self.text.encode("utf-8"), digest_size=8).digest()

@@ -26,6 +26,12 @@ from bertmill.errors import BertmillError, CorpusError, MissingExtraError
 
 SAMPLE_SOTU = "sample:sotu"
 CORPUS_ENDINGS = (".txt", ".tokens", ".jsonl", ".csv", ".tsv", ".parquet")
+# What is in runs, stores and model folders and looks like text, and what lies beside it there.
+_MADE_FILES = {
+    "vocab.txt": ("tokenizer.json", "config.json"),
+    "metrics.jsonl": ("run.json",),
+    "decisions.jsonl": ("run.json",),
+}
 
 _Item = TypeVar("_Item")
 # What a damaged file raises. UnicodeDecodeError: a Parquet column's name; lines have their message.
@@ -45,6 +51,8 @@ class SourceFile:
     """Changes when the file changes: size, times, version or entity tag, where they are known."""
     open: Callable[[], Any] = field(compare=False, repr=False)
     """Opens its bytes, as they are stored."""
+    num_bytes: int = 0
+    """As they are stored; 0 where it is not known."""
 
 
 def find_files(sources: Iterable[str], endings: Sequence[str] = CORPUS_ENDINGS) -> list[SourceFile]:
@@ -101,7 +109,8 @@ def _find(source: str, endings: Sequence[str]) -> list[SourceFile]:
     try:
         fs, path = fsspec.core.url_to_fs(source)
         if fs.isdir(path):
-            paths = [p for p in sorted(fs.find(path)) if _kind(p, endings)]
+            found = set(fs.find(path))
+            paths = [p for p in sorted(found) if _kind(p, endings) and not _is_made(p, found)]
             if not paths:
                 raise CorpusError(
                     source,
@@ -135,7 +144,15 @@ def _source_file(fs: Any, path: str, endings: Sequence[str]) -> SourceFile:
         raise CorpusError(
             url, "is of an unknown kind", f"use a file whose name ends in {_listed(endings)}"
         )
-    return SourceFile(url, *kind, _state(fs.info(path)), partial(fs.open, path, "rb"))
+    info = fs.info(path)
+    opens = partial(fs.open, path, "rb")
+    return SourceFile(url, *kind, _state(info), opens, int(info.get("size") or 0))
+
+
+def _is_made(path: str, found: set[str]) -> bool:
+    """Whether this is a file of a run, a store or a model folder, as what lies beside it says."""
+    folder, _, name = path.rpartition("/")
+    return any(f"{folder}/{other}" in found for other in _MADE_FILES.get(name, ()))
 
 
 def _kind(path: str, endings: Sequence[str]) -> tuple[str, str] | None:

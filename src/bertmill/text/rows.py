@@ -43,16 +43,25 @@ def read_rows(source: str) -> Iterator[Row]:
     CorpusError
         Nothing there, damaged, or a row that does not fit its file.
     """
+    for file in find_row_files(source):
+        yield from refuse_damage(file, rows_of(file))
+
+
+def find_row_files(source: str) -> list[SourceFile]:
+    """List the files that `read_rows` reads.
+
+    Raises
+    ------
+    CorpusError
+        Nothing there, or of another kind.
+    """
     if source.startswith("sample:"):
         raise CorpusError(
             source, "is a corpus, it has no rows", f"give a file of {', '.join(ROW_ENDINGS)}"
         )
     if source == STANDARD_INPUT:
-        files = [SourceFile("standard input", ".txt", "", "", _open_standard_input)]
-    else:
-        files = find_files([source], ROW_ENDINGS)
-    for file in files:
-        yield from refuse_damage(file, rows_of(file))
+        return [SourceFile("standard input", ".txt", "", "", _open_standard_input)]
+    return find_files([source], ROW_ENDINGS)
 
 
 def rows_of(file: SourceFile, column: str | None = None) -> Iterator[Row]:
@@ -133,6 +142,12 @@ def _read_table(file: SourceFile) -> Iterator[Row]:
             if not names:
                 names = values
                 _refuse_twins(names, file)
+                if file.suffix == ".csv" and len(names) == 1 and ";" in names[0]:
+                    raise CorpusError(
+                        file.url,
+                        f"has the one column {names[0]!r}, with semicolons in its name",
+                        "separate the values with commas, or with tabs in a .tsv",
+                    )
                 continue
             where = f"{file.url}, row {number}"
             if len(values) != len(names):

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
-from bertmill.errors import TokenizerError
+from bertmill.errors import CorpusError, TokenizerError, is_library_failure
 
 Encoded = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 """Ids of several texts end to end, and the number of ids of each."""
@@ -182,3 +182,7 @@ def _library_errors() -> Iterator[None]:
         yield
     except Exception as error:  # it raises bare Exception
         raise TokenizerError("tokenizer", f"cannot encode ({error})") from None
+    except BaseException as error:
+        if not is_library_failure(error):
+            raise
+        raise CorpusError("text", f"makes the tokenizer panic ({error})") from None

@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from bertmill.config import TokenizerSection
-from bertmill.errors import TokenizerError
+from bertmill.errors import TokenizerError, is_library_failure
 from bertmill.text.stretches import Encoded, TextEncoder
 
 CONTINUATION = "##"
@@ -196,13 +196,14 @@ def load_tokenizer(path: str | Path, section: TokenizerSection | None = None) ->
             name = name.get("content")
         if isinstance(name, str) and name:
             names[i] = name
+    fix = "give a folder with tokenizer.json or vocab.txt"
     try:
         if (path / "tokenizer.json").is_file():
             backend = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
             return Tokenizer(backend, names)
         vocab_file = path / "vocab.txt" if path.is_dir() else path
         if not vocab_file.is_file():
-            raise TokenizerError(path, "holds neither tokenizer.json nor vocab.txt")
+            raise TokenizerError(path, "holds neither tokenizer.json nor vocab.txt", fix)
         tokens = vocab_file.read_text("utf-8").removesuffix("\n").split("\n")
         lowercase = bool(config.get("do_lower_case", section.lowercase))
         accents = config.get("strip_accents")
@@ -211,8 +212,10 @@ def load_tokenizer(path: str | Path, section: TokenizerSection | None = None) ->
         return Tokenizer(make_wordpiece(tokens, names, lowercase, bool(accents)), names)
     except TokenizerError as error:
         raise TokenizerError(path, error.what, error.fix) from None
-    except Exception as error:  # the library raises bare Exception for a broken file
-        raise TokenizerError(path, f"is not a tokenizer ({error})") from None
+    except BaseException as error:  # the library raises bare Exception for a broken file
+        if not is_library_failure(error):
+            raise
+        raise TokenizerError(path, f"is not a tokenizer ({error})", fix) from None
 
 
 def make_wordpiece(

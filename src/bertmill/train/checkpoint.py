@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from pydantic import Field
 
 from bertmill.config import Section
 from bertmill.errors import RunError
-from bertmill.model.folder import About, load_model, save_model, save_tensors
+from bertmill.model.folder import About, LoadedModel, load_model, save_model, save_tensors
 from bertmill.model.pretraining import PretrainingModel
 from bertmill.storage import file_sha256, flush_to_disk
 from bertmill.text.tokenizer import Tokenizer
@@ -64,10 +64,12 @@ def save_checkpoint(
     about: About,
     optimizer: torch.optim.Optimizer,
     keep: int,
+    leave_out: Collection[str] = (),
 ) -> None:
     """Write ``step-N`` under another name, flush it, rename it, and point the links at it.
 
-    The newest `keep` checkpoints stay, and the best by held-out loss.
+    The newest `keep` checkpoints stay, and the best by held-out loss. Tensors that were never
+    trained, in `leave_out`, are not saved.
 
     Raises
     ------
@@ -80,7 +82,7 @@ def save_checkpoint(
         unfinished.callback(shutil.rmtree, part, ignore_errors=True)
         shutil.rmtree(part, ignore_errors=True)
         (part / "model").mkdir(parents=True)
-        save_model(part / "model", model, tokenizer, about)
+        save_model(part / "model", model, tokenizer, about, leave_out)
         save_tensors(part / "optimizer.safetensors", _flatten(model, optimizer))
         digests = {str(f.relative_to(part)): file_sha256(f) for f in _files(part)}
         whole = state.model_copy(update={"sha256": digests})
@@ -128,9 +130,10 @@ def newest_checkpoint(run: RunFolder, say: Callable[[str], None]) -> Checkpoint 
 
 def restore(
     checkpoint: Checkpoint, model: PretrainingModel, optimizer: torch.optim.Optimizer
-) -> None:
-    """Put weights and optimizer state back, bit for bit."""
-    model.load_state_dict(load_model(checkpoint.folder / "model").model.state_dict())
+) -> LoadedModel:
+    """Put weights and optimizer state back, bit for bit; return the model that was saved."""
+    loaded = load_model(checkpoint.folder / "model")
+    model.load_state_dict(loaded.model.state_dict())
     path = checkpoint.folder / "optimizer.safetensors"
     try:
         moments = safetensors.torch.load_file(path)
@@ -145,6 +148,7 @@ def restore(
         if found != shapes or any(tensor.dtype != torch.float32 for tensor in state.values()):
             raise RunError(path, f"does not fit {name}", "start a new run")
         optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
+    return loaded
 
 
 _STATE_FILE = "state.json"

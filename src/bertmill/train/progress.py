@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from bertmill.data.yardsticks import Yardsticks
-from bertmill.train.metrics import HeldOutRecord, Metrics, TrainRecord
+if TYPE_CHECKING:  # `prepare` shows its progress without importing torch
+    from bertmill.data.yardsticks import Yardsticks
+    from bertmill.train.metrics import HeldOutRecord, Metrics, TrainRecord
 
 _MANY_DAYS = 14
 _MANY_EPOCHS = 40
 """Until then text that is repeated is of some worth (Muennighoff et al. 2023, section 6)."""
+
+
+_SECONDS_BETWEEN_LINES = 30
 
 
 class _PatientConsole(Console):
@@ -48,6 +53,7 @@ class RunProgress:
             file=stream or sys.stdout, soft_wrap=True, highlight=False, force_jupyter=False
         )
         self._bar: Progress | None = None
+        self._said_at = time.monotonic()
         self._yardsticks: Yardsticks | None = None
         self._latest = "..."
 
@@ -61,6 +67,7 @@ class RunProgress:
 
     def say(self, *lines: str) -> None:
         """Print lines, above the bar where there is one."""
+        self._said_at = time.monotonic()
         for line in lines:
             self._console.print(line, markup=False)
 
@@ -92,19 +99,30 @@ class RunProgress:
             )
 
     def show(self, description: str, done: float | None) -> None:
-        """Draw or move the bar, on a terminal; `done` is a share of the whole, where it is known.
+        """Draw or move the bar, on a terminal; elsewhere say a line where none was said for long.
+
+        `done` is a share of the whole, where it is known.
 
         Examples
         --------
         >>> with RunProgress() as progress:
         ...     progress.show("half of it", 0.5)
         """
+        bar_width = max(1, min(20, self._console.width - 80))
+        room = self._console.width - bar_width - len("  100 %")
+        while len(description) > room and "  " in description:
+            description = description.rpartition("  ")[0]  # the last field is the least wanted
+        if self._bar is not None and (self._bar.tasks[0].total is None) != (done is None):
+            self._bar.stop()  # rich cannot forget how long a bar is
+            self._bar = None
         if self._bar is None:
             if not self._console.is_terminal:
+                if time.monotonic() - self._said_at > _SECONDS_BETWEEN_LINES:
+                    self.say(description)
                 return
             self._bar = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=20),
+                BarColumn(bar_width),
                 TextColumn("{task.percentage:3.0f} %" if done is not None else ""),
                 console=self._console,
                 transient=True,
@@ -144,9 +162,9 @@ class RunProgress:
             losses = self._losses(record.mlm_loss, record.nsp_loss)
             losses += f"  {skipped}" if record.skipped_steps else ""
         return (
-            f"{losses}  {record.pairs_per_second:,.0f} pairs/s  "
-            f"{record.tokens_per_second:,.0f} tokens/s  mfu {record.mfu:.0%}  "
-            f"{timedelta(seconds=round(seconds_left))} left"
+            f"{losses}  {timedelta(seconds=round(seconds_left))} left  "
+            f"{record.pairs_per_second:,.0f} pairs/s  {record.tokens_per_second:,.0f} tokens/s  "
+            f"mfu {record.mfu:.0%}"
         )
 
     def held_out_line(self, record: HeldOutRecord) -> str:

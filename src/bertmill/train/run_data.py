@@ -12,6 +12,7 @@ from bertmill.data.batch import Batches
 from bertmill.data.overlap import OverlapRule
 from bertmill.data.store import Store
 from bertmill.data.yardsticks import TrainingStatistics
+from bertmill.errors import CorpusError
 from bertmill.model.folder import About
 from bertmill.train.validate import HeldOut
 
@@ -46,14 +47,16 @@ class RunData:
             store.train, store.tokenizer, pairs, masking, knobs.batch_size, knobs.seed, corpus
         )
         overlap = None if pairs.kind == "none" else _fit_overlap(train, store)
-        # A share of a small corpus may be empty or one document; given text must be good.
         held_out = None
-        if own or store.held_out.num_documents > 1:
+        if own or store.held_out.num_documents:
             statistics = TrainingStatistics(store.token_counts, overlap)
             name = own or "the held-out share of the corpus"
-            held_out = HeldOut(
-                store.held_out, store.tokenizer, recipe, statistics, knobs.validation_pairs, name
-            )
+            try:
+                limit = knobs.validation_pairs
+                held_out = HeldOut(store.held_out, store.tokenizer, recipe, statistics, limit, name)
+            except CorpusError:
+                if own:  # a share of a small corpus may be too little, given text must be good
+                    raise
         about = About(
             text=recipe.text,
             pairs=pairs,

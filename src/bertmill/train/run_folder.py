@@ -26,7 +26,7 @@ from pydantic import Field, TypeAdapter
 
 from bertmill.config import Recipe, Section, load_recipe, read_json, recipe_to_toml
 from bertmill.errors import RunError
-from bertmill.storage import file_lock, flush_to_disk, refuse_bad_name
+from bertmill.storage import file_lock, flush_to_disk, refuse_bad_name, refuse_unless_run
 from bertmill.train.metrics import HeldOutRecord, Metrics, Record, TrainRecord, read_record
 from bertmill.train.schedule import Decision
 
@@ -56,6 +56,8 @@ class Facts(Section):
     """Of runs of earlier versions; it is ``train.budget_seconds`` now."""
     init_from: FirstWeights | None = None
     versions: dict[str, str] = Field(default_factory=dict)
+    segments_rule: int = 1
+    """Which rule cuts and draws pairs of ``pairs.kind=segments``; 1: that of earlier versions."""
 
 
 class RunFolder:
@@ -104,8 +106,7 @@ class RunFolder:
 
     def read(self) -> tuple[Recipe, Facts]:
         """Read recipe and facts of the run that is here."""
-        if not self.holds_run:
-            raise RunError(self.path, "is not a run (no recipe.toml)", "give a run's folder")
+        refuse_unless_run(self.path)
         fix = "put it back, or start a new run"
         facts = read_json(self.path / _FACTS, Facts.model_validate_json, RunError, fix)
         return load_recipe(self.path / "recipe.toml"), facts

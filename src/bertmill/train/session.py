@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 
 from bertmill.data.randomness import make_key
-from bertmill.errors import RunError
+from bertmill.errors import ModelError, RunError
 from bertmill.model.folder import LoadedModel
 from bertmill.model.kernels import KERNELS
+from bertmill.model.pooling import pooling_to_keep
 from bertmill.model.pretraining import PretrainingModel, initialize
 from bertmill.model.transfer import transfer_weights
 from bertmill.train.checkpoint import Checkpoint, State, restore, save_checkpoint
@@ -97,8 +98,11 @@ class Session:
         self.model = PretrainingModel(recipe.model, tokenizer.size, KERNELS[kernels])
         generator = torch.Generator().manual_seed(make_key(self.knobs.seed, "weights"))
         initialize(self.model, recipe.model, generator)
+        self._about = plan.data.about
+        self._untrained = set() if recipe.trains_pairs else set(self.model.tensors_for_pairs())
         if isinstance(plan.start, LoadedModel):
             self._begin_with(plan.start)
+            self._untrained &= set(plan.start.new_weights)
         self.model.to(world.device).train()
         self._wrapped = world.wrap(self.model)
         self.optimizer = make_optimizer(self.model, recipe.optimizer, kernels)
@@ -118,12 +122,25 @@ class Session:
         """Take over a pretrained model's weights, and say which there were."""
         tokenizer, new = self.plan.data.store.tokenizer, source.new_parts
         num_known = transfer_weights(self.model, tokenizer, source)
-        drawn = f"; newly drawn: {', '.join(new)}" if new else ""
-        self._progress.say(f"weights from {source.folder}: all found{drawn}")
+        found = f"newly drawn: {', '.join(new)}" if new else "all found"
+        self._progress.say(f"weights from {source.folder}: {found}")
         if num_known < tokenizer.size:
             self._progress.say(
                 f"another vocabulary: {num_known:,} of {tokenizer.size:,} rows come from the "
                 f"model, {tokenizer.size - num_known:,} are newly drawn"
+            )
+
+        try:
+            pooling = pooling_to_keep(source, self.plan.recipe.pairs.max_length)
+        except ModelError as error:
+            self._progress.say(f"how it makes sentence vectors is not kept: {error}")
+            return
+        if pooling is not None:
+            self._about = self._about.model_copy(update={"pooling": pooling})
+            unit = ", scaled to length 1" if pooling.normalize else ""
+            self._progress.say(
+                f"sentence vectors stay as they are there: {pooling.mode}{unit}, of up to "
+                f"{pooling.max_length:,} tokens"
             )
 
     def _make_schedule(self) -> Schedule:
@@ -162,10 +179,17 @@ class Session:
         """Go on from the plan's checkpoint, or save the first one."""
         start = self.plan.start
         if not isinstance(start, Checkpoint):
+            if self._untrained:
+                self._progress.say(
+                    "the pooler and the next-sentence head are not trained: the model is saved "
+                    "without them"
+                )
             self.run.cut(0)
             self.save()
         else:
-            restore(start, self.model, self.optimizer)
+            saved = restore(start, self.model, self.optimizer)
+            self._untrained = set(saved.new_weights)
+            self._about = saved.about or self._about
             self.step, self.clock = start.state.step, Clock(start.state.seconds)
             self._losses.load_state(start.state.losses)
             self.run.cut(self.step)
@@ -270,9 +294,17 @@ class Session:
                 held_out_loss=self._held_out_loss if self._validated_at == self.step else None,
                 recipe=self.plan.recipe.model_dump(),
             )
-            tokenizer, about = self.plan.data.store.tokenizer, self.plan.data.about
-            keep = self.knobs.keep_checkpoints
-            save_checkpoint(self.run, state, self.model, tokenizer, about, self.optimizer, keep)
+            tokenizer, about = self.plan.data.store.tokenizer, self._about
+            save_checkpoint(
+                self.run,
+                state,
+                self.model,
+                tokenizer,
+                about,
+                self.optimizer,
+                self.knobs.keep_checkpoints,
+                self._untrained,
+            )
             self._after_checkpoint(self.run)
         self._saved_at, self._saved_seconds = self.step, time.monotonic()
 
@@ -324,7 +356,12 @@ def _say_start(plan: Plan, progress: RunProgress) -> None:
     """Say what is about to be trained, and on what."""
     recipe, knobs = plan.recipe, plan.recipe.train
     if plan.data.held_out is None:
-        progress.say("there is no held-out text: give some, or raise text.held_out_fraction")
+        is_some = plan.data.store.held_out.num_documents > 0
+        progress.say(
+            "nothing is validated: the held-out share of the corpus "
+            f"{'is too little to make a pair of' if is_some else 'is empty'}; raise "
+            "text.held_out_fraction, or give held-out text"
+        )
     if plan.budget_seconds is None and recipe.schedule.warmup_steps > knobs.steps:
         progress.say(
             f"the warm-up of {recipe.schedule.warmup_steps:,} steps is longer than the run; "
@@ -334,6 +371,7 @@ def _say_start(plan: Plan, progress: RunProgress) -> None:
     length = "for the time budget" if plan.budget_seconds is not None else f"{knobs.steps:,} steps"
     progress.say(
         f"training {length}, {knobs.batch_size:,} sequences per step, "
-        f"{plan.data.train.num_examples:,} in an epoch, on {device_name(plan.world.device)} in "
-        f"{knobs.precision}"
+        f"{plan.data.train.num_examples:,} in an epoch, which sees "
+        f"{plan.data.train.seen_fraction():.1%} of the tokens, on "
+        f"{device_name(plan.world.device)} in {knobs.precision}"
     )

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 
 from bertmill.config import Recipe, TrainSection, read_recipe, recipe_from_dict
+from bertmill.data.documents import Show
+from bertmill.data.pairs import SEGMENTS_RULE
 from bertmill.data.prepare import open_or_prepare
 from bertmill.data.store import Store, is_store
 from bertmill.errors import BertmillError, InputError, RunError, StoreError
@@ -71,7 +73,7 @@ class Plan:
         return self.recipe.train.budget_seconds or self.facts.budget_seconds
 
 
-def plan_run(request: Request, say: Say) -> Plan:
+def plan_run(request: Request, say: Say, show: Show = lambda line, done: None) -> Plan:
     """Plan a new run; its folder is created by the caller.
 
     Parameters
@@ -79,6 +81,8 @@ def plan_run(request: Request, say: Say) -> Plan:
     request : Request
     say : callable
         Takes one line about each stage.
+    show : callable
+        Takes a line about preparing, a few times a second, and the share that is done.
 
     Raises
     ------
@@ -94,8 +98,9 @@ def plan_run(request: Request, say: Say) -> Plan:
     if from_store:
         store = _open_prepared(request, recipe)
     else:
+        read, vocabulary, workers = recipe.text, recipe.tokenizer, request.workers
         store = open_or_prepare(
-            request.corpus, recipe.text, recipe.tokenizer, request.held_out, request.workers, say
+            request.corpus, read, vocabulary, request.held_out, workers, say, show
         )
     # From here on the recipe is what is done, not only what was asked for.
     sections = ("text", "tokenizer") if from_store else ("text",)
@@ -112,6 +117,7 @@ def plan_run(request: Request, say: Say) -> Plan:
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
+        segments_rule=SEGMENTS_RULE,
     )
     folder = request.out if request.out is not None else world.agree(_new_folder(recipe.name))
     return Plan(RunFolder(folder), recipe, facts, data, world, source)
@@ -124,6 +130,7 @@ def plan_resume(
     held_out: Sequence[str],
     workers: int | None,
     say: Say,
+    show: Show = lambda line, done: None,
 ) -> Plan:
     """Plan how a run goes on from its newest whole checkpoint, and write down what changes.
 
@@ -139,6 +146,8 @@ def plan_resume(
         Processes that prepare the text, if its store is gone.
     say : callable
         Takes one line about each stage.
+    show : callable
+        Takes a line about preparing, a few times a second, and the share that is done.
 
     Raises
     ------
@@ -160,12 +169,18 @@ def plan_resume(
         if steps != recipe.train.steps:
             say(f"the run was to have {recipe.train.steps:,} steps, now {steps:,}")
         recipe = _changed(recipe, {"train": {"steps": steps}})
+    if recipe.pairs.kind == "segments" and facts.segments_rule != SEGMENTS_RULE:
+        raise RunError(
+            run.path,
+            "was begun by an earlier version, which made other pairs of the same text",
+            "start a new run; `init_from` takes this one's weights",
+        )
     has_moved = bool(corpus or held_out)
     if has_moved:
         sources = {"corpus": corpus or facts.corpus, "held_out": held_out or facts.held_out}
         moved = {key: [_from_anywhere(name) for name in names] for key, names in sources.items()}
         facts = facts.model_copy(update={**moved, "store": ""})
-    store = _store_of_the_run(facts, recipe, workers, say)
+    store = _store_of_the_run(facts, recipe, workers, say, show)
     if store.identity != facts.store_identity:
         raise RunError(
             run.path,
@@ -207,6 +222,12 @@ def _choose_recipe(
         recipe = adopt_model(values, name, source)
         if takes_own and brings_tokenizer:
             say("the tokenizer is the model's own, not the recipe's, unless one is given")
+        length, longer = recipe.pairs.max_length, source.about and source.about.pairs.max_length
+        if longer and length < longer:
+            say(
+                f"the model takes {longer} tokens, and will take {length} after this run: more are "
+                f"cut off (pairs.max_length={longer} keeps them)"
+            )
     if request.tokenizer is not None:
         path = str(Path(request.tokenizer).absolute())
         recipe = _changed(recipe, {"tokenizer": {"path": path}})
@@ -301,7 +322,9 @@ def _open_prepared(request: Request, recipe: Recipe) -> Store:
     return store
 
 
-def _store_of_the_run(facts: Facts, recipe: Recipe, workers: int | None, say: Say) -> Store:
+def _store_of_the_run(
+    facts: Facts, recipe: Recipe, workers: int | None, say: Say, show: Show
+) -> Store:
     """Open the run's store, or prepare its text again where it is gone, damaged or has moved."""
     if is_store(facts.corpus[0]):
         return Store(facts.corpus[0])
@@ -314,7 +337,7 @@ def _store_of_the_run(facts: Facts, recipe: Recipe, workers: int | None, say: Sa
             say(str(error))
     say("preparing the corpus again")
     return open_or_prepare(
-        facts.corpus, recipe.text, recipe.tokenizer, facts.held_out, workers, say
+        facts.corpus, recipe.text, recipe.tokenizer, facts.held_out, workers, say, show
     )
 
 

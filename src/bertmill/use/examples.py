@@ -138,7 +138,7 @@ def task_of(examples: Examples, source: str) -> Task:
         return Task("regression", (), examples.second is not None)
     names = {name for labels in examples.labels for name in _listed(labels)}
     if len(names) < 2:
-        raise InputError(source, f"has only one class, {min(names, default='')!r}")
+        raise InputError(source, f"has only one class, {min(names, default='')!r}", "give two")
     ordered = sorted(names)
     if all(_is_whole(name) for name in names):
         ordered.sort(key=int)
@@ -159,7 +159,9 @@ def targets_of(examples: Examples, task: Task, source: str) -> list[float]:
     names = [name for labels in examples.labels for name in _listed(labels)]
     if unknown := next((name for name in names if name not in numbers), None):
         known = ", ".join(task.labels[:8])
-        raise InputError(source, f"has the label {unknown!r}, but training only had {known}")
+        raise InputError(
+            source, f"has the label {unknown!r}, but only {known} are learned", "fix it"
+        )
     return [numbers[name] for name in names]
 
 

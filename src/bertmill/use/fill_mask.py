@@ -104,9 +104,8 @@ class MaskFiller:
             refuse_non_text(target)
             pieces = self._tokenizer.encode_words(target)[0]
             if not pieces or self._tokenizer.unk_id in pieces:
-                raise InputError(
-                    "`targets`", f"{target!r} cannot be written with the model's vocabulary"
-                )
+                fix = "give words that it has"
+                raise InputError("`targets`", f"{target!r} is not in the vocabulary", fix)
             probability = 1.0
             for done, piece in enumerate(pieces):
                 shares = self._next_piece(at, [pieces[:done]], len(pieces))

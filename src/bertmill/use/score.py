@@ -42,9 +42,8 @@ def pseudo_log_likelihoods(
     longest = model.section.max_position_embeddings
     sequences = make_sequences(tokenizer, texts, None, longest)
     if too_long := sequences.num_cut:
-        raise InputError(
-            "texts", f"{too_long} of {len(texts)} have more tokens than the model takes, {longest}"
-        )
+        what = f"{too_long} of {len(texts)} have more tokens than the model takes, {longest}"
+        raise InputError("texts", what, "shorten them")
     # Each distinct sequence is computed once: in another batch its last bits would differ.
     bounds = itertools.pairwise(sequences.starts.tolist())
     keys = [sequences.token_ids[start:stop].tobytes() for start, stop in bounds]
