@@ -314,6 +314,8 @@ class Session:
             self.validate()
         if self._saved_at != self.step:
             self.save()
+        if not self.is_finished:
+            self._progress.stopped(self.step, self.run.path)
         metrics = self.run.metrics()
         scores = metrics.held_out[-1].scores if metrics.held_out else None
         diagnosis: list[str] = []
