@@ -161,7 +161,8 @@ def _parquet_bytes(compression: str, texts: Sequence[str | None]) -> bytes:
 def _text_seeds(_: Path) -> list[bytes]:
     plain = "\n\n".join(make_documents(3, 2)).encode()
     odd = "\ufeffOne [MASK] sentence . two\r\n\r\n\0\u202e\u200f ... !?\n\n\u4e2d\u3002".encode()
-    return [b"\0" + plain, b"\1" + odd, b"\2" + b" . ".join([plain, odd])]
+    wide = "Vitamin B\u00a0. Then\n\n\u201cX\u3000. \u201cY\u2028. \u201cZ\x85. z".encode()
+    return [b"\0" + plain, b"\1" + odd, b"\2" + b" . ".join([plain, odd]), b"\0" + wide]
 
 
 def _wikitext_seeds(_: Path) -> list[bytes]:
