@@ -716,7 +716,7 @@ def evaluate_held_out(
         raise InputError("`held_out`", "is missing", "give a file or folder with text")
     loaded = load(model, device).loaded
     with _progress_on(stream) as progress:
-        read = open_held_out(loaded, sources, settings, progress.say, workers)
+        read = open_held_out(loaded, sources, settings, progress.say, workers, progress.show)
         return score_held_out(loaded, read, loaded.model)
 
 
