@@ -57,7 +57,7 @@ def test_names_that_look_like_ours_are_left_alone(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == names
 
 
-# --- what commands make ----------------------------------------------------------------------------
+# --- what commands make ---------------------------------------------------------------------------
 
 
 def test_two_that_prepare_one_store(refused, bertmill, corpus_file, tmp_path):
