@@ -683,7 +683,7 @@ def test_what_is_missing_is_found_before_torch_is_imported(small_run, corpus_fil
         (["predict", run, "data.jsonl", "--out", "there"], "already exists"),
         (["export", "gone", *new], gone),
         (["export", run, "--out", "there"], "already exists"),
-        (["export", run, "--to", "onnx", "--int8", *new], "needs --held-out"),
+        (["export", run, "--to", "onnx", "--set", "pairs.kind=none", *new], "give --held-out too"),
         (["cache", "--older-than", "soon"], "is not a length of time"),
     ]
     program = """

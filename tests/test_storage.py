@@ -57,7 +57,7 @@ def test_names_that_look_like_ours_are_left_alone(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == names
 
 
-# --- stores --------------------------------------------------------------------------------------
+# --- what commands make ---------------------------------------------------------------------------
 
 
 def test_two_that_prepare_one_store(refused, bertmill, corpus_file, tmp_path):
@@ -66,3 +66,22 @@ def test_two_that_prepare_one_store(refused, bertmill, corpus_file, tmp_path):
         refused([*args, 150], "store: is being made by another process; wait for that one")
     (tmp_path / "store").rmdir()
     assert bertmill(*args, 150)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["finetune", "--train", "data.jsonl", "--dev", "data.jsonl"],
+        ["export", "--to", "onnx"],
+        ["export"],
+        ["embed", "data.jsonl"],
+    ],
+    ids=" ".join,
+)
+def test_two_with_one_out(args, refused, small_run, tmp_path):
+    rows = [f'{{"text": "{word}", "label": "{word}"}}\n' for word in ("river", "road")]
+    (tmp_path / "data.jsonl").write_text("".join(rows), "utf-8")
+    verb, *more = args
+    with folder_that_appears_whole(tmp_path / "out.npy", InputError):
+        line = "out.npy: is being made by another process; wait for that one, or choose another --o"
+        refused([verb, small_run.folder, *more, "--out", "out.npy", "--json"], line)

@@ -988,7 +988,8 @@ def export_onnx(
     out : str or Path
         The new folder, which must not exist yet.
     int8 : bool
-        Also write the network with weights of 8 bits; needs `held_out`, to measure what it costs.
+        Also write the network with weights of 8 bits, and measure what it costs, which needs
+        `held_out` unless the model was fine-tuned.
     masked_tokens : bool
         Also compute the scores of the masked-token head: of each vocabulary entry, at each token.
     held_out : str, path, or sequence of them
@@ -1011,8 +1012,6 @@ def export_onnx(
     """
     refuse_if_there(Path(out))
     sources = _listed(held_out)
-    if int8 and not sources:
-        raise InputError("`int8`", "needs `held_out`", "give text to measure what 8 bits cost")
     if settings and not sources:
         raise InputError(
             f"`settings` {settings[0]}", "changes how `held_out` is read", "give `held_out` too"

@@ -135,7 +135,7 @@ def test_the_command(prepare, bertmill):
     kept, removed, total = out.splitlines()
     assert (status, err) == (0, "") and "unused for 24 hours" in kept and "newer.txt" in kept
     assert removed.startswith("removed") and "unused for 3 days" in removed
-    assert total.endswith(": 1 stores, 0.1 MB") or ": 1 stores, 0.0 MB" in total
+    assert ": 1 store, 0." in total
     found = json.loads(bertmill("cache", "--max-size", "0", "--json")[1])
     assert found.keys() == {"folder", "num_bytes", "stores", "removed"}
     assert found["removed"][0].keys() == {

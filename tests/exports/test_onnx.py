@@ -174,6 +174,13 @@ def logits_of(folder, inputs):
     return session.run(["logits"], inputs)[0]
 
 
+def test_8_bits_of_a_fine_tuned_model_need_no_text(tuned, tmp_path):
+    onnx.export_onnx(tuned.folder, tmp_path / "out", True, [], [], print)
+    report = json.loads((tmp_path / "out" / "onnx.json").read_text("utf-8"))
+    names = ["largest_difference", *(f"largest_difference_of_{n}logits" for n in ("", "int8_"))]
+    assert list(report) == names and 1e-4 < report[names[-1]] < 2.0
+
+
 def test_the_head_of_a_task(tuned, tmp_path):
     differences = write_onnx(tmp_path, tuned)
     assert (

@@ -119,12 +119,18 @@ def test_without_text_nothing_is_judged(small_run, tmp_path):
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
 
 
+def test_8_bits_are_measured(small_run, tmp_path):
+    with pytest.raises(InputError, match="`int8`: needs `held_out`; give text to measure what 8 b"):
+        export(small_run.folder, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_encoder_alone_is_exported_without_text(save, held_out, tmp_path):
     model = save(["pooler", "next_sentence_head", "masked_token_head"])
     with pytest.raises(ModelError, match="no masked-token head"):
         export(model, tmp_path / "out", held_out)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    assert export(model, tmp_path / "out")["largest_difference"] < 1e-5
+    assert export(model, tmp_path / "out", int8=False)["largest_difference"] < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -145,8 +151,8 @@ def test_a_package_that_is_not_installed(name, small_run, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("fault", ["difference", "text", "disk"])
-def test_what_fails_leaves_nothing_behind(fault, small_run, tmp_path, monkeypatch):
-    sources = []
+def test_what_fails_leaves_nothing_behind(fault, small_run, held_out, tmp_path, monkeypatch):
+    sources = held_out
     if fault == "difference":
         monkeypatch.setattr(onnx, "LARGEST_DIFFERENCE", 0.0)
     elif fault == "text":

@@ -248,7 +248,7 @@ def _rows_seeds(_: Path) -> list[bytes]:
         b"\3text\tlabel\r\na river\t1\r\n\r\n",
         b"\4" + _parquet_bytes("snappy", ["a river.", "", "\0 [MASK]"]),
         b"\5" + gzip.compress(table, mtime=0),
-        b"\2text;label\na river;1\n",
+        b'\2text;label\n"the river";a\n',
     ]
 
 
@@ -995,7 +995,11 @@ TARGETS = [
     Target("example-values", _example_values, _nothing_changed),
     Target("learn", _learn, _nothing_changed, 0.1),
     Target("recipe", _recipe, _first("recipe.toml"), 2),
-    Target("setting", _setting, lambda _: [b"train.steps=8\ntext.language=de"]),
+    Target(
+        "setting",
+        _setting,
+        lambda _: [b"train.steps=8\ntext.language=de", b"masking.whole_word=True\nname.x=1"],
+    ),
     Target("manifest", _manifest, _first("store/manifest.json")),
     Target("manifest-values", _manifest_values, _nothing_changed, 2),
     Target("shard", _shard, _first("store/train-00000.arrow")),

@@ -83,7 +83,7 @@ def export_onnx(
     MissingExtraError
         A package of the extra ``onnx`` is not installed.
     InputError
-        `out` exists or cannot be written.
+        `out` exists or cannot be written, or there is no text to measure 8 bits on.
     BertmillError
         The model cannot be opened or has no masked-token head, onnxruntime computes something
         else, or the text cannot be read.
@@ -92,6 +92,8 @@ def export_onnx(
     refuse_if_there(out)
     refuse_without_onnx_packages()
     loaded = load_model(model)
+    if int8 and not sources and loaded.task_model is None:
+        raise InputError("`int8`", "needs `held_out`", "give text to measure what 8 bits cost")
     if masked_tokens:
         refuse_without_masked_token_head(loaded)
     held_out = open_held_out(loaded, sources, settings, say, workers) if sources else None
@@ -101,7 +103,10 @@ def export_onnx(
         if _LOGITS in differences:
             report["largest_difference_of_logits"] = differences[_LOGITS]
         if int8:
-            write_int8(folder)
+            path = write_int8(folder)
+            if loaded.task_model is not None:
+                found = _largest_differences(path, loaded.model, loaded.task_model)
+                report["largest_difference_of_int8_logits"] = found[_LOGITS][0]
         if held_out is not None:
             scores = score_files(loaded, folder, held_out)
             report["held_out"] = {n: dataclasses.asdict(each) for n, each in scores.items()}

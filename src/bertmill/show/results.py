@@ -65,7 +65,8 @@ def to_lines(function: str, result: Any, arguments: Arguments) -> Iterator[str]:
                     use = "in use" if store.in_use else f"unused for {_days(store.seconds_unused)}"
                     made_of = ", ".join(store.corpus) or "damaged"
                     yield f"{verb:<8}{_megabytes(store.num_bytes):>12}  {use}  {made_of}"
-            yield f"{result.folder}: {len(result.stores)} stores, {_megabytes(result.num_bytes)}"
+            stores = f"{len(result.stores)} store{'s' * (len(result.stores) != 1)}"
+            yield f"{result.folder}: {stores}, {_megabytes(result.num_bytes)}"
         case "inspect":
             from bertmill.show.tables import contents_lines
 

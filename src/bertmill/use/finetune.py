@@ -139,6 +139,21 @@ def finetune_on_files(
         Anything that the caller can fix.
     """
     refuse_if_there(out)
+    # All of the work is inside: a second process with this `out` is refused before it begins.
+    with folder_that_appears_whole(out, InputError) as folder:
+        return _finetune_into(folder, loaded, sources, out, kind, columns, knobs, progress)
+
+
+def _finetune_into(
+    folder: Path,
+    loaded: LoadedModel,
+    sources: Sequence[str],
+    out: Path,
+    kind: str | None,
+    columns: Columns,
+    knobs: FinetuneKnobs,
+    progress: RunProgress,
+) -> FineTuned:
     started = time.monotonic()
     train = read_examples(sources[0], columns, kind)
     task = task_of(train, sources[0])
@@ -171,10 +186,9 @@ def finetune_on_files(
         seconds=time.monotonic() - started,
     )
     knobs = replace(knobs, lr=knobs.lr_for(loaded), max_length=knobs.length_for(loaded))
-    with folder_that_appears_whole(out, InputError) as folder:
-        save_model(folder, tuned.model, loaded.tokenizer, loaded.about, max_length=knobs.max_length)
-        report = {**asdict(result), "folder": str(out), "knobs": asdict(knobs)}
-        write_json(folder / _REPORT_FILE, report)
+    save_model(folder, tuned.model, loaded.tokenizer, loaded.about, max_length=knobs.max_length)
+    report = {**asdict(result), "folder": str(out), "knobs": asdict(knobs)}
+    write_json(folder / _REPORT_FILE, report)
     return result
 
 
