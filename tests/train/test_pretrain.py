@@ -479,6 +479,15 @@ def test_a_run_whose_last_validation_was_lost_makes_it_on_resume(corpus_file, tm
     assert again.outcome.held_out == run.outcome.held_out
 
 
+def test_a_finished_run_whose_metrics_are_gone_is_validated_again(corpus_file, tmp_path):
+    run = bertmill.pretrain(
+        str(corpus_file), "tiny", out=tmp_path / "run", steps=2, settings=SETTINGS
+    )
+    (run.folder / "metrics.jsonl").unlink()
+    again = bertmill.resume(run.folder).outcome
+    assert again.held_out == run.outcome.held_out and again.mlm_loss is None
+
+
 def test_a_warm_up_longer_than_the_run_is_said(corpus_file, tmp_path, capsys):
     settings = [*SETTINGS, "schedule.warmup_steps=50"]
     bertmill.pretrain(str(corpus_file), "tiny", out=tmp_path / "run", steps=1, settings=settings)

@@ -318,10 +318,12 @@ class Session:
             self._progress.stopped(self.step, self.run.path)
         metrics = self.run.metrics()
         scores = metrics.held_out[-1].scores if metrics.held_out else None
+        last = metrics.train[-1] if metrics.train else None
+        mlm_loss, nsp_loss = (last.mlm_loss, last.nsp_loss) if last else (None, None)
         diagnosis: list[str] = []
         if scores and self.is_finished:
-            loss, is_given = metrics.train[-1].mlm_loss, self.plan.facts.init_from is not None
-            diagnosis = diagnose(scores, self.plan.recipe, self.step, loss, is_given=is_given)
+            is_given = self.plan.facts.init_from is not None
+            diagnosis = diagnose(scores, self.plan.recipe, self.step, mlm_loss, is_given=is_given)
             if self.world.speaks:
                 self.run.write_diagnosis(diagnosis)
         self._progress.say(*diagnosis)
@@ -330,8 +332,8 @@ class Session:
             finished=self.is_finished,
             stopped_by=None if self.is_finished else stopped_by,
             seconds=self.clock.seconds,
-            mlm_loss=metrics.train[-1].mlm_loss if metrics.train else None,
-            nsp_loss=metrics.train[-1].nsp_loss if metrics.train else None,
+            mlm_loss=mlm_loss,
+            nsp_loss=nsp_loss,
             **self._session_speed.rates(),
             device=device_name(self.world.device),
             held_out=scores,
