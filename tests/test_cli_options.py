@@ -14,8 +14,8 @@ import bertmill as package
 from bertmill import api, cli
 from bertmill.config import TokenizerSection, recipe_names
 from bertmill.errors import InputError
+from bertmill.model.pooling import POOLING_MODES
 from bertmill.model.task import Task
-from bertmill.use.pooling import POOLING_MODES
 
 COMMANDS = typer.main.get_command(cli.app).commands
 FUNCTIONS = [

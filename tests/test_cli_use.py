@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import subprocess
 import sys
 from dataclasses import asdict
 
@@ -25,6 +26,7 @@ FINETUNE_KEYS = {
         "best_epoch",
         "epochs",
         "test",
+        "stopped_by",
         "seconds",
     ),
 }
@@ -468,6 +470,24 @@ def test_an_interrupt(bertmill, monkeypatch, small_run, lines, tmp_path):
     status, out, _ = bertmill("embed", small_run.folder, "in.txt", "--out", "out.npy")
     assert (status, out) == (130, "")
     assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+
+
+def test_an_interrupt_is_said_at_once():
+    """A process of its own: what it does takes time to end, which it does not wait for."""
+    code = """
+import signal
+from bertmill.train import signals
+try:
+    with signals.interrupts_said():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            print("cleaned", file=__import__("sys").stderr)
+except KeyboardInterrupt:
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "bertmill: interrupted, ending ...\ncleaned\n"
 
 
 def test_python_and_the_command_line_agree(bertmill_json, small_run, lines):

@@ -716,7 +716,7 @@ def evaluate_held_out(
         raise InputError("`held_out`", "is missing", "give a file or folder with text")
     loaded = load(model, device).loaded
     with _progress_on(stream) as progress:
-        read = open_held_out(loaded, sources, settings, progress.say, workers)
+        read = open_held_out(loaded, sources, settings, progress.say, workers, progress.show)
         return score_held_out(loaded, read, loaded.model)
 
 
@@ -884,6 +884,7 @@ def predict(
     column: str | None = None,
     column_b: str | None = None,
     device: str = "auto",
+    stream: IO[str] | None = None,
 ) -> "Predicted":
     """Answer for each text of a file with a fine-tuned model.
 
@@ -906,6 +907,8 @@ def predict(
         As in `finetune`.
     device : str
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    stream : file, optional
+        Where the rows go with ``-``; standard output by default.
 
     Raises
     ------
@@ -918,7 +921,7 @@ def predict(
     from bertmill.use.predictions import predict_file
 
     columns = Columns(column, column_b)
-    return predict_file(load(model, device), str(source), Path(out), columns)
+    return predict_file(load(model, device), str(source), Path(out), columns, stream)
 
 
 @_verb

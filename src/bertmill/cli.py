@@ -28,6 +28,7 @@ from bertmill import __version__, api
 from bertmill.errors import BertmillError, InputError
 from bertmill.openmp import limit_spinning
 from bertmill.show.results import to_lines, to_values
+from bertmill.train.signals import interrupts_said
 
 # What may befall any file at any moment, and is not a bug.
 _FAULTS_OF_THE_MACHINE = {
@@ -270,8 +271,9 @@ def _run(verb: str, given: dict[str, Any], to: str | None, as_json: bool) -> Non
     else:
         for line in to_lines(function.__name__, result, arguments):
             _print(line)
-    if verb == "pretrain" and result.outcome.stopped_by is not None:
-        raise typer.Exit(128 + result.outcome.stopped_by)
+    stopped_by = getattr(getattr(result, "outcome", result), "stopped_by", None)
+    if stopped_by is not None:
+        raise typer.Exit(128 + stopped_by)
 
 
 def _choose(verb: str, given: dict[str, Any], to: str | None) -> str:
@@ -300,7 +302,8 @@ def main() -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name or a word that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        with interrupts_said():
+            status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except BertmillError as error:
         status = _complain(spell_all(str(error)))
     except OSError as error:
@@ -314,7 +317,6 @@ def main() -> NoReturn:
         verb = " ".join(sys.argv[1:2])
         status = _complain(f"{message}; see: bertmill {f'{verb} ' if verb in VERBS else ''}--help")
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("bertmill: interrupted", err=True)
         status = 130
     sys.exit(status or 0)
 

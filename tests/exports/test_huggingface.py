@@ -25,7 +25,7 @@ import bertmill as package
 from bertmill.errors import InputError, ModelError
 from bertmill.exports.huggingface import write_pooling
 from bertmill.model.folder import load_model
-from bertmill.use.pooling import Pooling, read_pooling
+from bertmill.model.pooling import Pooling, read_pooling
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -123,7 +123,7 @@ def test_heads_that_were_missing_are_left_out(kind, small_run, tmp_path, capsys)
     assert all(torch.equal(tensor, found[name]) for name, tensor in wanted.items())
     new = load_model(tmp_path / "theirs")
     assert load_model(out).new_weights == new.new_weights
-    said = f"left out, as {new.folder} has none that was trained: {', '.join(new.new_parts)}\n"
+    said = f"left out: {', '.join(new.new_parts)}, which {new.folder} does not have\n"
     assert capsys.readouterr().out == (said if new.new_parts else "")
 
 

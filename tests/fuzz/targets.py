@@ -34,6 +34,7 @@ from bertmill.data.store import Store
 from bertmill.errors import BertmillError
 from bertmill.evaluation.minimal_pairs import evaluate_minimal_pairs
 from bertmill.model.folder import load_model
+from bertmill.model.pooling import POOLING_MODES, read_max_length, read_pooling
 from bertmill.show.contents import describe
 from bertmill.text.corpus import read_documents
 from bertmill.text.files import find_files
@@ -44,7 +45,6 @@ from bertmill.train.checkpoint import newest_checkpoint, restore
 from bertmill.train.optimizer import make_optimizer
 from bertmill.train.run_folder import RunFolder
 from bertmill.use.examples import Columns, read_examples, targets_of, task_of
-from bertmill.use.pooling import POOLING_MODES, read_max_length, read_pooling
 from bertmill.use.predict import Prediction, make_inputs
 from bertmill.use.predictions import with_answers, write_rows
 from bertmill.use.pretrained import Pretrained
@@ -161,7 +161,14 @@ def _parquet_bytes(compression: str, texts: Sequence[str | None]) -> bytes:
 def _text_seeds(_: Path) -> list[bytes]:
     plain = "\n\n".join(make_documents(3, 2)).encode()
     odd = "\ufeffOne [MASK] sentence . two\r\n\r\n\0\u202e\u200f ... !?\n\n\u4e2d\u3002".encode()
-    return [b"\0" + plain, b"\1" + odd, b"\2" + b" . ".join([plain, odd])]
+    # A lone capital, white space that is not ASCII and a period once made sentencex panic; it takes
+    # long over quotes that are never closed.
+    capitals = "Vitamin B\u00a0. Then C\u2003. D\u3000! E\u2028? F\u00a0.\u00a0. G".encode()
+    quotes = ("\u201cone \u2018two. \u00abThree " * 400).encode()
+    return [
+        *(b"\0" + plain, b"\1" + odd, b"\2" + b" . ".join([plain, odd])),
+        *(b"\0" + capitals, b"\3" + capitals, b"\0" + quotes, b"\0" + b"word " * 2000),
+    ]
 
 
 def _wikitext_seeds(_: Path) -> list[bytes]:
@@ -715,10 +722,13 @@ def _word_model(folder: Path) -> Any:
 
 def _about_values(data: bytes, folder: Path) -> None:
     """Judge by what a stranger's folder says of its training."""
-    about = hostile_json(_json(folder, "word-model/bertmill.json"), Choices(data))
+    whole = _json(folder, "word-model/bertmill.json")
+    whole["pooling"] = {"mode": "cls", "normalize": True, "max_length": 32}
+    about = hostile_json(whole, Choices(data))
     (folder / "word-model" / "bertmill.json").write_text(about, "utf-8")
     _word_model.cache_clear()
     _judge(json.dumps(_PAIR).encode(), folder)
+    Pretrained(_word_model(folder / "word-model"), torch.device("cpu")).embed("the river")
 
 
 def _judge(lines: bytes, folder: Path) -> None:

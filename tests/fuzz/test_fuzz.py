@@ -473,7 +473,8 @@ def test_classes_that_cannot_be_written(model, refused, tmp_path):
     config = json.loads((model / "config.json").read_text("utf-8"))
     config |= {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "\ud800"}}
     (model / "config.json").write_text(json.dumps(config), "utf-8")
-    refused(["predict", model, "x.jsonl", "--out", "y.jsonl"], "config.json", "is damaged")
+    (model / "x.jsonl").write_text('{"text": "a river"}\n', "utf-8")
+    refused(["predict", model, model / "x.jsonl", "--out", "y.jsonl"], "config.json", "is damaged")
 
 
 def test_the_sample_has_no_rows(refused, small_run):

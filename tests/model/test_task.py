@@ -274,7 +274,7 @@ def opens_as_an_encoder(folder, refused):
     assert model.task is None
     assert np.isfinite(model.embed(FIRST)).all()
     write(folder.parent / "in.jsonl", [{"text": "a"}])
-    refused(["predict", folder, "in.jsonl", "--out", "o.csv"], folder, "not fine-tuned", "; ")
+    refused(["predict", folder, "in.jsonl", "--out", "o.csv"], folder, "not fine-tuned")
 
 
 def test_several_labels_at_once_are_no_task_of_ours(theirs, refused):

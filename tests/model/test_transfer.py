@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -17,7 +18,9 @@ from bertmill.config import ModelSection, TokenizerSection, load_recipe
 from bertmill.data.batch import Batches
 from bertmill.data.store import Store
 from bertmill.errors import BertmillError
+from bertmill.exports.huggingface import write_pooling
 from bertmill.model.folder import LoadedModel, load_model
+from bertmill.model.pooling import Pooling, default_pooling, read_pooling
 from bertmill.model.pretraining import PretrainingModel, initialize
 from bertmill.model.transfer import transfer_weights
 from bertmill.text.tokenizer import load_tokenizer
@@ -362,6 +365,68 @@ def test_heads_that_are_missing_are_told_and_new(kind, new, source, other_text, 
         assert is_matrix or torch.equal(
             found[name], torch.full_like(found[name], "norm.weight" in name)
         )
+
+
+# --- sentence vectors ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("own", "kept"),
+    [
+        (Pooling("cls", True, 48), Pooling("cls", True, 48)),
+        (
+            Pooling("mean", False, 12),
+            Pooling("mean", False, 32),
+        ),  # as long as what it is trained on
+    ],
+    ids=str,
+)
+def test_sentence_vectors_stay_as_the_folder_says(own, kept, source, other_text, tmp_path):
+    """In the run, also when it is resumed, in a run that goes on from it, and in its export."""
+    folder = tmp_path / "source"
+    package.export_huggingface(source, folder)
+    shutil.rmtree(folder / "1_Pooling")
+    write_pooling(folder, own, 16)
+    run, said = go_on(other_text, tmp_path / "run", folder)
+    scaled = ", scaled to length 1" if kept.normalize else ""
+    wanted = f"{kept.mode}{scaled}, of up to {kept.max_length} tokens"
+    assert f"sentence vectors stay as they are there: {wanted}\n" in said
+    run = package.resume(run.folder, steps=2, stream=io.StringIO())
+    again, said = go_on(other_text, tmp_path / "again", run.folder)
+    assert wanted in said
+    for each in (run, again):
+        assert default_pooling(load_model(each.folder)) == kept
+    out = package.export_huggingface(run.folder, tmp_path / "out")
+    assert read_pooling(out, 512) == kept
+    vectors = [package.load(each).embed(["the river " * 20]) for each in (run.folder, out)]
+    np.testing.assert_array_equal(*vectors)
+    assert (np.linalg.norm(vectors[0]) == pytest.approx(1, abs=1e-5)) == kept.normalize
+
+
+def test_a_length_alone_stays_too(source, other_text, tmp_path):
+    """A plain BERT folder says in its tokenizer's file how much it reads."""
+    save_theirs(BertForPreTraining, tmp_path / "theirs", load_model(source).tokenizer)
+    load_model(source).tokenizer.save(tmp_path / "theirs", 256)
+    run, said = go_on(other_text, tmp_path / "run", tmp_path / "theirs")
+    assert "mean, of up to 256 tokens" in said
+    assert default_pooling(load_model(run.folder)) == Pooling("mean", False, 256)
+
+
+def test_nothing_is_said_of_a_folder_that_says_nothing(source, other_text, tmp_path):
+    run, said = go_on(other_text, tmp_path / "run", source)
+    assert "sentence vectors" not in said
+    assert "pooling" not in json.loads((run.folder / "model/bertmill.json").read_text("utf-8"))
+
+
+def test_sentence_vectors_that_are_lost_are_named(source, other_text, tmp_path):
+    folder = package.export_huggingface(source, tmp_path / "source")
+    modules = (
+        (folder / "modules.json").read_text("utf-8").replace("Pooling", "WeightedLayerPooling")
+    )
+    (folder / "modules.json").write_text(modules, "utf-8")
+    run, said = go_on(other_text, tmp_path / "run", folder)
+    assert "how it makes sentence vectors is not kept: " in said and "unsupported modules" in said
+    assert default_pooling(load_model(run.folder)) == Pooling("mean", False, 32)
 
 
 # --- the recipe ----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import bertmill as package
 from bertmill import export_huggingface
 from bertmill.errors import InputError
 from bertmill.model.folder import load_model
-from bertmill.use.pooling import default_pooling
+from bertmill.model.pooling import default_pooling
 
 
 def card_of(folder):

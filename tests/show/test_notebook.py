@@ -1,9 +1,12 @@
 """A run that is watched in a notebook, in a real kernel: what the cell shows, and how often."""
 
+from pathlib import Path
+
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from bertmill.show.notebook import NotebookProgress
 from small import SMALL, SMALL_OVER_A_STORE
 
 TRAIN = """
@@ -89,3 +92,10 @@ def test_an_exception_of_the_hook_ends_the_session_and_the_run_goes_on(small_sto
     run = bertmill.resume(tmp_path / "run", on_metrics=seen.append)
     assert run.outcome.steps == 4 and [each.step for each in run.history.train] == [2, 4]
     assert seen == [*run.history.train, *run.history.held_out]
+
+
+def test_a_cell_that_was_stopped_says_how_to_go_on(capsys):
+    NotebookProgress().stopped(1234, Path("runs/demo"))
+    assert (
+        capsys.readouterr().out == "saved at step 1,234; go on with bertmill.resume('runs/demo')\n"
+    )

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import signal
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -15,8 +16,10 @@ import bertmill as package
 from bertmill.config import ModelSection
 from bertmill.errors import InputError, RunError
 from bertmill.model.folder import load_model, save_model
+from bertmill.model.pooling import longest_text
 from bertmill.model.task import Task, TaskModel
 from bertmill.train.progress import RunProgress
+from bertmill.train.signals import StopRequest
 from bertmill.use import finetune as tuning
 from bertmill.use.examples import (
     Columns,
@@ -28,7 +31,6 @@ from bertmill.use.examples import (
 )
 from bertmill.use.finetune import learn_task, task_loss
 from bertmill.use.knobs import FinetuneKnobs
-from bertmill.use.pooling import longest_text
 from bertmill.use.predict import compute_outputs, make_inputs
 
 logging.set_verbosity_error()
@@ -635,3 +637,38 @@ def test_predict_refuses_what_is_not_text(texts, tune):
 def test_predict_refuses_a_text_in_the_place_of_a_list(kind, texts, tune):
     with pytest.raises(InputError):
         package.load(tune(kind, epochs=1).folder).predict(texts)
+
+
+# --- interrupted ---------------------------------------------------------------------------------
+
+
+class Interrupting(io.StringIO):
+    """Presses Ctrl-C when a line with this word is written."""
+
+    def __init__(self, word):
+        super().__init__()
+        self.word = word
+
+    def write(self, text):
+        if self.word in text:
+            signal.raise_signal(signal.SIGINT)
+        return super().write(text)
+
+
+def test_an_interrupt_keeps_the_best_epoch_so_far(small_run, files, tmp_path):
+    both = files["classification", "train"], files["classification", "dev"]
+    stream, knobs = Interrupting("epoch 2"), KNOBS | {"epochs": 9, "patience": 9}
+    tuned = package.finetune(small_run.folder, *both, tmp_path / "out", stream=stream, **knobs)
+    assert tuned.stopped_by == signal.SIGINT and len(tuned.epochs) == 2
+    assert "finishing this step ..., then keeping the best epoch" in stream.getvalue()
+    assert load_model(tmp_path / "out").task_model is not None
+
+
+def test_an_interrupt_in_the_first_epoch_leaves_nothing(small_run, files, tmp_path):
+    both = files["classification", "train"], files["classification", "dev"]
+    loaded, stop = load_model(small_run.folder), StopRequest()
+    stop.signal = signal.SIGINT
+    train, dev = (read_examples(path, Columns(), None) for path in both)
+    task, silent = task_of(train, both[0]), RunProgress(io.StringIO())
+    with pytest.raises(KeyboardInterrupt):
+        learn_task(loaded, task, train, dev, FinetuneKnobs(**KNOBS), silent, stop=stop)

@@ -232,10 +232,15 @@ def test_standard_output(tuned, bertmill, tmp_path):
     """The lines of the file that it would have written, and nothing else."""
     (tmp_path / "in.txt").write_text("the river\nü\n" + "river " * 40, "utf-8")
     status, out, err = bertmill("predict", tuned["regression"], "in.txt", "--out", "-")
-    assert (status, err) == (0, "1 texts are longer than the model reads and were cut\n")
+    cut = "1 of 3 texts are too long and were cut\n"
+    assert (status, err) == (0, cut)
     package.predict(tuned["regression"], "in.txt", "out.jsonl")
     assert out == (tmp_path / "out.jsonl").read_text("utf-8")
     assert [json.loads(line)["text"] for line in out.splitlines()][:2] == ["the river", "ü"]
+    args = "predict", tuned["regression"], "in.txt", "--out", "-", "--json"
+    status, one_object, err = bertmill(*args)
+    assert (status, err) == (0, out + cut)
+    assert json.loads(one_object)["num_texts"] == 3
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,8 @@ import bertmill
 from bertmill.config import TextSection
 from bertmill.exports.onnx import write_int8, write_onnx
 from bertmill.model.folder import load_model
+from bertmill.model.pooling import Pooling, read_pooling
 from bertmill.text.sentences import split_sentences
-from bertmill.use.pooling import Pooling, read_pooling
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()

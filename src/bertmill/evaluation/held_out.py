@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from bertmill.config import Recipe, TokenizerSection, apply_settings
+from bertmill.data.documents import Show
 from bertmill.data.overlap import NUM_WEIGHTS, OverlapRule
 from bertmill.data.prepare import open_or_prepare
 from bertmill.data.yardsticks import TrainingStatistics
@@ -25,6 +26,7 @@ def open_held_out(
     settings: Sequence[str],
     say: Callable[[str], None],
     workers: int | None = 1,
+    show: Show = lambda line, done: None,
 ) -> HeldOut:
     """Read text for a model: all its pairs, with masks that are the same for every model.
 
@@ -42,6 +44,8 @@ def open_held_out(
         Takes a line for each stage.
     workers : int, optional
         Processes that prepare the text, as in `prepare`.
+    show : callable
+        Takes a line about preparing, a few times a second, and the share that is done.
 
     Raises
     ------
@@ -60,7 +64,7 @@ def open_held_out(
             f"{masking.mask_fraction:.0%} of them masked"
         )
     tokenizer = TokenizerSection(path=str(loaded.folder))
-    store = open_or_prepare(sources, recipe.text, tokenizer, workers=workers, say=say)
+    store = open_or_prepare(sources, recipe.text, tokenizer, (), workers, say, show)
     if not has_next_sentence_head(loaded):
         say(f"{loaded.folder} has no next-sentence head: no NSP loss")
     name = ", ".join(sources)

@@ -8,17 +8,17 @@ from pathlib import Path
 from bertmill.errors import InputError, ModelError
 from bertmill.model.architecture import architecture_of
 from bertmill.model.folder import load_model, save_model
-from bertmill.show.card import refuse_license, write_model_card
-from bertmill.show.summary import summarize
-from bertmill.storage import folder_that_appears_whole, refuse_if_there, write_json
-from bertmill.train.run_folder import RunFolder
-from bertmill.use.pooling import (
+from bertmill.model.pooling import (
     LENGTH_FILE,
     MODULES_FILE,
     POOLING_MODES,
     Pooling,
     default_pooling,
 )
+from bertmill.show.card import refuse_license, write_model_card
+from bertmill.show.summary import summarize
+from bertmill.storage import folder_that_appears_whole, refuse_if_there, write_json
+from bertmill.train.run_folder import RunFolder
 
 _MODULE_TYPE = "sentence_transformers.models."
 
@@ -80,14 +80,12 @@ def export_huggingface(
         summary = summarize(run) if run.holds_run else None
         write_model_card(folder, loaded, pooling, summary, license)
     if loaded.new_parts and loaded.task_model is None:
-        say(
-            f"left out, as {loaded.folder} has none that was trained: {', '.join(loaded.new_parts)}"
-        )
+        say(f"left out: {', '.join(loaded.new_parts)}, which {loaded.folder} does not have")
     return out
 
 
 def write_pooling(folder: Path, pooling: Pooling, hidden_size: int) -> None:
-    """Write the files of ``sentence-transformers`` into a model folder; see `use.pooling`."""
+    """Write the files of ``sentence-transformers`` into a model folder; see `model.pooling`."""
     names = ["Transformer", "Pooling", *(["Normalize"] if pooling.normalize else [])]
     paths = ["", "1_Pooling", "2_Normalize"]
     modules = [

@@ -32,11 +32,11 @@ from bertmill.evaluation.held_out import open_held_out, score_held_out
 from bertmill.model.architecture import architecture_of
 from bertmill.model.folder import LoadedModel, load_model, save_description
 from bertmill.model.packed import Encoder, PackedTokens, Selection
+from bertmill.model.pooling import longest_text
 from bertmill.model.pretraining import PretrainingModel
 from bertmill.model.task import TaskModel
 from bertmill.storage import folder_that_appears_whole, refuse_if_there, write_json
 from bertmill.train.validate import HeldOut, HeldOutScores
-from bertmill.use.pooling import longest_text
 from bertmill.use.pretrained import refuse_without_masked_token_head
 
 ONNX_FILE, INT8_FILE, _REPORT_FILE = "model.onnx", "model.int8.onnx", "onnx.json"

@@ -33,6 +33,7 @@ from bertmill.config import (
 from bertmill.errors import ModelError, RecipeError
 from bertmill.model import conversion
 from bertmill.model.architecture import architecture_of
+from bertmill.model.pooling import Pooling
 from bertmill.model.pretraining import PretrainingModel, initialize, shapes_alone
 from bertmill.model.task import Task, TaskModel
 from bertmill.storage import model_folder, write_json
@@ -57,6 +58,8 @@ class About(Section):
     """Occurrences of each id in the training text."""
     overlap_weights: tuple[Annotated[float, Field(ge=-1e9, le=1e9)], ...] | None
     """The word-overlap yardstick of the training pairs; None without pairs."""
+    pooling: Pooling | None = None
+    """How sentence vectors are made, where the model that it was begun with says so."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,9 @@ def save_description(
     config = conversion.to_config(model.section, model.vocab_size, tokenizer.pad_id, state, task)
     write_json(folder / "config.json", config)
     if about is not None:
-        (folder / _ABOUT_FILE).write_text(about.model_dump_json() + "\n", "utf-8")
+        left_out = {"pooling"} if about.pooling is None else None
+        text = about.model_dump_json(exclude=left_out) + "\n"
+        (folder / _ABOUT_FILE).write_text(text, "utf-8")
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:

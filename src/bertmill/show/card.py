@@ -9,9 +9,9 @@ from pathlib import Path, PurePath
 from bertmill.config import Recipe, recipe_to_toml
 from bertmill.errors import InputError
 from bertmill.model.folder import LoadedModel
+from bertmill.model.pooling import Pooling
 from bertmill.show.summary import RunSummary
 from bertmill.train.validate import LOSS_NAMES, HeldOutScores
-from bertmill.use.pooling import Pooling
 
 # Hugging Face's word for what a model is for, the class that opens it, and what that gives.
 _TEXTS = ("text-classification", "AutoModelForSequenceClassification", "logits")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from bertmill.data.yardsticks import Yardsticks
@@ -43,6 +44,10 @@ class NotebookProgress(RunProgress):
         """Draw a validation."""
         self._metrics.held_out.append(record)
         self._draw(self.held_out_line(record))
+
+    def stopped(self, step: int, folder: Path) -> None:
+        """Say where the cell has ended, and how to go on."""
+        self.say(f"saved at step {step:,}; go on with bertmill.resume({str(folder)!r})")
 
     def _draw(self, line: str) -> None:
         from IPython.display import display

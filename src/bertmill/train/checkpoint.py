@@ -24,7 +24,7 @@ from pydantic import Field
 
 from bertmill.config import Section
 from bertmill.errors import RunError
-from bertmill.model.folder import About, load_model, save_model, save_tensors
+from bertmill.model.folder import About, LoadedModel, load_model, save_model, save_tensors
 from bertmill.model.pretraining import PretrainingModel
 from bertmill.storage import file_sha256, flush_to_disk
 from bertmill.text.tokenizer import Tokenizer
@@ -130,8 +130,8 @@ def newest_checkpoint(run: RunFolder, say: Callable[[str], None]) -> Checkpoint 
 
 def restore(
     checkpoint: Checkpoint, model: PretrainingModel, optimizer: torch.optim.Optimizer
-) -> tuple[str, ...]:
-    """Put weights and optimizer state back, bit for bit; name the tensors that were left out."""
+) -> LoadedModel:
+    """Put weights and optimizer state back, bit for bit; return the model that was saved."""
     loaded = load_model(checkpoint.folder / "model")
     model.load_state_dict(loaded.model.state_dict())
     path = checkpoint.folder / "optimizer.safetensors"
@@ -148,7 +148,7 @@ def restore(
         if found != shapes or any(tensor.dtype != torch.float32 for tensor in state.values()):
             raise RunError(path, f"does not fit {name}", "start a new run")
         optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
-    return loaded.new_weights
+    return loaded
 
 
 _STATE_FILE = "state.json"

@@ -44,20 +44,25 @@ def pretrain_loop(
     session = Session(plan, progress, after_checkpoint, on_metrics)
     world, knobs = plan.world, plan.recipe.train
     session.restore()
-    with (
-        freed_memory_kept(),
-        repeatable_kernels(world.device),
-        stop_signals() as stop,
-        session.prefetch() as batches,
-    ):
-        while not session.is_finished:
-            session.take_step(batches)
-            if session.is_due(knobs.log_every_steps) or session.is_finished:
-                session.log()
-            if session.is_due(knobs.validate_every_steps) or session.is_finished:
-                session.validate()
-            if session.is_save_due:
-                session.save()
-            if world.agree(stop.signal is not None or time.monotonic() >= stop_at):
-                break
-        return session.finish(stop.signal)
+    try:
+        with (
+            freed_memory_kept(),
+            repeatable_kernels(world.device),
+            stop_signals(progress.say, "then saving") as stop,
+            session.prefetch() as batches,
+        ):
+            while not session.is_finished:
+                session.take_step(batches)
+                if session.is_due(knobs.log_every_steps) or session.is_finished:
+                    session.log()
+                if session.is_due(knobs.validate_every_steps) or session.is_finished:
+                    session.validate()
+                if session.is_save_due:
+                    session.save()
+                if world.agree(stop.signal is not None or time.monotonic() >= stop_at):
+                    break
+            return session.finish(stop.signal)
+    except KeyboardInterrupt:
+        resume = f"bertmill pretrain --resume {plan.run.path}"
+        progress.say(f"stopped at once; go on from the last checkpoint with: {resume}")
+        raise

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
 from rich.console import Console
@@ -148,6 +149,9 @@ class RunProgress:
     def held_out(self, record: HeldOutRecord) -> None:
         """Show a validation."""
         self.say(self.held_out_line(record))
+
+    def stopped(self, step: int, folder: Path) -> None:
+        """Show that the session has ended before the run; a command says that itself."""
 
     def line(self, record: TrainRecord, seconds_left: float) -> str:
         """Say how a log interval went, without its step."""

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 
 from bertmill.data.randomness import make_key
-from bertmill.errors import RunError
+from bertmill.errors import ModelError, RunError
 from bertmill.model.folder import LoadedModel
 from bertmill.model.kernels import KERNELS
+from bertmill.model.pooling import pooling_to_keep
 from bertmill.model.pretraining import PretrainingModel, initialize
 from bertmill.model.transfer import transfer_weights
 from bertmill.train.checkpoint import Checkpoint, State, restore, save_checkpoint
@@ -97,6 +98,7 @@ class Session:
         self.model = PretrainingModel(recipe.model, tokenizer.size, KERNELS[kernels])
         generator = torch.Generator().manual_seed(make_key(self.knobs.seed, "weights"))
         initialize(self.model, recipe.model, generator)
+        self._about = plan.data.about
         self._untrained = set() if recipe.trains_pairs else set(self.model.tensors_for_pairs())
         if isinstance(plan.start, LoadedModel):
             self._begin_with(plan.start)
@@ -120,12 +122,25 @@ class Session:
         """Take over a pretrained model's weights, and say which there were."""
         tokenizer, new = self.plan.data.store.tokenizer, source.new_parts
         num_known = transfer_weights(self.model, tokenizer, source)
-        found = f"newly drawn: {', '.join(new)}" if new else "all found"
+        found = f"all but {', '.join(new)}, newly drawn" if new else "all found"
         self._progress.say(f"weights from {source.folder}: {found}")
         if num_known < tokenizer.size:
             self._progress.say(
                 f"another vocabulary: {num_known:,} of {tokenizer.size:,} rows come from the "
                 f"model, {tokenizer.size - num_known:,} are newly drawn"
+            )
+
+        try:
+            pooling = pooling_to_keep(source, self.plan.recipe.pairs.max_length)
+        except ModelError as error:
+            self._progress.say(f"how it makes sentence vectors is not kept: {error}")
+            return
+        if pooling is not None:
+            self._about = self._about.model_copy(update={"pooling": pooling})
+            unit = ", scaled to length 1" if pooling.normalize else ""
+            self._progress.say(
+                f"sentence vectors stay as they are there: {pooling.mode}{unit}, of up to "
+                f"{pooling.max_length:,} tokens"
             )
 
     def _make_schedule(self) -> Schedule:
@@ -172,7 +187,9 @@ class Session:
             self.run.cut(0)
             self.save()
         else:
-            self._untrained = set(restore(start, self.model, self.optimizer))
+            saved = restore(start, self.model, self.optimizer)
+            self._untrained = set(saved.new_weights)
+            self._about = saved.about or self._about
             self.step, self.clock = start.state.step, Clock(start.state.seconds)
             self._losses.load_state(start.state.losses)
             self.run.cut(self.step)
@@ -277,7 +294,7 @@ class Session:
                 held_out_loss=self._held_out_loss if self._validated_at == self.step else None,
                 recipe=self.plan.recipe.model_dump(),
             )
-            tokenizer, about = self.plan.data.store.tokenizer, self.plan.data.about
+            tokenizer, about = self.plan.data.store.tokenizer, self._about
             save_checkpoint(
                 self.run,
                 state,
@@ -297,6 +314,8 @@ class Session:
             self.validate()
         if self._saved_at != self.step:
             self.save()
+        if not self.is_finished:
+            self._progress.stopped(self.step, self.run.path)
         metrics = self.run.metrics()
         scores = metrics.held_out[-1].scores if metrics.held_out else None
         diagnosis: list[str] = []

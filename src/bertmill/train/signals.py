@@ -1,11 +1,13 @@
-"""Signals that stop a run."""
+"""Signals that stop a run, or any other command."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import FrameType
 
 
 class StopRequest:
@@ -15,18 +17,38 @@ class StopRequest:
 
 
 @contextmanager
-def stop_signals() -> Iterator[StopRequest]:
-    """Let the first SIGINT or SIGTERM finish the step and save; a second one acts as usual."""
+def stop_signals(say: Callable[[str], None], then: str) -> Iterator[StopRequest]:
+    """Let the first SIGINT or SIGTERM finish the step, as is said at once; a second acts as usual.
+
+    `then` says what will be done with what was learned.
+    """
     stop = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
     with ExitStack() as handlers:
 
-        def on_signal(number: int, frame: object) -> None:
+        def on_signal(number: int, frame: FrameType | None) -> None:
             stop.signal = number
             handlers.close()
+            line = f"finishing this step ..., {then}; a second signal (Ctrl-C) ends at once"
+            # In a thread: the signal may have come in the middle of another line.
+            threading.Thread(target=say, args=(line,)).start()
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            handlers.callback(signal.signal, number, signal.signal(number, on_signal))
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                handlers.callback(signal.signal, number, signal.signal(number, on_signal))
         yield stop
+
+
+@contextmanager
+def interrupts_said() -> Iterator[None]:
+    """Say at once that SIGINT has come: until all is left behind cleanly may take seconds."""
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        os.write(2, b"bertmill: interrupted, ending ...\n")  # print may be at work already
+        raise KeyboardInterrupt
+
+    with ExitStack() as handlers:
+        before = signal.getsignal(signal.SIGINT)
+        if before is signal.default_int_handler:  # not where it is ignored, as by nohup
+            handlers.callback(signal.signal, signal.SIGINT, before)
+            signal.signal(signal.SIGINT, on_interrupt)
+        yield

@@ -28,6 +28,7 @@ from bertmill.text.tokenizer import Tokenizer
 from bertmill.train.optimizer import make_optimizer, update
 from bertmill.train.progress import RunProgress
 from bertmill.train.schedule import StepSchedule
+from bertmill.train.signals import StopRequest, stop_signals
 from bertmill.use.examples import (
     Columns,
     Examples,
@@ -99,6 +100,8 @@ class FineTuned:
     epochs: tuple[Epoch, ...]
     test: DevScores | None
     """Scores on the test examples, where there are any; they chose nothing."""
+    stopped_by: int | None
+    """Number of the signal that ended it early."""
     seconds: float
 
 
@@ -111,6 +114,7 @@ class TunedModel:
     history: tuple[Epoch, ...]
     best_epoch: int
     test: DevScores | None
+    stopped_by: int | None
     num_cut: int
     """Examples that were longer than allowed and lost their ends."""
 
@@ -157,7 +161,8 @@ def _finetune_into(
     test = tests[0] if tests else None
     classes = f", {len(task.labels)} classes" if task.labels else ""
     progress.say(f"{task.kind}: {len(train):,} examples{classes}")
-    tuned = learn_task(loaded, task, train, dev, knobs, progress, test)
+    with stop_signals(progress.say, "then keeping the best epoch") as stop:
+        tuned = learn_task(loaded, task, train, dev, knobs, progress, test, stop)
     if tuned.num_cut:
         progress.say(f"{tuned.num_cut:,} examples are longer than allowed and were cut")
     if test is None:
@@ -177,6 +182,7 @@ def _finetune_into(
         best_epoch=tuned.best_epoch,
         epochs=tuned.history,
         test=tuned.test,
+        stopped_by=tuned.stopped_by,
         seconds=time.monotonic() - started,
     )
     knobs = replace(knobs, lr=knobs.lr_for(loaded), max_length=knobs.length_for(loaded))
@@ -194,6 +200,7 @@ def learn_task(
     knobs: FinetuneKnobs,
     progress: RunProgress,
     test: Examples | None = None,
+    stop: StopRequest = StopRequest(),  # noqa: B008 - one that nobody makes
 ) -> TunedModel:
     """Fine-tune a copy of a model, where that one is.
 
@@ -208,6 +215,8 @@ def learn_task(
     knobs : FinetuneKnobs
     progress : RunProgress
         Shows each epoch.
+    stop : StopRequest
+        Ends it with the best epoch so far.
 
     Raises
     ------
@@ -231,10 +240,10 @@ def learn_task(
         read = [replace(each, targets=(each.targets - mean) / unit) for each in read]
     learned, unseen, *tests = read
     model = _new_task_model(loaded, task, knobs.seed)
-    losses = _learn(model, learned, knobs, knobs.lr_for(loaded), progress)
     history: list[Epoch] = []
     best: Epoch | None = None
     best_weights: dict[str, Tensor] = {}
+    losses = _learn(model, learned, knobs, knobs.lr_for(loaded), progress, stop)
     for number, loss in enumerate(losses, 1):
         scores = _score(model, unseen, unit)
         if loss is None or not math.isfinite(scores.loss):
@@ -250,7 +259,8 @@ def learn_task(
             best_weights = {name: t.clone() for name, t in model.state_dict().items()}
         if number - best.epoch >= knobs.patience:
             break
-    assert best is not None
+    if best is None:  # stopped in the first epoch
+        raise KeyboardInterrupt
     model.load_state_dict(best_weights)
     test_scores = _score(model, tests[0], unit) if tests else None
     if is_number:
@@ -258,7 +268,9 @@ def learn_task(
             model.task_head.weight.mul_(unit)
             model.task_head.bias.mul_(unit).add_(mean)
     num_cut = sum(each.inputs.sequences.num_cut for each in read)
-    return TunedModel(model.eval(), tuple(history), best.epoch, test_scores, num_cut)
+    is_stopped = len(history) < knobs.epochs and number - best.epoch < knobs.patience
+    stopped_by = stop.signal if is_stopped else None
+    return TunedModel(model.eval(), tuple(history), best.epoch, test_scores, stopped_by, num_cut)
 
 
 @dataclass(frozen=True)
@@ -284,9 +296,14 @@ class LabeledInputs:
 
 
 def _learn(
-    model: TaskModel, learned: LabeledInputs, knobs: FinetuneKnobs, lr: float, progress: RunProgress
+    model: TaskModel,
+    learned: LabeledInputs,
+    knobs: FinetuneKnobs,
+    lr: float,
+    progress: RunProgress,
+    stop: StopRequest,
 ) -> Iterator[float | None]:
-    """Learn from all examples, epoch after epoch; yield the mean loss of each.
+    """Learn from all examples, epoch after epoch; yield the mean loss of each until `stop`.
 
     It is None where no update was made. The order of examples and dropout are keyed by the seed and
     by epoch or step.
@@ -320,6 +337,8 @@ def _learn(
                     total += loss.item() * len(answers)
                     num_answers += len(answers)
             progress.show(f"epoch {epoch}", (number + 1) / len(starts))
+            if stop.signal is not None:
+                return
         yield total / num_answers if num_answers else None
 
 

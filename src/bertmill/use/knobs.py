@@ -49,7 +49,7 @@ class FinetuneKnobs:
         InputError
             The model does not take so many.
         """
-        from bertmill.use.pooling import longest_text
+        from bertmill.model.pooling import longest_text
 
         length = self.max_length or longest_text(loaded)
         longest = loaded.model.section.max_position_embeddings

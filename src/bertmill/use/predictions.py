@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,8 +37,12 @@ class Predicted:
     """Texts longer than the examples of fine-tuning could be; their ends do not count."""
 
 
-def predict_file(model: Pretrained, source: str, out: Path, columns: Columns) -> Predicted:
+def predict_file(
+    model: Pretrained, source: str, out: Path, columns: Columns, stream: IO[str] | None
+) -> Predicted:
     """Answer for each text of a file with a fine-tuned model; see `bertmill.predict`.
+
+    `stream`, or else standard output, takes the rows where `out` is ``-``.
 
     Raises
     ------
@@ -50,9 +54,13 @@ def predict_file(model: Pretrained, source: str, out: Path, columns: Columns) ->
     task = model.require_task_model().task
     rows = read_all(source)
     predictions, num_cut = model.predict_counted(texts_of(rows, columns, task))
-    write_rows(out, with_answers([values for _, values in rows], predictions, task))
-    if num_cut and out == _STANDARD_OUTPUT:
-        print(f"{num_cut:,} texts are longer than the model reads and were cut", file=sys.stderr)
+    answered = with_answers([values for _, values in rows], predictions, task)
+    if out != _STANDARD_OUTPUT:
+        write_rows(out, answered)
+    else:
+        _print_rows(answered, stream)
+        if num_cut:
+            print(f"{num_cut:,} of {len(rows):,} texts are too long and were cut", file=sys.stderr)
     return Predicted(out, task.kind, len(rows), num_cut)
 
 
@@ -89,19 +97,13 @@ def _to_values(prediction: Prediction | float | list[Prediction | None], task: T
 
 
 def write_rows(out: Path, rows: Sequence[_Values]) -> None:
-    """Write rows of the same names to a new file, or as JSON lines to standard output (``-``).
+    """Write rows of the same names to a new file.
 
     Raises
     ------
     InputError
         The file cannot be written, or not with these values.
     """
-    if out == _STANDARD_OUTPUT:
-        try:
-            print("".join(map(_to_line, rows)), end="", flush=True)
-        except BrokenPipeError:  # a reader that went away, such as head
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return
     with file_that_appears_whole(out, InputError) as path:
         try:
             _WRITERS[out.suffix](path, rows)
@@ -110,9 +112,16 @@ def write_rows(out: Path, rows: Sequence[_Values]) -> None:
             raise InputError(out, f"cannot hold these columns ({what})", "write .jsonl") from None
 
 
+def _print_rows(rows: Sequence[_Values], stream: IO[str] | None) -> None:
+    try:
+        print("".join(map(_to_line, rows)), end="", file=stream, flush=True)
+    except BrokenPipeError:  # a reader that went away, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _to_line(values: object) -> str:
     text = json.dumps(values, ensure_ascii=False, default=str) + "\n"
-    return text.encode("utf-8", "backslashreplace").decode()  # half a character is a \\u escape
+    return text.encode("utf-8", "backslashreplace").decode()  # half a character: an escape
 
 
 def _write_jsonl(path: Path, rows: Sequence[_Values]) -> None:

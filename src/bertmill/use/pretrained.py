@@ -13,12 +13,12 @@ import torch
 from bertmill.arrays import Ints
 from bertmill.errors import InputError, ModelError
 from bertmill.model.folder import LoadedModel
+from bertmill.model.pooling import POOLING_MODES, Pooling, default_pooling, longest_text
 from bertmill.model.task import TaskModel
 from bertmill.use.encode import Encoding, encode_segments
 from bertmill.use.examples import Examples
 from bertmill.use.fill_mask import Filler, MaskFiller
 from bertmill.use.parallel import map_by_length
-from bertmill.use.pooling import POOLING_MODES, Pooling, default_pooling, longest_text
 from bertmill.use.predict import Predictions, predict_texts
 from bertmill.use.score import pseudo_log_likelihoods
 from bertmill.use.sequences import device_of, make_sequences

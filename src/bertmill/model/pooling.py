@@ -12,17 +12,20 @@ A third module, ``Normalize``, scales vectors to length 1; it has no file.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from bertmill.errors import ModelError
-from bertmill.model.folder import LoadedModel
 from bertmill.model.packed import PackedTokens
+
+if TYPE_CHECKING:
+    from bertmill.model.folder import LoadedModel
 
 POOLING_MODES = ("mean", "cls")
 MODULES_FILE, LENGTH_FILE = "modules.json", "sentence_bert_config.json"
@@ -35,11 +38,11 @@ _SHORTEST = 3
 class Pooling:
     """How a sentence vector is made of a sentence's token vectors."""
 
-    mode: str
+    mode: Annotated[str, Field(pattern="^(mean|cls)$")]
     """``mean`` of all token vectors, special tokens included, or that of ``cls``."""
     normalize: bool
     """Whether the vector is scaled to length 1."""
-    max_length: int
+    max_length: Annotated[int, Field(ge=_SHORTEST)]
     """Most tokens of a sentence; the rest is cut off."""
 
     def pool(self, hidden: Tensor, packed: PackedTokens) -> Tensor:
@@ -52,6 +55,9 @@ class Pooling:
         return F.normalize(pooled) if self.normalize else pooled
 
 
+_MEAN = Pooling("mean", False, _SHORTEST)
+
+
 def default_pooling(loaded: LoadedModel) -> Pooling:
     """Return what the model's folder says, else the mean of all tokens.
 
@@ -61,7 +67,25 @@ def default_pooling(loaded: LoadedModel) -> Pooling:
         What the folder says is damaged, or not computed by bertmill.
     """
     own = read_pooling(loaded.folder, loaded.model.section.max_position_embeddings)
-    return own or Pooling("mean", False, longest_text(loaded))
+    kept = None if loaded.about is None else loaded.about.pooling
+    return own or replace(kept or _MEAN, max_length=longest_text(loaded))
+
+
+def pooling_to_keep(loaded: LoadedModel, trained_length: int) -> Pooling | None:
+    """Return how the model pools, for another that goes on from it on texts of this length.
+
+    None where its folder does not say.
+
+    Raises
+    ------
+    ModelError
+        As `default_pooling`.
+    """
+    says = (loaded.folder / MODULES_FILE).is_file() or read_max_length(loaded.folder) is not None
+    if not says and (loaded.about is None or loaded.about.pooling is None):
+        return None
+    own = default_pooling(loaded)
+    return replace(own, max_length=max(own.max_length, trained_length))
 
 
 def longest_text(loaded: LoadedModel) -> int:
@@ -75,7 +99,7 @@ def longest_text(loaded: LoadedModel) -> int:
     longest = loaded.model.section.max_position_embeddings
     length = read_max_length(loaded.folder)
     if length is None and loaded.about is not None:
-        length = loaded.about.pairs.max_length
+        length = (loaded.about.pooling or loaded.about.pairs).max_length
     return min(length or longest, longest)
 
 
