@@ -1,5 +1,7 @@
 """Files that appear whole: one process at a time, and nothing left by those that were killed."""
 
+import errno
+import fcntl
 import signal
 import subprocess
 import sys
@@ -7,7 +9,7 @@ import sys
 import pytest
 
 from bertmill.errors import InputError
-from bertmill.storage import file_that_appears_whole, folder_that_appears_whole
+from bertmill.storage import file_lock, file_that_appears_whole, folder_that_appears_whole
 
 KILLED = """
 import os, signal, sys
@@ -55,6 +57,18 @@ def test_names_that_look_like_ours_are_left_alone(tmp_path):
         pass
     names = [".out.mine", ".out.part", "mine", "out"]
     assert sorted(path.name for path in tmp_path.rglob("*")) == names
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with folder_that_appears_whole(tmp_path / "out", InputError):
+        pass
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+    with pytest.raises(OSError, match="No locks"), file_lock(tmp_path / "lock", fail):
+        pass
 
 
 # --- what commands make ---------------------------------------------------------------------------

@@ -117,12 +117,12 @@ def _refuse_missing(name: str, sources: list[str]) -> None:
     elif name in ("source", "among_file", "train", "dev", "test", "minimal_pairs"):
         from bertmill.text.rows import find_row_files
 
-        find_row_files(sources[0])
+        if "://" not in sources[0]:  # what is far away is looked for once, later
+            find_row_files(sources[0])
     elif name in ("corpus", "held_out"):
         from bertmill.data.store import is_store
         from bertmill.text.files import find_files
 
-        # What is far away is looked for once, later.
         find_files(each for each in sources if "://" not in each and not is_store(each))
     elif name == "tokenizer" and not os.path.exists(sources[0]):
         from bertmill.text.tokenizer import load_tokenizer

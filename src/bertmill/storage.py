@@ -76,7 +76,7 @@ def file_that_appears_whole(out: Path, error: type[BertmillError]) -> Iterator[P
 
     try:
         hidden.mkdir(parents=True, exist_ok=True)
-        with file_lock(lock, refuse):
+        with file_lock(lock, refuse, is_needed=False):
             try:
                 remove(part)  # of a process that was killed
                 yield part
@@ -114,10 +114,11 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def file_lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+def file_lock(path: Path, waiting: Callable[[], None], *, is_needed: bool = True) -> Iterator[None]:
     """Hold a lock on a file; it goes with the process, however that ends.
 
     `waiting` is called where another process holds it, before waiting for that one; it may raise.
+    A file system without locks is an `OSError`, unless the lock is not needed.
     """
     with path.open("a") as stream:
         try:
@@ -125,6 +126,9 @@ def file_lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
         except BlockingIOError:
             waiting()
             fcntl.flock(stream, fcntl.LOCK_EX)
+        except OSError:
+            if is_needed:
+                raise
         yield
 
 

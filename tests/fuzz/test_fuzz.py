@@ -468,7 +468,8 @@ def test_numbers_that_no_network_can_answer(label, refused, small_run, tmp_path)
     refused(args, "big.jsonl, line 1", "too large")
 
 
-def test_classes_that_cannot_be_written(model, refused):
+def test_classes_that_cannot_be_written(model, refused, tmp_path):
+    (tmp_path / "x.jsonl").touch()
     config = json.loads((model / "config.json").read_text("utf-8"))
     config |= {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "\ud800"}}
     (model / "config.json").write_text(json.dumps(config), "utf-8")
