@@ -6,6 +6,7 @@ here is about are made small for every test: see `_cheap_runs`.
 
 import os
 import pkgutil
+import signal
 import re
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -26,6 +27,8 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 LEFT_TO_TEST_ALL = ("slow", "alone")
 
 limit_spinning()  # as a command does: torch is not imported yet
+# A program that was started in the background ignores SIGINT, and so would all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # --- the size of a session, and every error ------------------------------------------------------
 
