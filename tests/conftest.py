@@ -6,8 +6,8 @@ here is about are made small for every test: see `_cheap_runs`.
 
 import os
 import pkgutil
-import signal
 import re
+import signal
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path

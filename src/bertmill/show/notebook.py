@@ -53,7 +53,10 @@ class NotebookProgress(RunProgress):
         from IPython.display import display
 
         started = time.monotonic()
-        picture = {"image/png": draw_losses(self._metrics, line), "text/plain": line}
+        picture = {
+            "image/png": draw_losses(self._metrics, line, self._yardsticks),
+            "text/plain": line,
+        }
         if self._handle is None:
             self._handle = display(picture, raw=True, display_id=True)  # type: ignore[no-untyped-call]
         else:

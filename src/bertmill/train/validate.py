@@ -12,7 +12,7 @@ import torch
 from bertmill.config import Recipe
 from bertmill.data.batch import Batch, Batches
 from bertmill.data.store import TokenStore
-from bertmill.data.yardsticks import TrainingStatistics, measure_yardsticks
+from bertmill.data.yardsticks import TrainingStatistics, Yardsticks, measure_yardsticks
 from bertmill.model.pretraining import PretrainingModel, Scores
 from bertmill.text.tokenizer import Tokenizer
 from bertmill.train.device import to_device
@@ -69,17 +69,30 @@ class HeldOutScores:
 
         Next sentence prediction is left out where all labels are the same: nothing is known then.
         """
-        mlm = [("no context", self.no_context_nats), ("word frequencies", self.unigram_nats)]
-        levels = tuple(Level(name, nats) for name, nats in mlm if nats is not None)
-        masks = self.num_predictions, "masks"
-        found = (LossScore("mlm", self.mlm_loss, self.mlm_accuracy, *masks, levels),)
+        levels, masks = levels_of(self), (self.num_predictions, "masks")
+        found = (LossScore("mlm", self.mlm_loss, self.mlm_accuracy, *masks, levels["mlm"]),)
         if self.nsp_loss is None or self.nsp_accuracy is None or not self.nsp_chance_nats:
             return found
-        levels = (Level("label frequencies", self.nsp_chance_nats),)
-        if self.nsp_overlap_nats is not None:
-            levels += (Level("shared words", self.nsp_overlap_nats, self.nsp_overlap_accuracy),)
-        nsp = LossScore("nsp", self.nsp_loss, self.nsp_accuracy, self.num_pairs, "pairs", levels)
-        return (*found, nsp)
+        pairs = self.num_pairs, "pairs"
+        return (*found, LossScore("nsp", self.nsp_loss, self.nsp_accuracy, *pairs, levels["nsp"]))
+
+
+def levels_of(known: HeldOutScores | Yardsticks) -> dict[str, tuple[Level, ...]]:
+    """Name what each loss is compared with, by its key in `LOSS_NAMES`."""
+    levels: dict[str, list[tuple[str, float | None, float | None]]] = {
+        "mlm": [
+            ("no context", known.no_context_nats, None),
+            ("word frequencies", known.unigram_nats, None),
+        ],
+        "nsp": [
+            ("label frequencies", known.nsp_chance_nats, None),
+            ("shared words", known.nsp_overlap_nats, known.nsp_overlap_accuracy),
+        ],
+    }
+    return {
+        kind: tuple(Level(name, nats, right) for name, nats, right in each if nats is not None)
+        for kind, each in levels.items()
+    }
 
 
 class HeldOut:
