@@ -147,9 +147,13 @@ def _progress_on(stream: IO[str] | None) -> "RunProgress":
 
 def _run_progress_on(stream: IO[str] | None) -> "RunProgress":
     """Show a run in a notebook as a picture, elsewhere and on a given stream as lines or a bar."""
-    from bertmill.show.notebook import NotebookProgress, in_notebook
+    from bertmill.train.progress import in_notebook
 
-    return NotebookProgress() if stream is None and in_notebook() else _progress_on(stream)
+    if stream is not None or not in_notebook():
+        return _progress_on(stream)
+    from bertmill.show.notebook import NotebookProgress
+
+    return NotebookProgress()
 
 
 @_verb

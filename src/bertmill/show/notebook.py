@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,11 @@ from bertmill.train.metrics import HeldOutRecord, Metrics, TrainRecord
 from bertmill.train.progress import RunProgress
 
 
-def in_notebook() -> bool:
-    """Whether this process is the kernel of a notebook, which can replace what a cell shows."""
-    # Without IPython loaded this is no kernel. A terminal's IPython has no kernel.
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
-
-
 class NotebookProgress(RunProgress):
-    """Show a run as one picture below the cell, drawn again in at most a thirtieth of its time."""
+    """Show a run below the cell: a line at first, then one picture.
+
+    It is drawn again and again, in at most a thirtieth of the time.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,17 +44,24 @@ class NotebookProgress(RunProgress):
         """Say where the cell has ended, and how to go on."""
         self.say(f"saved at step {step:,}; go on with bertmill.resume({str(folder)!r})")
 
-    def _draw(self, line: str) -> None:
-        from IPython.display import display
+    def show(self, description: str, done: float | None) -> None:
+        """Show a line about work that goes on, until the first picture takes its place."""
+        if time.monotonic() >= self._next_at:
+            self._next_at = time.monotonic() + 1.0
+            share = "" if done is None else f"  {done:.0%}"
+            self._display({"text/plain": f"{description}{share}"})
 
+    def _draw(self, line: str) -> None:
         started = time.monotonic()
-        picture = {
-            "image/png": draw_losses(self._metrics, line, self._yardsticks),
-            "text/plain": line,
-        }
-        if self._handle is None:
-            self._handle = display(picture, raw=True, display_id=True)  # type: ignore[no-untyped-call]
-        else:
-            self._handle.update(picture, raw=True)
+        picture = draw_losses(self._metrics, line, self._yardsticks)
+        self._display({"image/png": picture, "text/plain": line})
         now = time.monotonic()
         self._next_at = now + 30 * (now - started)
+
+    def _display(self, shown: dict[str, Any]) -> None:
+        from IPython.display import display
+
+        if self._handle is None:
+            self._handle = display(shown, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+        else:
+            self._handle.update(shown, raw=True)

@@ -24,6 +24,13 @@ _MANY_EPOCHS = 40
 _SECONDS_BETWEEN_LINES = 30
 
 
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook, which can replace what a cell shows."""
+    # Without IPython loaded this is no kernel. A terminal's IPython has no kernel.
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
 class _PatientConsole(Console):
     """A console whose reader may go away: the run goes on without it."""
 
@@ -48,9 +55,14 @@ class RunProgress:
     """
 
     def __init__(self, stream: IO[str] | None = None) -> None:
-        # Lines, in a notebook too: rich would make a page of each there.
         self._console = _PatientConsole(
-            file=stream or sys.stdout, soft_wrap=True, highlight=False, force_jupyter=False
+            file=stream or sys.stdout,
+            soft_wrap=True,
+            highlight=False,
+            # Plain lines in a notebook, whose output says that it is a terminal: rich would make a
+            # page of each.
+            force_jupyter=False,
+            force_terminal=False if in_notebook() else None,
         )
         self._bar: Progress | None = None
         self._said_at = time.monotonic()
