@@ -103,7 +103,10 @@ def test_training_goes_on_from_it(tmp_path, corpus_file):
         init_from=MINILM,
         out=tmp_path / "run",
         steps=1,
-        settings=["train.batch_size=4", "pairs.max_length=24", "text.held_out_fraction=0.2"],
+        settings=[
+            *("train.batch_size=4", "pairs.max_length=24", "text.held_out_fraction=0.2"),
+            "schedule.warmup_steps=100",
+        ],
     )
     assert run.vocab_size == 30_522 and run.recipe.model.num_hidden_layers == 6
     sentence = "the river crosses the valley"
