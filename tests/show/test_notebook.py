@@ -75,6 +75,14 @@ def test_one_picture_grows_and_the_run_shows_itself(execute, corpus_file, tmp_pa
     assert "[MASK]" in page and "%</td>" in page
 
 
+def test_a_run_and_a_model_say_what_they_are(small_run):
+    import bertmill
+
+    assert repr(small_run).endswith(f"finished at step 8: {small_run.folder}")
+    told = repr(bertmill.load(small_run.folder))
+    assert told.endswith("model: 2 layers, 16 wide, 2 heads, 200 vocabulary entries")
+
+
 def test_an_exception_of_the_hook_ends_the_session_and_the_run_goes_on(small_store, tmp_path):
     import bertmill
 

@@ -27,7 +27,7 @@ from bertmill.use.pretrained import Pretrained
 _SHOWN_SENTENCES, _SHOWN_LENGTHS, _PROPOSALS = 5, range(8, 25), 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A pretraining run, and how its last session went."""
 
@@ -52,13 +52,13 @@ class Run:
             **asdict(self.outcome),
         }
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join(closing_lines(self.folder, self.outcome))
 
     def _repr_html_(self) -> str:
         """Show a notebook the curves, the held-out scores and some filled masks."""
         history = self.history
-        lines = "<br>".join(escape(line) for line in str(self).splitlines())
+        lines = "<br>".join(escape(line) for line in repr(self).splitlines())
         parts = [f"<p>{lines}</p>"]
         if history.loss_kinds:
             picture = b64encode(draw_losses(history)).decode()

@@ -59,6 +59,14 @@ class Pretrained:
         self.task = None if loaded.task_model is None else loaded.task_model.task
         self.is_pair = None if self.task is None else self.task.is_pair
 
+    def __repr__(self) -> str:
+        folder, section, size = self.loaded.folder, self.model.section, self.tokenizer.size
+        task = "" if self.task is None else f", fine-tuned for {self.task.kind}"
+        return (
+            f"{folder}: {section.num_hidden_layers} layers, {section.hidden_size} wide, "
+            f"{section.num_attention_heads} heads, {size:,} vocabulary entries{task}"
+        )
+
     @cached_property
     def pooling(self) -> Pooling:
         """How sentence vectors are made where a call does not say.
