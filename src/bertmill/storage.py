@@ -44,7 +44,7 @@ def model_folder(path: str | Path) -> Path:
 
 
 def refuse_unless_run(path: Path) -> None:
-    """Raise `RunError` where there is no run."""
+    """Raise `RunError` unless the folder holds a run."""
     if not os.path.isfile(path / "recipe.toml"):
         raise RunError(path, "is not a run (no recipe.toml)", "give a run's folder")
 

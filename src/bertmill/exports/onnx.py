@@ -83,7 +83,7 @@ def export_onnx(
     MissingExtraError
         A package of the extra ``onnx`` is not installed.
     InputError
-        `out` exists or cannot be written, or there is no text to measure 8 bits on.
+        `out` exists or cannot be written, or text to measure 8 bits on is missing.
     BertmillError
         The model cannot be opened or has no masked-token head, onnxruntime computes something
         else, or the text cannot be read.

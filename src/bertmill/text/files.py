@@ -26,7 +26,7 @@ from bertmill.errors import BertmillError, CorpusError, MissingExtraError
 
 SAMPLE_SOTU = "sample:sotu"
 CORPUS_ENDINGS = (".txt", ".tokens", ".jsonl", ".csv", ".tsv", ".parquet")
-# What is in runs, stores and model folders and looks like text, and what lies beside it there.
+# Files of runs, stores and model folders that look like text, and the files that give them away.
 _MADE_FILES = {
     "vocab.txt": ("tokenizer.json", "config.json"),
     "metrics.jsonl": ("run.json",),
@@ -150,7 +150,7 @@ def _source_file(fs: Any, path: str, endings: Sequence[str]) -> SourceFile:
 
 
 def _is_made(path: str, found: set[str]) -> bool:
-    """Whether this is a file of a run, a store or a model folder, as what lies beside it says."""
+    """Whether this file belongs to a run, a store or a model folder, judging by its neighbors."""
     folder, _, name = path.rpartition("/")
     return any(f"{folder}/{other}" in found for other in _MADE_FILES.get(name, ()))
 

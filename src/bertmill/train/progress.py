@@ -26,7 +26,7 @@ _SECONDS_BETWEEN_LINES = 30
 
 def in_notebook() -> bool:
     """Whether this process is the kernel of a notebook, which can replace what a cell shows."""
-    # Without IPython loaded this is no kernel. A terminal's IPython has no kernel.
+    # A kernel has loaded IPython; IPython in a terminal has no kernel.
     ipython = sys.modules.get("IPython")
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 

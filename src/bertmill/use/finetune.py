@@ -23,7 +23,7 @@ from bertmill.data.randomness import Permutation, make_key
 from bertmill.errors import InputError, RunError
 from bertmill.model.folder import LoadedModel, save_model
 from bertmill.model.task import Task, TaskModel
-from bertmill.storage import folder_that_appears_whole, refuse_if_there, write_json
+from bertmill.storage import folder_that_appears_whole, write_json
 from bertmill.text.tokenizer import Tokenizer
 from bertmill.train.optimizer import make_optimizer, update
 from bertmill.train.progress import RunProgress
@@ -138,58 +138,45 @@ def finetune_on_files(
     BertmillError
         Anything that the caller can fix.
     """
-    refuse_if_there(out)
+    started = time.monotonic()
     # All of the work is inside: a second process with this `out` is refused before it begins.
     with folder_that_appears_whole(out, InputError) as folder:
-        return _finetune_into(folder, loaded, sources, out, kind, columns, knobs, progress)
-
-
-def _finetune_into(
-    folder: Path,
-    loaded: LoadedModel,
-    sources: Sequence[str],
-    out: Path,
-    kind: str | None,
-    columns: Columns,
-    knobs: FinetuneKnobs,
-    progress: RunProgress,
-) -> FineTuned:
-    started = time.monotonic()
-    train = read_examples(sources[0], columns, kind)
-    task = task_of(train, sources[0])
-    dev, *tests = (read_similar(source, columns, train) for source in sources[1:])
-    test = tests[0] if tests else None
-    classes = f", {len(task.labels)} classes" if task.labels else ""
-    progress.say(f"{task.kind}: {len(train):,} examples{classes}")
-    with stop_signals(progress.say, "then keeping the best epoch") as stop:
-        tuned = learn_task(loaded, task, train, dev, knobs, progress, test, stop)
-    if tuned.num_cut:
-        progress.say(f"{tuned.num_cut:,} examples are longer than allowed and were cut")
-    if test is None:
-        progress.say(
-            "dev chose the epoch, so its score is a little too good; test examples give a fair one"
+        train = read_examples(sources[0], columns, kind)
+        task = task_of(train, sources[0])
+        dev, *tests = (read_similar(source, columns, train) for source in sources[1:])
+        test = tests[0] if tests else None
+        classes = f", {len(task.labels)} classes" if task.labels else ""
+        progress.say(f"{task.kind}: {len(train):,} examples{classes}")
+        with stop_signals(progress.say, "then keeping the best epoch") as stop:
+            tuned = learn_task(loaded, task, train, dev, knobs, progress, test, stop)
+        if tuned.num_cut:
+            progress.say(f"{tuned.num_cut:,} examples are longer than allowed and were cut")
+        if test is None:
+            progress.say(
+                "dev chose the epoch, so its score is a little too good; test examples give a "
+                "fair one"
+            )
+        else:
+            progress.say(f"on test {tuned.test} ({len(test):,} examples that chose nothing)")
+        result = FineTuned(
+            folder=out,
+            task=task.kind,
+            labels=task.labels,
+            num_train=len(train),
+            num_dev=len(dev),
+            num_test=0 if test is None else len(test),
+            num_cut=tuned.num_cut,
+            best_epoch=tuned.best_epoch,
+            epochs=tuned.history,
+            test=tuned.test,
+            stopped_by=tuned.stopped_by,
+            seconds=time.monotonic() - started,
         )
-    else:
-        progress.say(f"on test {tuned.test} ({len(test):,} examples that chose nothing)")
-    result = FineTuned(
-        folder=out,
-        task=task.kind,
-        labels=task.labels,
-        num_train=len(train),
-        num_dev=len(dev),
-        num_test=0 if test is None else len(test),
-        num_cut=tuned.num_cut,
-        best_epoch=tuned.best_epoch,
-        epochs=tuned.history,
-        test=tuned.test,
-        stopped_by=tuned.stopped_by,
-        seconds=time.monotonic() - started,
-    )
-    knobs = replace(knobs, lr=knobs.lr_for(loaded), max_length=knobs.length_for(loaded))
-    save_model(folder, tuned.model, loaded.tokenizer, loaded.about, max_length=knobs.max_length)
-    report = {**asdict(result), "folder": str(out), "knobs": asdict(knobs)}
-    write_json(folder / _REPORT_FILE, report)
-    return result
+        knobs = replace(knobs, lr=knobs.lr_for(loaded), max_length=knobs.length_for(loaded))
+        save_model(folder, tuned.model, loaded.tokenizer, loaded.about, max_length=knobs.max_length)
+        report = {**asdict(result), "folder": str(out), "knobs": asdict(knobs)}
+        write_json(folder / _REPORT_FILE, report)
+        return result
 
 
 def learn_task(
