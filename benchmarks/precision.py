@@ -15,7 +15,7 @@ from bertmill.config import load_recipe
 from bertmill.data.batch import Batches
 from bertmill.data.prepare import open_or_prepare
 from bertmill.model.pretraining import PretrainingModel, initialize
-from bertmill.train.device import measure_peak_flops, to_device
+from bertmill.train.device import measure_peak_flops
 from bertmill.train.optimizer import make_optimizer
 from bertmill.train.step import StepInput, take_step
 from bertmill.train.world import World
@@ -35,7 +35,7 @@ def make_step(recipe, vocab_size, batch):
     model = PretrainingModel(recipe.model, vocab_size).train()
     initialize(model, recipe.model, torch.Generator().manual_seed(1))
     optimizer = make_optimizer(model, recipe.optimizer)
-    made = StepInput([to_device(batch, CPU)], batch.counts)
+    made = StepInput.of([batch], CPU)
     return lambda: take_step(model, optimizer, made, recipe, 0, World(CPU))
 
 

@@ -74,10 +74,13 @@ def undisturbed(corpus_file, tmp_path_factory):
 
 def is_whole(folder):
     """Whether every file of every checkpoint is as its hash says, and no other is there."""
-    from bertmill.train.checkpoint import newest_checkpoint
+    import torch
 
-    said = []
-    return newest_checkpoint(RunFolder(folder), said.append) is not None and not said
+    from bertmill.train.checkpoint import newest_checkpoint
+    from bertmill.train.world import World
+
+    said, alone = [], World(torch.device("cpu"))
+    return newest_checkpoint(RunFolder(folder), said.append, alone) is not None and not said
 
 
 # --- a full disk ---------------------------------------------------------------------------------

@@ -37,8 +37,8 @@ class Bertmill:
         self.model = PretrainingModel(section, self.workload.vocab_size).train()
         initialize(self.model, section, torch.Generator().manual_seed(make_key(seed, "weights")))
         self.optimizer = make_optimizer(self.model, self.recipe.optimizer)
-        self.inputs = [to_device(batch, CPU) for batch in self.workload.batches]
+        self.inputs = [StepInput.of([batch], CPU) for batch in self.workload.batches]
 
     def step(self, number):
-        made = StepInput([self.inputs[number]], self.workload.batches[number].counts)
-        take_step(self.model, self.optimizer, made, self.recipe, number, World(CPU))
+        batch = self.inputs[number]
+        take_step(self.model, self.optimizer, batch, self.recipe, number, World(CPU))

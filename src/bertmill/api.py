@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import wraps
 from importlib import import_module
 from inspect import signature
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar, get_args
 
 from bertmill.errors import InputError
+from bertmill.ranks import is_first_rank
 from bertmill.storage import model_folder, refuse_if_there, refuse_unless_run
 from bertmill.use.knobs import FinetuneKnobs
 
@@ -258,11 +260,13 @@ def pretrain(
         out=_text(out),
         workers=workers,
     )
-    with _run_progress_on(stream) as progress:
+    with ExitStack() as opened:
+        progress = opened.enter_context(_run_progress_on(stream))
         plan = plan_run(request, progress.say, progress.show)
-        with plan.run.locked():
+        if plan.world.speaks:
+            opened.enter_context(plan.run.locked())
             plan.run.create(plan.recipe, plan.facts)
-            return _train(plan, progress, on_metrics, stop_at)
+        return _train(plan, progress, on_metrics, stop_at)
 
 
 @_verb
@@ -307,7 +311,10 @@ def resume(
     stop_at, folder = _deadline(stop_after), RunFolder(run)
     moved = _listed(corpus), _listed(held_out)
     folder.read()  # a folder that is not a run gets no lock
-    with _run_progress_on(stream) as progress, folder.locked():
+    with ExitStack() as opened:
+        progress = opened.enter_context(_run_progress_on(stream))
+        if is_first_rank():
+            opened.enter_context(folder.locked())
         plan = plan_resume(folder, steps, *moved, workers, progress.say, progress.show)
         return _train(plan, progress, on_metrics, stop_at)
 
@@ -325,7 +332,8 @@ def _train(
     curves, store = CurvesFile(progress.say), plan.data.store
     note = on_metrics or (lambda record: None)
     outcome = pretrain_loop(plan, progress, curves.update, note, stop_at)
-    curves.draw(plan.run)
+    if plan.world.speaks:
+        curves.draw(plan.run)
     vocab_size, num_documents = store.tokenizer.size, store.train.num_documents
     return Run(plan.run.path, plan.recipe, vocab_size, num_documents, outcome)
 

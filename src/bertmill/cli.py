@@ -27,6 +27,7 @@ import typer
 from bertmill import __version__, api
 from bertmill.errors import BertmillError, InputError
 from bertmill.openmp import limit_spinning
+from bertmill.ranks import is_first_rank, name_rank
 from bertmill.show.results import to_lines, to_values
 from bertmill.train.signals import interrupts_said
 
@@ -322,12 +323,14 @@ def main() -> NoReturn:
 
 
 def _complain(line: str) -> int:
-    typer.echo(f"bertmill: {line}", err=True)
+    typer.echo(f"bertmill: {name_rank(line)}", err=True)
     return 2
 
 
 def _print(line: str) -> None:
     """Print a line; a reader that went away (``| head``) ends the program, quietly."""
+    if not is_first_rank():
+        return
     try:
         typer.echo(line)
     except BrokenPipeError:

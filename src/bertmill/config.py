@@ -243,6 +243,11 @@ class TrainSection(Section):
     """``bf16``: matrix products of 16-bit factors, everything else fp32. ``auto``: bf16 where the
     device has units for it, on a CPU only for networks 256 wide or more. A run keeps what was
     chosen."""
+    shard: Literal["none", "full"] = "none"
+    """Where several processes train together: whether each keeps all weights and moments, or a part
+    of them and fetches the others when it needs them (less memory, more traffic)."""
+    timeout_seconds: Annotated[float, Field(gt=0.0)] = 600.0
+    """How long a process waits for another one that it trains with, until the run is given up."""
     kernels: Literal["auto", "plain"] = "auto"
     """``plain``: every operation as public torch spells it, which is slow; ``auto``: the faster
     forms of ``model/kernels`` too. Losses are equal to rounding; dropout draws other elements."""

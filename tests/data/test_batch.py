@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bertmill.config import MaskingSection, PairsSection, TextSection, TokenizerSection
-from bertmill.data.batch import Batch, Batches, Counts
+from bertmill.data.batch import Batch, Batches
 from bertmill.data.prepare import prepare
 from bertmill.data.store import EncodedDocuments, Store, StoreWriter, TokenStore
 from bertmill.text.tokenizer import load_tokenizer
@@ -153,50 +153,56 @@ def sequences_of(batch: Batch) -> list[tuple]:
 
 
 @pytest.mark.parametrize(("kind", "whole_word"), PARTS)
-@pytest.mark.parametrize("size", [1, 2, 3, 16, 20])
-def test_the_ranks_share_the_batch_of_a_step(make_batches, kind, whole_word, size):
+@pytest.mark.parametrize("size", [1, 2, 3, 16])
+@pytest.mark.parametrize("max_tokens", [0, 1, 31, 40, 100, 10_000])
+def test_ranks_and_micro_batches_share_the_batch_of_a_step(
+    make_batches, kind, whole_word, size, max_tokens
+):
     batches = make_batches(kind, whole_word=whole_word)
     whole = batches.batch_at(3)
-    parts = [batches.batch_at(3, rank, size) for rank in range(size)]
-    sequences = [sequence for part in parts for sequence in sequences_of(part)]
+    ranks = [batches.micro_batches_at(3, max_tokens, rank, size) for rank in range(size)]
+    sequences = [s for parts in ranks for part in parts for s in sequences_of(part)]
     assert sorted(sequences) == sorted(sequences_of(whole))
+    assert len({len(parts) for parts in ranks}) == 1
+    sizes = [[len(part.token_ids) for part in parts] for parts in ranks]
+    assert max(map(sum, sizes)) - min(map(sum, sizes)) <= max(whole.lengths)
+    for parts in ranks:
+        assert all(len(part.lengths) > 0 and part.sequence_starts[0] == 0 for part in parts)
+        for part in parts[:-1]:
+            assert not max_tokens or len(part.token_ids) <= max_tokens or len(part.lengths) == 1
+    if max_tokens in (0, 10_000):
+        assert all(len(parts) == 1 for parts in ranks)
     if size == 1:
-        assert equal(parts[0], whole)
-    lengths = [sum(part.lengths) for part in parts]
-    assert max(lengths) - min(lengths) <= max(whole.lengths)
+        for one, two in pairwise(ranks[0]):  # none could have taken one more
+            assert len(one.token_ids) + two.lengths[0] > max_tokens
+        assert sequences == sequences_of(whole)
+        if max_tokens == 0:
+            assert equal(ranks[0][0], whole)
 
 
-@pytest.mark.parametrize(("kind", "whole_word"), PARTS)
-@pytest.mark.parametrize("mask_fraction", [0.02, 0.15, 0.9])
-def test_counts_are_those_of_all_ranks(make_batches, kind, whole_word, mask_fraction):
-    batches = make_batches(kind, whole_word=whole_word, mask_fraction=mask_fraction)
-    for step in (0, 5, 40):
-        parts = [batches.batch_at(step, rank, 3) for rank in range(3)]
-        assert batches.counts_at(step) == Counts(
-            sum(len(part.masked_at) for part in parts),
-            sum(len(part.next_sentence_labels) for part in parts),
-        )
+def test_a_row_that_not_every_rank_has_is_no_micro_batch_of_its_own(make_batches):
+    """17 sequences on 3 ranks: five rounds and a sixth, which two ranks have a row of."""
+    batches = make_batches("none", batch_size=17)
+    ranks = [batches.micro_batches_at(0, 1, rank, 3) for rank in range(3)]
+    assert [[len(part.lengths) for part in parts] for parts in ranks] == [
+        [1, 1, 1, 1, 1],
+        [1, 1, 1, 1, 2],
+        [1, 1, 1, 1, 2],
+    ]
 
 
-def test_counting_reads_no_token(make_batches, monkeypatch):
-    batches = make_batches()
-    wanted = len(batches.batch_at(0).masked_at)
-    monkeypatch.setattr(TokenStore, "gather", None)
-    assert batches.counts_at(0).num_predictions == wanted
+def test_a_rank_reads_its_own_rows_alone(make_batches, monkeypatch):
+    batches, read = make_batches(), []
+    gather = TokenStore.gather
 
+    def counting(self, sources, sizes):
+        read.append(int(sizes.sum()))
+        return gather(self, sources, sizes)
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("max_tokens", [1, 31, 40, 100, 10_000])
-def test_micro_batches_end_to_end_are_the_batch(make_batches, kind, max_tokens):
-    batch = make_batches(kind).batch_at(1)
-    parts = batch.split(max_tokens)
-    assert all(len(part.token_ids) <= max_tokens or len(part.lengths) == 1 for part in parts)
-    for one, two in pairwise(parts):  # none could have taken one more
-        assert len(one.token_ids) + two.lengths[0] > max_tokens
-    assert [s for part in parts for s in sequences_of(part)] == sequences_of(batch)
-    assert all(part.sequence_starts[0] == 0 for part in parts)
-    if max_tokens == 10_000:
-        assert equal(parts[0], batch)
+    monkeypatch.setattr(TokenStore, "gather", counting)
+    batches.batch_at(0)
+    batches.micro_batches_at(0, 0, 1, 4)
+    assert 0 < read[1] < 0.3 * read[0]
 
 
 @pytest.fixture(scope="module")

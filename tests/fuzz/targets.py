@@ -41,9 +41,10 @@ from bertmill.text.files import find_files
 from bertmill.text.rows import read_rows, text_of
 from bertmill.text.sentences import split_sentences
 from bertmill.text.tokenizer import load_tokenizer
-from bertmill.train.checkpoint import newest_checkpoint, restore
+from bertmill.train.checkpoint import newest_checkpoint, restore_moments, restore_weights
 from bertmill.train.optimizer import make_optimizer
 from bertmill.train.run_folder import RunFolder
+from bertmill.train.world import World
 from bertmill.use.examples import Columns, read_examples, targets_of, task_of
 from bertmill.use.predict import Prediction, make_inputs
 from bertmill.use.predictions import with_answers, write_rows
@@ -812,13 +813,14 @@ def _use_checkpoint(folder: Path) -> None:
     run = RunFolder(folder / "run")
     recipe = load_recipe(folder / "recipe.toml")
     said: list[str] = []
-    checkpoint = newest_checkpoint(run, said.append)
+    checkpoint = newest_checkpoint(run, said.append, World(torch.device("cpu")))
     if any("\n" in line for line in said):
         raise AssertionError(f"more than a line: {said}")
     if checkpoint is None:
         return
     loaded = _word_model(folder / "good" / "model")  # its weights are overwritten
-    restore(checkpoint, loaded.model, make_optimizer(loaded.model, recipe.optimizer))
+    restore_weights(checkpoint, loaded.model)
+    restore_moments(checkpoint, loaded.model, make_optimizer(loaded.model, recipe.optimizer))
 
 
 def _in_checkpoint(name: str, data: bytes, folder: Path) -> None:

@@ -65,11 +65,9 @@ def make_model(recipe: Recipe, vocab_size: int = VOCAB) -> PretrainingModel:
 def step(model, optimizer, meter, batch, device, recipe, precision="fp32"):
     """One step of the loop, up to where the loop reads the losses."""
     knobs = recipe.train.model_copy(update={"precision": precision})
-    on_device = to_device(batch, device)
     recipe = recipe.model_copy(update={"train": knobs})
-    made = StepInput([on_device], batch.counts)
-    sums, is_skipped = take_step(model, optimizer, made, recipe, 0, World(device))
-    meter.add(sums, batch.counts, is_skipped)
+    made = StepInput.of([batch], device)
+    meter.add(*take_step(model, optimizer, made, recipe, 0, World(device)))
 
 
 def losses_and_gradient(model, batch, device, precision="fp32"):

@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from bertmill.config import load_recipe
-from bertmill.data.batch import Counts
 from bertmill.model.packed import PackedTokens, Selection
 from bertmill.model.pretraining import LossSums, PretrainingInput, count_step_flops
 from bertmill.train.metrics import Clock, LossMeter, SpeedMeter
+from bertmill.train.world import World
 
 CPU = torch.device("cpu")
 
 
 def add(meter, mlm, nsp, num_predictions, num_pairs, skipped=False):
     sums = LossSums(torch.tensor(float(mlm)), torch.tensor(float(nsp)))
-    meter.add(sums, Counts(num_predictions, num_pairs), torch.tensor(skipped))
+    meter.add(sums, torch.tensor([num_predictions, num_pairs]), torch.tensor(skipped))
 
 
 def test_means_are_sums_over_counts_not_means_of_means():
@@ -80,7 +80,7 @@ def test_sums_are_exact_where_float32_is_not():
 def test_what_went_into_the_loss_can_still_be_differentiated():
     meter, weight = LossMeter(CPU), torch.tensor(3.0, requires_grad=True)
     sums = LossSums(weight * 2, weight * 0)
-    meter.add(sums, Counts(1, 1), torch.tensor(False))
+    meter.add(sums, torch.tensor([1, 1]), torch.tensor(False))
     assert meter.means()["mlm_loss"] == 6.0
     sums.mlm.backward()
     assert weight.grad == 2.0
@@ -123,19 +123,19 @@ def test_rates_are_sums_over_all_the_time():
     ]
     meter = SpeedMeter(TINY, 50, peak_flops=sum(flops))
     none = dict.fromkeys(("pairs_per_second", "tokens_per_second", "mfu", "waiting_fraction"))
-    assert meter.rates() == none
+    assert meter.rates(World(CPU)) == none
     meter.add([packed([5, 3])], 0.5, 0.25)
     # What the device does at its peak in a second took it half of one, less the other step's part.
-    assert meter.rates()["mfu"] == pytest.approx(2 * flops[0] / sum(flops))
+    assert meter.rates(World(CPU))["mfu"] == pytest.approx(2 * flops[0] / sum(flops))
     meter.add([packed([2])], 1.5, 0.0)
-    assert meter.rates() == {
+    assert meter.rates(World(CPU)) == {
         "pairs_per_second": 1.5,
         "tokens_per_second": 5.0,
         "mfu": 0.5,
         "waiting_fraction": 0.125,
     }
     meter.reset()
-    assert meter.rates() == none
+    assert meter.rates(World(CPU)) == none
 
 
 def test_the_clock_goes_on_from_earlier_sessions(monkeypatch):

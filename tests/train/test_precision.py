@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 import bertmill
 from bertmill.config import load_recipe
 from bertmill.train import device, precision
+from bertmill.train.world import World
 
 SETTINGS = [
     "tokenizer.vocab_size=200",
@@ -124,7 +125,7 @@ def test_held_out_losses_are_those_of_fp32(run, small_store, tmp_path):
 
     done, _, _ = run("run", "train.precision=bf16")
     data = RunData.open(small_store, done.recipe, CPU)
-    assert data.held_out.score(load_model(done.folder).model, CPU) == done.outcome.held_out
+    assert data.held_out.score(load_model(done.folder).model, World(CPU)) == done.outcome.held_out
 
 
 def test_the_peak_is_that_of_the_best_product(monkeypatch, real_runs):

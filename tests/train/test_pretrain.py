@@ -83,13 +83,13 @@ def test_batches_are_made_ahead_once_each_and_the_waiting_is_logged(
     corpus_file, tmp_path, monkeypatch
 ):
     asked = []
-    make = Batches.batch_at
+    make = Batches.micro_batches_at
 
     def counting(self, step, *part):
         asked.append((step, threading.current_thread().name.startswith("bertmill-prefetch")))
         return make(self, step, *part)
 
-    monkeypatch.setattr(Batches, "batch_at", counting)
+    monkeypatch.setattr(Batches, "micro_batches_at", counting)
     run = bertmill.pretrain(
         str(corpus_file), "tiny", out=tmp_path / "run", steps=6, settings=SETTINGS
     )
@@ -102,14 +102,14 @@ def test_batches_are_made_ahead_once_each_and_the_waiting_is_logged(
 
 
 def test_what_goes_wrong_while_prefetching_is_raised_as_it_is(corpus_file, tmp_path, monkeypatch):
-    make = Batches.batch_at
+    make = Batches.micro_batches_at
 
     def failing(self, step, *part):
         if step == 5:
             raise StoreError("shard", "cannot be read", "prepare the corpus again")
         return make(self, step, *part)
 
-    monkeypatch.setattr(Batches, "batch_at", failing)
+    monkeypatch.setattr(Batches, "micro_batches_at", failing)
     with pytest.raises(StoreError, match="shard: cannot be read; prepare the corpus again"):
         bertmill.pretrain(
             str(corpus_file), "tiny", out=tmp_path / "run", steps=6, settings=SETTINGS

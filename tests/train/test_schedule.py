@@ -49,7 +49,6 @@ def simulate(
 
     def settle(decision):
         made.append(decision)
-        return decision
 
     schedule = BudgetSchedule(section, budget, decisions, settle)
     step, seconds = start

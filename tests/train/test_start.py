@@ -128,31 +128,26 @@ def test_a_run_by_budget_of_an_earlier_version_goes_on_by_its_budget(corpus_file
 
 
 def test_what_ranks_must_share_goes_through_the_world(corpus_file, tmp_path, monkeypatch):
-    """The precision, the folder, the clock of a budget, whether to save by time, and to stop."""
-    agreed = []
+    """The precision and the folder; with each step clocks, and whether to save or to stop."""
+    agreed, compared = [], []
+    each, largest = World.each, World.largest
 
-    def agree(self, value):
+    def keep_each(self, value):
         agreed.append(value)
-        return value
+        return each(self, value)
 
-    monkeypatch.setattr(World, "agree", agree)
+    def keep_largest(self, *numbers):
+        compared.append(numbers)
+        return largest(self, *numbers)
+
+    monkeypatch.setattr(World, "each", keep_each)
+    monkeypatch.setattr(World, "largest", keep_largest)
     monkeypatch.chdir(tmp_path)
     run = bertmill.pretrain(str(corpus_file), "tiny", budget=1.0, settings=SMALL)
     assert "fp32" in agreed
-    assert run.folder in agreed
-    steps = run.outcome.steps
-    by_steps = steps // 4  # SMALL saves every fourth step, where no clock is asked
-    assert sum(type(value) is bool for value in agreed) == 2 * steps - by_steps
-    assert sum(type(value) is tuple for value in agreed) == steps
-    decisions = RunFolder(run.folder).decisions()
-    assert decisions and set(decisions) <= {d for d in agreed if type(d) is type(decisions[0])}
-
-
-def test_a_rank_that_does_not_speak_writes_nothing(corpus_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(World, "speaks", False)
-    run = bertmill.pretrain(str(corpus_file), "tiny", out=tmp_path / "run", steps=4, settings=SMALL)
-    assert not (run.folder / "metrics.jsonl").exists()
-    assert not list((run.folder / "checkpoints").glob("*"))
+    assert str(run.folder) in agreed
+    assert len(compared) == run.outcome.steps
+    assert all(seconds > elapsed > 0 for seconds, elapsed, *_ in compared)
 
 
 # --- the warm-up of a shorter run ----------------------------------------------------------------

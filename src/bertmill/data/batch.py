@@ -5,17 +5,17 @@ Letters in shapes: B sequences, N tokens, P predictions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 
 from bertmill.arrays import Ints, UInts
 from bertmill.config import MaskingSection, PairsSection
 from bertmill.data.layout import interleave, lay_out
-from bertmill.data.masking import count_predictions, mask_tokens
+from bertmill.data.masking import mask_tokens
 from bertmill.data.order import EpochOrder
 from bertmill.data.pairs import PairMaker, Pairs
 from bertmill.data.randomness import make_key, random_bits
@@ -59,24 +59,15 @@ class Batch:
             return self.masked_at
         return np.union1d(self.masked_at, self.sequence_starts[:-1])
 
-    @property
-    def counts(self) -> Counts:
-        """Answers that the losses are summed over."""
-        return Counts(len(self.masked_labels), len(self.next_sentence_labels))
-
-    def split(self, max_tokens: int) -> list[Batch]:
-        """Cut the batch into micro-batches of consecutive sequences; end to end they are the batch.
+    def split(self, rows: Sequence[int]) -> list[Batch]:
+        """Cut the batch into micro-batches, which end to end are the batch.
 
         Parameters
         ----------
-        max_tokens : int
-            Tokens of a micro-batch at most; a longer sequence has one of its own.
+        rows : sequence of int
+            Rising numbers of the sequences that begin a micro-batch, 0 included.
         """
-        starts, rows = self.sequence_starts, [0]
-        while (row := rows[-1]) < len(starts) - 1:
-            stop = int(np.searchsorted(starts, starts[row] + max_tokens, "right")) - 1
-            rows.append(max(stop, row + 1))
-        return [self._between(first, stop) for first, stop in pairwise(rows)]
+        return [self._between(first, stop) for first, stop in pairwise([*rows, len(self.lengths)])]
 
     def _between(self, first: int, stop: int) -> Batch:
         """Take the sequences from `first` to before `stop`."""
@@ -91,14 +82,6 @@ class Batch:
             masked_labels=self.masked_labels[i:j],
             next_sentence_labels=self.next_sentence_labels[first:stop],
         )
-
-
-class Counts(NamedTuple):
-    """What the losses of a step are divided by, over all ranks and micro-batches."""
-
-    num_predictions: int
-    num_pairs: int
-    """Sequences with a label; 0 with ``pairs.kind=none``."""
 
 
 class Batches:
@@ -145,33 +128,38 @@ class Batches:
         self._steps_at_once = max(1, min(_EXAMPLES_AT_ONCE, self.num_examples) // batch_size)
         self._pairs_of = lru_cache(maxsize=2)(self._pairs_of_steps)
 
-    def batch_at(self, step: int, rank: int = 0, size: int = 1) -> Batch:
-        """Make the batch of a step, counted from 0, or the part of it that one rank works on.
+    def batch_at(self, step: int) -> Batch:
+        """Make the batch of a step, counted from 0."""
+        return self._assemble(*self._examples_of(step))
+
+    def micro_batches_at(
+        self, step: int, max_tokens: int = 0, rank: int = 0, size: int = 1
+    ) -> list[Batch]:
+        """Make what one rank computes in a step, and nothing else of the step's batch.
 
         Parameters
         ----------
         step : int
+            Counted from 0.
+        max_tokens : int
+            Tokens of a micro-batch at most; a longer sequence has one of its own. 0: no limit.
         rank, size : int
-            Which rank of how many. Sequences are dealt out longest first, so that all ranks get
-            about the same number of tokens; together they have the batch of the step.
-        """
-        return self._assemble(*self._examples_of(step), rank, size)
+            Which rank of how many; every one gets as many micro-batches.
 
-    def counts_at(self, step: int) -> Counts:
-        """Count what the whole batch of a step predicts, over all ranks.
-
-        Tokens are not read for it, except with ``masking.whole_word``, where the masks must be
-        drawn first.
+        Notes
+        -----
+        Sequences are dealt out longest first and to and fro, as children choose teams: of lengths
+        9, 8, 7, 6, 5, 4 rank 0 of 2 gets 9, 6, 5 and rank 1 gets 8, 7, 4. All ranks cut before the
+        same of their rows, where the longest row that any of them has there would be too much.
         """
-        pairs, _ = self._examples_of(step)
-        if self._masking.whole_word:
-            num_predictions = len(self.batch_at(step).masked_at)
-        else:
-            lengths = _num_tokens(pairs) + self._maker.num_specials
-            num_predictions = int(
-                count_predictions(lengths, self._maker.num_specials, self._masking).sum()
-            )
-        return Counts(num_predictions, len(pairs.is_next) if self._has_second else 0)
+        pairs, keys = self._examples_of(step)
+        order = np.argsort(-_num_tokens(pairs), kind="stable")
+        rows = order[_dealt(len(order), rank, size)]
+        longest = _num_tokens(pairs)[order[::size]] + self._maker.num_specials
+        cuts = _cuts(longest, max_tokens) if max_tokens else [0]
+        if len(cuts) > 1 and cuts[-1] * size + size > len(order):
+            cuts.pop()  # the last row alone, which not every rank has
+        return self._assemble(Pairs._make(c[rows] for c in pairs), keys[rows]).split(cuts)
 
     def batch_of(self, places: Ints) -> Batch:
         """Make a batch of the examples at any places, counted across all epochs."""
@@ -227,8 +215,8 @@ class Batches:
             make_key(self._seed, "order", epoch),
         )
 
-    def _assemble(self, pairs: Pairs, keys: UInts, rank: int = 0, size: int = 1) -> Batch:
-        rows = np.argsort(-_num_tokens(pairs), kind="stable")[rank::size]
+    def _assemble(self, pairs: Pairs, keys: UInts) -> Batch:
+        rows = np.argsort(-_num_tokens(pairs), kind="stable")
         pairs, keys = Pairs._make(column[rows] for column in pairs), keys[rows]
         a_lengths, b_lengths = pairs.a_stops - pairs.a_starts, pairs.b_stops - pairs.b_starts
         sources, sizes = pairs.a_starts, a_lengths
@@ -258,3 +246,23 @@ class Batches:
 def _num_tokens(pairs: Pairs) -> Ints:
     """Count each pair's tokens, special tokens apart."""
     return pairs.a_stops - pairs.a_starts + (pairs.b_stops - pairs.b_starts)
+
+
+def _dealt(count: int, rank: int, size: int) -> Ints:
+    """Return which of `count` rows a rank gets: one of each round of `size`, to and fro."""
+    rounds = np.arange(-(-count // size))
+    rows = rounds * size + np.where(rounds % 2, size - 1 - rank, rank)
+    return rows[rows < count]
+
+
+def _cuts(lengths: Ints, max_tokens: int) -> list[int]:
+    """Return the rows that begin a new part, so that none has more than `max_tokens`."""
+    starts, cuts = np.append(0, np.cumsum(lengths)), [0]
+    while (stop := int(np.searchsorted(starts, starts[cuts[-1]] + max_tokens, "right")) - 1) < len(
+        lengths
+    ):
+        cuts.append(max(stop, cuts[-1] + 1))
+        if cuts[-1] == len(lengths):
+            cuts.pop()
+            break
+    return cuts

@@ -53,7 +53,7 @@ def mask_tokens(laid: Layout, keys: UInts, section: MaskingSection, tokenizer: T
     at = np.flatnonzero(laid.is_text)
     sequence = np.repeat(np.arange(len(lengths)), lengths)[at]
     inside = at - laid.starts[sequence]
-    wanted = count_predictions(lengths, 0, section)
+    wanted = np.rint(section.mask_fraction * lengths).astype(np.int64).clip(1)
 
     # A group is what is chosen and treated together: a token, or a word of several pieces.
     if section.whole_word:
@@ -101,17 +101,3 @@ def mask_tokens(laid: Layout, keys: UInts, section: MaskingSection, tokenizer: T
         ),
     )
     return Masked(shown, masked_at, labels)
-
-
-def count_predictions(lengths: Ints, num_specials: int, section: MaskingSection) -> Ints:
-    """Count what `mask_tokens` predicts in each sequence, without masking; not for whole words.
-
-    Parameters
-    ----------
-    lengths : ndarray of int64, shape (B,)
-        Tokens of each sequence, special tokens included.
-    num_specials : int
-        Special tokens in each.
-    """
-    wanted: Ints = np.rint(section.mask_fraction * lengths).astype(np.int64)
-    return wanted.clip(1, lengths - num_specials)

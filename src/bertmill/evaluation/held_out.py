@@ -16,6 +16,7 @@ from bertmill.errors import InputError, ModelError
 from bertmill.model.folder import LoadedModel, adopt_model
 from bertmill.model.pretraining import PretrainingModel
 from bertmill.train.validate import HeldOut, HeldOutScores
+from bertmill.train.world import World
 from bertmill.use.pretrained import refuse_without_masked_token_head
 from bertmill.use.sequences import device_of
 
@@ -75,7 +76,7 @@ def score_held_out(
     loaded: LoadedModel, held_out: HeldOut, model: PretrainingModel
 ) -> HeldOutScores:
     """Score `model` with the heads of `loaded`; one that is untrained gives no NSP loss."""
-    scores = held_out.score(model, device_of(model))
+    scores = held_out.score(model, World(device_of(model)))
     if has_next_sentence_head(loaded):
         return scores
     return dataclasses.replace(scores, nsp_loss=None, nsp_accuracy=None)

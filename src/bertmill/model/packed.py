@@ -64,6 +64,8 @@ class Encoder(nn.Module):
     """What every network is to its heads: tokens in, one hidden vector per token out."""
 
     section: NetworkSection
+    blocks: nn.ModuleList
+    """What it repeats, one after the other."""
 
     @property
     def word_embeddings(self) -> nn.Embedding:

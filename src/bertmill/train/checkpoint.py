@@ -3,33 +3,35 @@
 ::
 
     step-500/model/                  the model folder, Hugging Face's layout
-    step-500/optimizer.safetensors   moments and step counts, by parameter name
+    step-500/optimizer.safetensors   moments and step counts, by parameter name; with
+                                     ``train.shard=full`` one file for each rank's part
     step-500/state.json              `State`
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import safetensors
-import safetensors.torch
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from bertmill.config import Section
 from bertmill.errors import RunError
-from bertmill.model.folder import About, LoadedModel, load_model, save_model, save_tensors
-from bertmill.model.pretraining import PretrainingModel
+from bertmill.model.folder import LoadedModel, load_model, save_tensors
+from bertmill.model.pretraining import PretrainingModel, shapes_alone
 from bertmill.storage import file_sha256, flush_to_disk
-from bertmill.text.tokenizer import Tokenizer
 from bertmill.train.metrics import SUM_NAMES
 from bertmill.train.run_folder import RunFolder
+from bertmill.train.world import World
 
 
 class State(Section):
@@ -56,20 +58,13 @@ class Checkpoint:
     state: State
 
 
-def save_checkpoint(
-    run: RunFolder,
-    state: State,
-    model: PretrainingModel,
-    tokenizer: Tokenizer,
-    about: About,
-    optimizer: torch.optim.Optimizer,
-    keep: int,
-    leave_out: Collection[str] = (),
-) -> None:
-    """Write ``step-N`` under another name, flush it, rename it, and point the links at it.
+@contextmanager
+def new_checkpoint(run: RunFolder, state: State, world: World, keep: int) -> Iterator[Path]:
+    """Give a folder to write to, with ``model`` in it, that becomes ``step-N`` at the end.
 
-    The newest `keep` checkpoints stay, and the best by held-out loss. Tensors that were never
-    trained, in `leave_out`, are not saved.
+    All ranks take part, each hashes its own files, and rank 0 makes the checkpoint whole: it writes
+    the state last, flushes, renames, and points the run's links at it. The newest `keep`
+    checkpoints stay, and the best by held-out loss.
 
     Raises
     ------
@@ -79,40 +74,108 @@ def save_checkpoint(
     final = run.checkpoints / f"step-{state.step}"
     part = run.checkpoints / f".{final.name}.part"
     with run.writing(final), ExitStack() as unfinished:
-        unfinished.callback(shutil.rmtree, part, ignore_errors=True)
-        shutil.rmtree(part, ignore_errors=True)
-        (part / "model").mkdir(parents=True)
-        save_model(part / "model", model, tokenizer, about, leave_out)
-        save_tensors(part / "optimizer.safetensors", _flatten(model, optimizer))
-        digests = {str(f.relative_to(part)): file_sha256(f) for f in _files(part)}
-        whole = state.model_copy(update={"sha256": digests})
-        (part / _STATE_FILE).write_text(whole.model_dump_json(), "utf-8")
-        for path in [*_files(part), part / "model", part, *run.path.glob("metrics.jsonl")]:
-            flush_to_disk(path)
-        shutil.rmtree(final, ignore_errors=True)
-        part.rename(final)
-        flush_to_disk(run.checkpoints)
-        found = _by_step(run)
-        best = _point_at(run, found)
-        for old in found[:-keep]:
-            if old != best:
-                shutil.rmtree(old)
+        if world.speaks:
+            unfinished.callback(shutil.rmtree, part, ignore_errors=True)
+            shutil.rmtree(part, ignore_errors=True)
+            (part / "model").mkdir(parents=True)
+        world.wait()
+        yield part
+        others = {_moments_file(rank, world) for rank in range(1, world.size)}
+        own = {_moments_file(world.rank, world)}
+        names = {f.name for f in _files(part)} - others if world.speaks else own
+        mine = [file for file in _files(part) if file.name in names]
+        digests = {str(file.relative_to(part)): file_sha256(file) for file in mine}
+        for file in mine:
+            flush_to_disk(file)
+        every = world.each(digests)
+        if world.speaks:
+            whole = {name: digest for own in every for name, digest in own.items()}
+            text = state.model_copy(update={"sha256": whole}).model_dump_json()
+            (part / _STATE_FILE).write_text(text, "utf-8")
+            for path in [part / _STATE_FILE, part / "model", part, *run.path.glob("metrics.jsonl")]:
+                flush_to_disk(path)
+            shutil.rmtree(final, ignore_errors=True)
+            part.rename(final)
+            flush_to_disk(run.checkpoints)
+            _delete_old(run, keep)
+        world.wait()
 
 
-def newest_checkpoint(run: RunFolder, say: Callable[[str], None]) -> Checkpoint | None:
+def _delete_old(run: RunFolder, keep: int) -> None:
+    found = _by_step(run)
+    best = _point_at(run, found)
+    for old in found[:-keep]:
+        if old != best:
+            shutil.rmtree(old)
+
+
+def gather_model(model: PretrainingModel, world: World) -> PretrainingModel | None:
+    """Return the whole model on rank 0, on the CPU where ranks share it, and None elsewhere."""
+    if world.size == 1:
+        return model
+    from torch.distributed.fsdp import FSDPModule
+
+    for part in model.modules():
+        if isinstance(part, FSDPModule):  # validation leaves gathered weights behind
+            part.reshard()
+    state = {}
+    for name, tensor in model.state_dict().items():
+        whole = tensor.full_tensor()
+        if world.speaks:
+            state[name] = whole.cpu()
+    if not world.speaks:
+        return None
+    with shapes_alone():
+        gathered = PretrainingModel(model.section, model.vocab_size, model.kernels)
+    gathered.load_state_dict(state, assign=True)
+    return gathered
+
+
+def save_moments(
+    folder: Path, model: PretrainingModel, optimizer: torch.optim.Optimizer, world: World
+) -> None:
+    """Write the optimizer's state by parameter name: on rank 0, or each rank its own part."""
+    if not (world.speaks or world.shards):
+        return
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        for key in _STATE_KEYS if parameter in optimizer.state else ():
+            value = optimizer.state[parameter][key].detach()
+            local = value.to_local() if hasattr(value, "to_local") else value
+            tensors[f"{name}/{key}"] = local.cpu().contiguous()
+    save_tensors(folder / _moments_file(world.rank, world), tensors)
+
+
+def _moments_file(rank: int, world: World) -> str:
+    if not world.shards:
+        return "optimizer.safetensors"
+    return f"optimizer-{rank}-of-{world.size}.safetensors"
+
+
+def newest_checkpoint(
+    run: RunFolder, say: Callable[[str], None], world: World
+) -> Checkpoint | None:
     """Find the newest checkpoint whose files are whole, and make it the run's newest of all.
 
     Newer ones, which are damaged, are named and deleted, and so is what an unfinished save left.
+    Rank 0 does that for all ranks.
 
     Raises
     ------
     RunError
         All are damaged. A run that was stopped before its first one has None.
     """
+    name = world.by_first(lambda: _find_newest(run, say))
+    if name is None:
+        return None
+    return Checkpoint(run.checkpoints / name, _read_state(run.checkpoints / name))
+
+
+def _find_newest(run: RunFolder, say: Callable[[str], None]) -> str | None:
     found = _by_step(run)
     for number, folder in reversed(list(enumerate(found, 1))):
         try:
-            state = _read_whole(folder)
+            _refuse_damaged(folder)
         except (OSError, ValueError) as error:
             what = " ".join(str(error).split())
             say(f"{folder} is damaged ({what}); falling back to the one before it")
@@ -122,46 +185,71 @@ def newest_checkpoint(run: RunFolder, say: Callable[[str], None]) -> Checkpoint 
             _point_at(run, found[:number])
             for rest in [*found[number:], *run.checkpoints.glob(".*.part")]:
                 shutil.rmtree(rest, ignore_errors=True)
-        return Checkpoint(folder, state)
+        return folder.name
     if found:
         raise RunError(run.path, "has no undamaged checkpoint", "start again in another folder")
     return None
 
 
-def restore(
-    checkpoint: Checkpoint, model: PretrainingModel, optimizer: torch.optim.Optimizer
-) -> LoadedModel:
-    """Put weights and optimizer state back, bit for bit; return the model that was saved."""
+def restore_weights(checkpoint: Checkpoint, model: PretrainingModel) -> LoadedModel:
+    """Put the weights back, bit for bit; return the model that was saved."""
     loaded = load_model(checkpoint.folder / "model")
     model.load_state_dict(loaded.model.state_dict())
-    path = checkpoint.folder / "optimizer.safetensors"
-    try:
-        moments = safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise RunError(path, f"cannot be read ({error})", "start a new run") from None
-    for name, parameter in model.named_parameters():
-        state = {key: moments[f"{name}/{key}"] for key in _STATE_KEYS if f"{name}/{key}" in moments}
-        if not state:
-            continue
-        shapes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
-        found = {key: tensor.shape for key, tensor in state.items()}
-        if found != shapes or any(tensor.dtype != torch.float32 for tensor in state.values()):
-            raise RunError(path, f"does not fit {name}", "start a new run")
-        optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
     return loaded
+
+
+def restore_moments(
+    checkpoint: Checkpoint, model: PretrainingModel, optimizer: torch.optim.Optimizer
+) -> None:
+    """Put the optimizer's state back, bit for bit; of a model on any number of ranks."""
+    paths = sorted(checkpoint.folder.glob("optimizer*.safetensors"), key=_rank_of)
+    try:
+        with ExitStack() as opened:
+            files = [opened.enter_context(safetensors.safe_open(p, "pt")) for p in paths]
+            known = set(files[0].keys())
+            for name, parameter in model.named_parameters():
+                keys = [key for key in _STATE_KEYS if f"{name}/{key}" in known]
+                state = {key: _join([f.get_tensor(f"{name}/{key}") for f in files]) for key in keys}
+                if state:
+                    _refuse_other_shapes(state, parameter, paths[0], name)
+                    placed = {key: _place(tensor, parameter) for key, tensor in state.items()}
+                    optimizer.state[parameter] = placed
+    except (safetensors.SafetensorError, OSError) as error:
+        raise RunError(paths[0], f"cannot be read ({error})", "start a new run") from None
+
+
+def _rank_of(path: Path) -> int:
+    return int((re.findall(r"\d+", path.name) or ["0"])[0])
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    """Join what the ranks had of a tensor: its first dimension is what is dealt out."""
+    return torch.cat(parts) if parts[0].ndim else parts[0]
+
+
+def _refuse_other_shapes(
+    state: dict[str, Tensor], parameter: Tensor, path: Path, name: str
+) -> None:
+    shapes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+    found = {key: tensor.shape for key, tensor in state.items()}
+    if found != shapes or any(tensor.dtype != torch.float32 for tensor in state.values()):
+        raise RunError(path, f"does not fit {name}", "start a new run")
+
+
+def _place(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """Copy a tensor to where a parameter is; of one in parts, this rank's part."""
+    tensor = tensor.to(parameter.device)
+    if not (tensor.ndim and hasattr(parameter, "device_mesh")):
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(parameter, DTensor)
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return distribute_tensor(tensor, mesh, placements, src_data_rank=None)
 
 
 _STATE_FILE = "state.json"
 _STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
-
-
-def _flatten(model: PretrainingModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}/{key}": optimizer.state[parameter][key].detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        if parameter in optimizer.state
-        for key in _STATE_KEYS
-    }
 
 
 def _read_state(folder: Path) -> State:
@@ -177,13 +265,11 @@ def _read_state(folder: Path) -> State:
     return state
 
 
-def _read_whole(folder: Path) -> State:
-    """Read a checkpoint's state; ValueError where it or another file is not as it was written."""
-    state = _read_state(folder)
-    for name, sha256 in state.sha256.items():
+def _refuse_damaged(folder: Path) -> None:
+    """Raise ValueError where the state or another file is not as it was written."""
+    for name, sha256 in _read_state(folder).sha256.items():
         if file_sha256(folder / name) != sha256:
             raise ValueError(name)
-    return state
 
 
 def _best(checkpoints: Iterable[Path]) -> Path | None:

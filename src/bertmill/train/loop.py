@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from bertmill.train.device import repeatable_kernels
@@ -41,27 +40,25 @@ def pretrain_loop(
     RunError
         The loss is not finite, or the run cannot be saved.
     """
-    session = Session(plan, progress, after_checkpoint, on_metrics)
-    world, knobs = plan.world, plan.recipe.train
+    session = Session(plan, progress, after_checkpoint, on_metrics, stop_at)
+    knobs = plan.recipe.train
     session.restore()
     try:
         with (
             freed_memory_kept(),
-            repeatable_kernels(world.device),
+            repeatable_kernels(plan.world.device),
             stop_signals(progress.say, "then saving") as stop,
             session.prefetch() as batches,
         ):
-            while not session.is_finished:
-                session.take_step(batches)
+            while not (session.is_finished or session.must_stop):
+                session.take_step(batches, stop)
                 if session.is_due(knobs.log_every_steps) or session.is_finished:
                     session.log()
                 if session.is_due(knobs.validate_every_steps) or session.is_finished:
                     session.validate()
                 if session.is_save_due:
                     session.save()
-                if world.agree(stop.signal is not None or time.monotonic() >= stop_at):
-                    break
-            return session.finish(stop.signal)
+            return session.finish()
     except KeyboardInterrupt:
         resume = f"bertmill pretrain --resume {plan.run.path}"
         progress.say(f"stopped at once; go on from the last checkpoint with: {resume}")

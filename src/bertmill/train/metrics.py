@@ -13,9 +13,9 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from bertmill.config import NetworkSection, Section
-from bertmill.data.batch import Counts
 from bertmill.model.pretraining import LossSums, PretrainingInput, count_step_flops
 from bertmill.train.validate import LOSS_NAMES, HeldOutScores
+from bertmill.train.world import World
 
 SUM_NAMES = ("mlm", "nsp", "predictions", "pairs", "skipped", "skipped_in_a_row")
 
@@ -129,11 +129,14 @@ class LossMeter:
         """Begin a new interval; how many steps were skipped in a row goes on."""
         self._sums[:-1] = 0.0
 
-    def add(self, sums: LossSums, counts: Counts, is_skipped: Tensor) -> None:
-        """Count a step; `is_skipped` is a bool on the device."""
+    def add(self, sums: LossSums, counts: Tensor, is_skipped: Tensor) -> None:
+        """Count a step: losses, how many predictions and pairs they are of, and a bool, [].
+
+        All are on the device.
+        """
         taken = ~is_skipped
         losses = [torch.where(taken, x.detach(), 0.0) for x in sums]
-        answers = [taken * count for count in counts]
+        answers = (taken * counts).unbind()
         step = [x.double() for x in (*losses, *answers, is_skipped, is_skipped)]
         self._sums += torch.stack(step)
         self._sums[-1] *= is_skipped
@@ -205,20 +208,22 @@ class SpeedMeter:
         self.seconds += seconds
         self._waited_seconds += waited_seconds
 
-    def rates(self) -> dict[str, Any]:
-        """Sequences and tokens a second, and two shares; None before the first step.
+    def rates(self, world: World) -> dict[str, Any]:
+        """Sequences and tokens a second of all ranks, and two shares; None before the first step.
 
         ``mfu`` (model FLOPs utilization) is the arithmetic that the steps needed as a share of
         what the device could have done in their time; above 1 where it was slow when its peak was
         measured. ``waiting_fraction`` is the share of their time that steps waited for a batch.
         """
+        own = self._sequences, self._tokens, self._flops, self._waited_seconds
+        sequences, tokens, flops, waited = world.totals(*own)
         sums = {
-            "pairs_per_second": self._sequences,
-            "tokens_per_second": self._tokens,
-            "mfu": self._flops / self._peak_flops,
-            "waiting_fraction": self._waited_seconds,
+            "pairs_per_second": sequences,
+            "tokens_per_second": tokens,
+            "mfu": flops / (self._peak_flops * world.size),
+            "waiting_fraction": waited / world.size,
         }
-        return {k: value / self.seconds if self._sequences else None for k, value in sums.items()}
+        return {k: value / self.seconds if sequences else None for k, value in sums.items()}
 
 
 class Clock:

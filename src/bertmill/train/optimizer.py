@@ -48,6 +48,8 @@ def update(optimizer: torch.optim.AdamW, loss: Tensor, clip_norm: float) -> Tens
         p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
     ]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    if hasattr(norm, "full_tensor"):  # of parameters in parts on several ranks
+        norm = norm.full_tensor()
     if clip_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     is_skipped = ~(loss.detach().isfinite() & norm.isfinite())

@@ -12,6 +12,8 @@ from typing import IO, TYPE_CHECKING, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from bertmill.ranks import is_first_rank
+
 if TYPE_CHECKING:  # `prepare` shows its progress without importing torch
     from bertmill.data.yardsticks import Yardsticks
     from bertmill.train.metrics import HeldOutRecord, Metrics, TrainRecord
@@ -59,6 +61,7 @@ class RunProgress:
             file=stream or sys.stdout,
             soft_wrap=True,
             highlight=False,
+            quiet=not is_first_rank(),
             # Plain lines in a notebook, whose output says that it is a terminal: rich would make a
             # page of each.
             force_jupyter=False,

@@ -84,7 +84,7 @@ class BudgetSchedule:
     decisions : sequence of Decision
         Those that the run has made so far, in the order in which it made them.
     settle : callable
-        Keeps a decision before it is used, and returns the one that all ranks use.
+        Keeps a decision before it is used.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class BudgetSchedule:
         section: ScheduleSection,
         budget_seconds: float,
         decisions: Sequence[Decision],
-        settle: Callable[[Decision], Decision],
+        settle: Callable[[Decision], None],
     ) -> None:
         self._section, self._budget, self._settle = section, budget_seconds, settle
         self._warmup: Decision | None = None
@@ -156,7 +156,8 @@ class BudgetSchedule:
         decision = Decision(
             step=step, seconds=seconds, scale=scale, end_step=end_step, end_scale=end_scale
         )
-        self._keep(self._settle(decision))
+        self._settle(decision)
+        self._keep(decision)
 
     def _keep(self, decision: Decision) -> None:
         """Use a decision, instead of those about later steps, which were made at another speed."""

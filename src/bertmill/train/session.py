@@ -14,13 +14,21 @@ import torch
 
 from bertmill.data.randomness import make_key
 from bertmill.errors import ModelError, RunError
-from bertmill.model.folder import LoadedModel
+from bertmill.model.folder import LoadedModel, save_model
 from bertmill.model.kernels import KERNELS
 from bertmill.model.pooling import pooling_to_keep
 from bertmill.model.pretraining import PretrainingModel, initialize
 from bertmill.model.transfer import transfer_weights
-from bertmill.train.checkpoint import Checkpoint, State, restore, save_checkpoint
-from bertmill.train.device import device_name, measure_peak_flops, synchronize, to_device
+from bertmill.train.checkpoint import (
+    Checkpoint,
+    State,
+    gather_model,
+    new_checkpoint,
+    restore_moments,
+    restore_weights,
+    save_moments,
+)
+from bertmill.train.device import device_name, measure_peak_flops, synchronize
 from bertmill.train.diagnosis import diagnose, diagnose_masked_tokens, one_label
 from bertmill.train.metrics import Clock, HeldOutRecord, LossMeter, Record, SpeedMeter, TrainRecord
 from bertmill.train.optimizer import make_optimizer
@@ -28,6 +36,7 @@ from bertmill.train.prefetch import Prefetch
 from bertmill.train.progress import RunProgress
 from bertmill.train.run_folder import RunFolder
 from bertmill.train.schedule import BudgetSchedule, Decision, Schedule, StepSchedule
+from bertmill.train.signals import StopRequest
 from bertmill.train.start import Plan
 from bertmill.train.step import StepInput, take_step
 from bertmill.train.validate import HeldOutScores
@@ -74,12 +83,16 @@ class Session:
     after_checkpoint : callable
         Called with the run whenever a checkpoint is whole.
     on_metrics : callable
-        Called with each record once it is kept.
+        Called with each record once it is kept, on rank 0.
+    stop_at : float
+        Reading of ``time.monotonic`` at which the session is to stop.
 
     Attributes
     ----------
     step : int
         Updates made so far.
+    must_stop : bool
+        Whether a rank was sent a signal, or its time is up.
     """
 
     def __init__(
@@ -88,11 +101,13 @@ class Session:
         progress: RunProgress,
         after_checkpoint: Callable[[RunFolder], None],
         on_metrics: Callable[[Record], object],
+        stop_at: float,
     ) -> None:
         recipe, world, tokenizer = plan.recipe, plan.world, plan.data.store.tokenizer
         self.plan, self.run, self.world, self.knobs = plan, plan.run, world, recipe.train
         self._progress, self._after_checkpoint = progress, after_checkpoint
-        self._on_metrics = on_metrics
+        self._on_metrics, self._stop_at = on_metrics, stop_at
+        self.must_stop, self._stopped_by = False, 0
         _say_start(plan, progress)
         kernels = self.knobs.kernels
         self.model = PretrainingModel(recipe.model, tokenizer.size, KERNELS[kernels])
@@ -103,8 +118,12 @@ class Session:
         if isinstance(plan.start, LoadedModel):
             self._begin_with(plan.start)
             self._untrained &= set(plan.start.new_weights)
+        elif isinstance(plan.start, Checkpoint):
+            saved = restore_weights(plan.start, self.model)
+            self._untrained = set(saved.new_weights)
+            self._about = saved.about or self._about
         self.model.to(world.device).train()
-        self._wrapped = world.wrap(self.model)
+        world.wrap(self.model)
         self.optimizer = make_optimizer(self.model, recipe.optimizer, kernels)
         self.schedule = self._make_schedule()
         self.step, self.clock = 0, Clock(0.0)
@@ -147,13 +166,13 @@ class Session:
         section, budget = self.plan.recipe.schedule, self.plan.budget_seconds
         if budget is None:
             return StepSchedule(section, self.knobs.steps)
-        return BudgetSchedule(section, budget, self.run.decisions(), self._settle)
+        made = self.world.by_first(lambda: [d.model_dump() for d in self.run.decisions()])
+        decisions = [Decision.model_validate(decision) for decision in made]
+        return BudgetSchedule(section, budget, decisions, self._settle)
 
-    def _settle(self, decision: Decision) -> Decision:
-        decision = self.world.agree(decision)
+    def _settle(self, decision: Decision) -> None:
         if self.world.speaks:
             self.run.record_decision(decision)
-        return decision
 
     # --- what the loop reads ---------------------------------------------------------------------
 
@@ -165,9 +184,7 @@ class Session:
     @property
     def is_save_due(self) -> bool:
         """Whether to save: after so many steps, or so much time."""
-        minutes = self.knobs.checkpoint_every_minutes
-        is_late = minutes > 0 and time.monotonic() - self._saved_seconds >= 60 * minutes
-        return self.is_due(self.knobs.checkpoint_every_steps) or self.world.agree(is_late)
+        return self.is_due(self.knobs.checkpoint_every_steps) or self._is_late
 
     def is_due(self, every_steps: int) -> bool:
         """Whether this is a step for what is done every so many steps."""
@@ -184,17 +201,16 @@ class Session:
                     "the pooler and the next-sentence head are not trained: the model is saved "
                     "without them"
                 )
-            self.run.cut(0)
+            self._cut_metrics()
             self.save()
         else:
-            saved = restore(start, self.model, self.optimizer)
-            self._untrained = set(saved.new_weights)
-            self._about = saved.about or self._about
+            restore_moments(start, self.model, self.optimizer)
             self.step, self.clock = start.state.step, Clock(start.state.seconds)
             self._losses.load_state(start.state.losses)
-            self.run.cut(self.step)
+            self._cut_metrics()
             validations = [record.step for record in self.run.metrics().held_out]
-            self._saved_at, self._validated_at = self.step, max(validations, default=-1)
+            self._saved_at = self.step
+            self._validated_at = self.world.agree(max(validations, default=-1))
             if self.is_finished:
                 self._progress.say("the run is finished already; more steps make it longer")
         held_out = self.plan.data.held_out
@@ -206,33 +222,43 @@ class Session:
 
     def _make_input(self, step: int) -> StepInput:
         batches, world = self.plan.data.train, self.world
-        own = batches.batch_at(step, world.rank, world.size)
-        counts = own.counts if world.size == 1 else batches.counts_at(step)
-        size = self.knobs.micro_batch_tokens
-        parts = own.split(size) if size else [own]
-        return StepInput([to_device(part, world.device) for part in parts], counts)
+        max_tokens = self.knobs.micro_batch_tokens
+        parts = batches.micro_batches_at(step, max_tokens, world.rank, world.size)
+        return StepInput.of(parts, world.device)
 
-    def take_step(self, batches: Prefetch[StepInput]) -> None:
-        """Update the weights once; count losses, tokens and time."""
+    def take_step(self, batches: Prefetch[StepInput], stop: StopRequest) -> None:
+        """Update the weights once; count losses, tokens and time; see whether to save or stop."""
         started = time.perf_counter()
         rate = self.plan.recipe.optimizer.lr * self.schedule.scale(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = batches.take()
-        sums, is_skipped = take_step(
-            self._wrapped, self.optimizer, batch, self.plan.recipe, self.step, self.world
-        )
+        done = take_step(self.model, self.optimizer, batch, self.plan.recipe, self.step, self.world)
         self.step += 1
         if self.is_due(self.knobs.log_every_steps) or self.is_finished:
             synchronize(self.world.device)  # so that the clock shows what the device has done
         elapsed = time.perf_counter() - started
-        self._losses.add(sums, batch.counts, is_skipped)
+        self._losses.add(*done)
         for meter in (self._speed, self._session_speed):
             meter.add(batch.micro_batches, elapsed, batches.waited_seconds)
-        self.schedule.decide(self.step, *self.world.agree((self.clock.seconds, elapsed)))
-        done, left = self.schedule.done_and_left(self.step, self.clock.seconds)
-        self._progress.step(self.step, done)
-        self._forecast(done, left)
+        self._look_up(elapsed, stop)
+        share, left = self.schedule.done_and_left(self.step, self.clock.seconds)
+        self._progress.step(self.step, share)
+        self._forecast(share, left)
+
+    def _look_up(self, elapsed: float, stop: StopRequest) -> None:
+        """See clocks and signals of all ranks, and decide on what follows from them."""
+        now, minutes = time.monotonic(), self.knobs.checkpoint_every_minutes
+        seconds, elapsed, is_late, is_over, stopped_by = self.world.largest(
+            self.clock.seconds,
+            elapsed,
+            minutes > 0 and now - self._saved_seconds >= 60 * minutes,
+            now >= self._stop_at,
+            stop.signal or 0,
+        )
+        self._is_late, self._stopped_by = bool(is_late), int(stopped_by)
+        self.must_stop = bool(is_over or stopped_by)
+        self.schedule.decide(self.step, seconds, elapsed)
 
     def _forecast(self, done: float, left: float) -> None:
         """Say what the run will take, as soon as the steps so far can tell."""
@@ -250,7 +276,7 @@ class Session:
         record = TrainRecord(
             step=self.step,
             **self._losses.means(),
-            **self._speed.rates(),
+            **self._speed.rates(self.world),
             lr=self.optimizer.param_groups[0]["lr"],
             seconds=self.clock.seconds,
         )
@@ -267,7 +293,7 @@ class Session:
         held_out = self.plan.data.held_out
         if held_out is None:
             return
-        scores = held_out.score(self.model, self.world.device)
+        scores = held_out.score(self.model, self.world)
         self._held_out_loss = scores.mlm_loss
         if not math.isfinite(scores.mlm_loss + (scores.nsp_loss or 0.0)):
             raise self._not_finite("the held-out loss")
@@ -284,31 +310,27 @@ class Session:
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
-        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+        whole = gather_model(self.model, self.world)
+        is_finite = whole is None or all(bool(p.isfinite().all()) for p in whole.parameters())
+        if not self.world.agree(is_finite):
             raise self._not_finite("a weight")
+        state = State(
+            step=self.step,
+            seconds=self.clock.seconds,
+            losses=self._losses.state(),
+            held_out_loss=self._held_out_loss if self._validated_at == self.step else None,
+            recipe=self.plan.recipe.model_dump(),
+        )
+        keep, tokenizer = self.knobs.keep_checkpoints, self.plan.data.store.tokenizer
+        with new_checkpoint(self.run, state, self.world, keep) as folder:
+            if whole is not None:
+                save_model(folder / "model", whole, tokenizer, self._about, self._untrained)
+            save_moments(folder, self.model, self.optimizer, self.world)
         if self.world.speaks:
-            state = State(
-                step=self.step,
-                seconds=self.clock.seconds,
-                losses=self._losses.state(),
-                held_out_loss=self._held_out_loss if self._validated_at == self.step else None,
-                recipe=self.plan.recipe.model_dump(),
-            )
-            tokenizer, about = self.plan.data.store.tokenizer, self._about
-            save_checkpoint(
-                self.run,
-                state,
-                self.model,
-                tokenizer,
-                about,
-                self.optimizer,
-                self.knobs.keep_checkpoints,
-                self._untrained,
-            )
             self._after_checkpoint(self.run)
         self._saved_at, self._saved_seconds = self.step, time.monotonic()
 
-    def finish(self, stopped_by: int | None) -> Outcome:
+    def finish(self) -> Outcome:
         """Validate a finished run, save, and say how the session went."""
         if self.is_finished and self._validated_at != self.step:
             self.validate()
@@ -330,11 +352,11 @@ class Session:
         return Outcome(
             steps=self.step,
             finished=self.is_finished,
-            stopped_by=None if self.is_finished else stopped_by,
+            stopped_by=None if self.is_finished else self._stopped_by or None,
             seconds=self.clock.seconds,
             mlm_loss=mlm_loss,
             nsp_loss=nsp_loss,
-            **self._session_speed.rates(),
+            **self._session_speed.rates(self.world),
             device=device_name(self.world.device),
             held_out=scores,
             diagnosis=tuple(diagnosis),
@@ -343,7 +365,11 @@ class Session:
     def _keep(self, record: Record) -> None:
         if self.world.speaks:
             self.run.log(record)
-        self._on_metrics(record)
+            self._on_metrics(record)
+
+    def _cut_metrics(self) -> None:
+        if self.world.speaks:
+            self.run.cut(self.step)
 
     def _not_finite(self, what: str) -> RunError:
         return RunError(

@@ -26,11 +26,10 @@ from bertmill.model.folder import WEIGHTS_FILE, LoadedModel, adopt_model, load_m
 from bertmill.storage import file_sha256
 from bertmill.text.tokenizer import load_tokenizer
 from bertmill.train.checkpoint import Checkpoint, newest_checkpoint
-from bertmill.train.device import open_device
 from bertmill.train.precision import choose_precision
 from bertmill.train.run_data import RunData
 from bertmill.train.run_folder import Facts, FirstWeights, RunFolder
-from bertmill.train.world import World
+from bertmill.train.world import World, open_world
 
 DEFAULT_RECIPE = "quick"
 _CONTINUE_RECIPE = "continue"
@@ -92,8 +91,8 @@ def plan_run(request: Request, say: Say, show: Show = lambda line, done: None) -
     source = None if request.init_from is None else load_model(request.init_from)
     from_store = any(is_store(found) for found in request.corpus)
     recipe = _choose_recipe(request, source, from_store, say)
-    world = World(open_device(recipe.train.device))
-    if request.out is not None:
+    world = _open_world(recipe)
+    if request.out is not None and world.speaks:
         RunFolder(request.out).refuse_if_taken()
     if from_store:
         store = _open_prepared(request, recipe)
@@ -102,6 +101,7 @@ def plan_run(request: Request, say: Say, show: Show = lambda line, done: None) -
         store = open_or_prepare(
             request.corpus, read, vocabulary, request.held_out, workers, say, show
         )
+    _refuse_another_start(recipe, store, world)
     # From here on the recipe is what is done, not only what was asked for.
     sections = ("text", "tokenizer") if from_store else ("text",)
     recipe = _changed(recipe, {name: store.manifest[name] for name in sections})
@@ -119,8 +119,8 @@ def plan_run(request: Request, say: Say, show: Show = lambda line, done: None) -
         },
         segments_rule=SEGMENTS_RULE,
     )
-    folder = request.out if request.out is not None else world.agree(_new_folder(recipe.name))
-    return Plan(RunFolder(folder), recipe, facts, data, world, source)
+    out = request.out or world.by_first(lambda: str(_new_folder(recipe.name)))
+    return Plan(RunFolder(out), recipe, facts, data, world, source)
 
 
 def plan_resume(
@@ -155,7 +155,8 @@ def plan_resume(
         Anything that the caller can fix.
     """
     recipe, facts = run.read()
-    checkpoint = newest_checkpoint(run, say)
+    world = _open_world(recipe)
+    checkpoint = newest_checkpoint(run, say, world)
     made = 0 if checkpoint is None else checkpoint.state.step
     if checkpoint is not None:
         _refuse_another_recipe(run, recipe, checkpoint)
@@ -188,12 +189,13 @@ def plan_resume(
             "bring the old text or store back, or start a new run",
         )
     start = checkpoint or _first_weights(run, facts)
-    world = World(open_device(recipe.train.device))
+    _refuse_another_start(recipe, store, world)
     recipe, data = _open_data(store, recipe, world, say)
     if has_moved:
         facts = facts.model_copy(update={"store": str(store.folder.resolve())})
+    if world.speaks:
         run.write_facts(facts)
-    run.write_recipe(recipe)
+        run.write_recipe(recipe)
     say(f"going on from step {made:,} of {run.path}")
     return Plan(run, recipe, facts, data, world, start)
 
@@ -269,10 +271,29 @@ def _changed(recipe: Recipe, changes: dict[str, dict[str, Any]]) -> Recipe:
     return recipe_from_dict(values, recipe.name)
 
 
+def _open_world(recipe: Recipe) -> World:
+    world = open_world(recipe.train)
+    if world.size > recipe.train.batch_size:
+        raise InputError(
+            f"{world.size} ranks",
+            f"cannot share the {recipe.train.batch_size} sequences of a step",
+            "start fewer (--nproc-per-node), or raise train.batch_size",
+        )
+    return world
+
+
+def _refuse_another_start(recipe: Recipe, store: Store, world: World) -> None:
+    """Raise `InputError` where ranks were given different recipes or text."""
+    world.wait_for_all()
+    knobs = recipe.model_dump(exclude={"name": True, "train": {"device"}})
+    values = {f"{name}.{key}": value for name in knobs for key, value in knobs[name].items()}
+    world.refuse_unless_same({**values, "the store": store.identity})
+
+
 def _open_data(store: Store, recipe: Recipe, world: World, say: Say) -> tuple[Recipe, RunData]:
     """Open the data; write down which precision is computed in, so that a resume does the same."""
     data = RunData.open(store, recipe, world.device)
-    precision = world.agree(choose_precision(recipe, world.device, say))
+    precision = world.by_first(lambda: choose_precision(recipe, world.device, say))
     return _changed(recipe, {"train": {"precision": precision}}), data
 
 

@@ -16,6 +16,7 @@ from bertmill.data.yardsticks import TrainingStatistics, Yardsticks, measure_yar
 from bertmill.model.pretraining import PretrainingModel, Scores
 from bertmill.text.tokenizer import Tokenizer
 from bertmill.train.device import to_device
+from bertmill.train.world import World
 
 # Held-out draws are keyed by this, never by the run's seed.
 _SEED = 0
@@ -135,26 +136,40 @@ class HeldOut:
         ]
         self.yardsticks = measure_yardsticks(self._batches, statistics, masking, tokenizer)
 
-    def score(self, model: PretrainingModel, device: torch.device) -> HeldOutScores:
-        """Score the model with dropout off; its mode is put back."""
-        scores = score_batches(model, self._batches, device)
+    def score(self, model: PretrainingModel, world: World) -> HeldOutScores:
+        """Score the model with dropout off, each rank a part of the text; its mode is put back."""
+        own = self._batches[world.rank :: world.size]
+        # All ranks go through the model as often: they may hold parts of it for one another.
+        num_more = -(-len(self._batches) // world.size) - len(own)
+        scores = score_batches(model, own + self._batches[:num_more], world.device, len(own))
+        mlm, mlm_right, nsp, nsp_right, num_predictions, num_pairs = world.totals(
+            *(column.sum().item() for column in scores), len(scores.mlm), len(scores.nsp)
+        )
         return HeldOutScores(
-            mlm_loss=scores.mlm.mean().item(),
-            mlm_accuracy=scores.mlm_right.mean().item(),
-            nsp_loss=scores.nsp.mean().item() if len(scores.nsp) else None,
-            nsp_accuracy=scores.nsp_right.mean().item() if len(scores.nsp) else None,
-            num_predictions=len(scores.mlm),
-            num_pairs=len(scores.nsp),
+            mlm_loss=mlm / num_predictions,
+            mlm_accuracy=mlm_right / num_predictions,
+            nsp_loss=nsp / num_pairs if num_pairs else None,
+            nsp_accuracy=nsp_right / num_pairs if num_pairs else None,
+            num_predictions=int(num_predictions),
+            num_pairs=int(num_pairs),
             **self.yardsticks._asdict(),
         )
 
 
 def score_batches(
-    model: PretrainingModel, batches: Sequence[Batch], device: torch.device
+    model: PretrainingModel,
+    batches: Sequence[Batch],
+    device: torch.device,
+    num_kept: int | None = None,
 ) -> Scores:
-    """Score every answer of several batches, dropout off; given as float64 on the CPU."""
+    """Score every answer of several batches, dropout off; given as float64 on the CPU.
+
+    With `num_kept` the scores of so many batches are kept, and the others computed for nothing.
+    """
     was_training = model.training
     model.eval()
     parts = [model.score(to_device(batch, device)) for batch in batches]
     model.train(was_training)
+    if num_kept is not None:
+        parts[num_kept:] = [Scores(*(x[:0] for x in part)) for part in parts[num_kept:]]
     return Scores(*(torch.cat(columns).double().cpu() for columns in zip(*parts, strict=True)))
