@@ -8,14 +8,22 @@ Where a command starts, or what it imports, is not to be seen here: that takes `
 import multiprocessing
 import os
 import resource
+import socket
 import subprocess
 import sys
 import tempfile
+from multiprocessing import connection
 from pathlib import Path
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["bertmill.api", "bertmill.cli", "matplotlib.backends.backend_agg", "processes"]
+    [
+        "bertmill.api",
+        "bertmill.cli",
+        "matplotlib.backends.backend_agg",
+        "processes",
+        "torch.distributed.fsdp",
+    ]
 )
 
 
@@ -25,14 +33,47 @@ def run(arguments, limits=None, cwd=None, env=None) -> subprocess.CompletedProce
     `limits` are numbers by the names of `resource`, as ``{"RLIMIT_FSIZE": 6_000}``;
     ``{"free_files": n}`` leaves so many file handles beside those that are open.
     """
+    (done,) = _run_all([(arguments, env or dict(os.environ))], limits, cwd)
+    return done
+
+
+def run_ranks(size, arguments, own=None) -> list[subprocess.CompletedProcess]:
+    """Run ``bertmill ARGUMENTS`` in so many processes as torchrun starts them, to the end of all.
+
+    `own` are more arguments for each of them. The first one that fails ends the others, as torchrun
+    has it.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    envs = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
+    more = own or [[]] * size
+    return _run_all([([*arguments, *more[rank]], envs[rank]) for rank in range(size)])
+
+
+def _run_all(commands, limits=None, cwd=None) -> list[subprocess.CompletedProcess]:
     with tempfile.TemporaryDirectory() as folder:
-        outputs = [Path(folder) / name for name in ("stdout", "stderr")]
-        begin = (outputs, limits or {}, Path.cwd() if cwd is None else cwd, env or dict(os.environ))
-        process = _SERVER.Process(target=_command, args=([*map(str, arguments)], *begin))
-        process.start()
-        process.join()
-        texts = [path.read_text("utf-8") for path in outputs]
-        return subprocess.CompletedProcess(arguments, process.exitcode, *texts)
+        started = []
+        for number, (arguments, env) in enumerate(commands):
+            outputs = [Path(folder) / f"{name}-{number}" for name in ("stdout", "stderr")]
+            begin = (outputs, limits or {}, Path.cwd() if cwd is None else cwd, env)
+            process = _SERVER.Process(target=_command, args=([*map(str, arguments)], *begin))
+            process.start()
+            started.append((process, outputs))
+        left = {process.sentinel: process for process, _ in started}
+        while left:
+            for sentinel in connection.wait(left):
+                if left.pop(sentinel).exitcode:
+                    for other in left.values():
+                        other.terminate()
+        return [
+            subprocess.CompletedProcess(
+                command, process.exitcode, *(path.read_text("utf-8") for path in outputs)
+            )
+            for (command, _), (process, outputs) in zip(commands, started, strict=True)
+        ]
 
 
 def _command(arguments, outputs, limits, cwd, env) -> None:

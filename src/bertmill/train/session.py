@@ -91,8 +91,6 @@ class Session:
     ----------
     step : int
         Updates made so far.
-    must_stop : bool
-        Whether a rank was sent a signal, or its time is up.
     """
 
     def __init__(
@@ -107,7 +105,7 @@ class Session:
         self.plan, self.run, self.world, self.knobs = plan, plan.run, world, recipe.train
         self._progress, self._after_checkpoint = progress, after_checkpoint
         self._on_metrics, self._stop_at = on_metrics, stop_at
-        self.must_stop, self._stopped_by = False, 0
+        self._stopped_by: int | None = None
         _say_start(plan, progress)
         kernels = self.knobs.kernels
         self.model = PretrainingModel(recipe.model, tokenizer.size, KERNELS[kernels])
@@ -226,8 +224,8 @@ class Session:
         parts = batches.micro_batches_at(step, max_tokens, world.rank, world.size)
         return StepInput.of(parts, world.device)
 
-    def take_step(self, batches: Prefetch[StepInput], stop: StopRequest) -> None:
-        """Update the weights once; count losses, tokens and time; see whether to save or stop."""
+    def take_step(self, batches: Prefetch[StepInput]) -> None:
+        """Update the weights once; count losses, tokens and time."""
         started = time.perf_counter()
         rate = self.plan.recipe.optimizer.lr * self.schedule.scale(self.step)
         for group in self.optimizer.param_groups:
@@ -241,24 +239,18 @@ class Session:
         self._losses.add(*done)
         for meter in (self._speed, self._session_speed):
             meter.add(batch.micro_batches, elapsed, batches.waited_seconds)
-        self._look_up(elapsed, stop)
+        self._read_clocks(elapsed)
         share, left = self.schedule.done_and_left(self.step, self.clock.seconds)
         self._progress.step(self.step, share)
         self._forecast(share, left)
 
-    def _look_up(self, elapsed: float, stop: StopRequest) -> None:
-        """See clocks and signals of all ranks, and decide on what follows from them."""
-        now, minutes = time.monotonic(), self.knobs.checkpoint_every_minutes
-        seconds, elapsed, is_late, is_over, stopped_by = self.world.largest(
-            self.clock.seconds,
-            elapsed,
-            minutes > 0 and now - self._saved_seconds >= 60 * minutes,
-            now >= self._stop_at,
-            stop.signal or 0,
-        )
-        self._is_late, self._stopped_by = bool(is_late), int(stopped_by)
-        self.must_stop = bool(is_over or stopped_by)
-        self.schedule.decide(self.step, seconds, elapsed)
+    def _read_clocks(self, elapsed: float) -> None:
+        """Decide by the clocks of all ranks how long the run is, and whether to save."""
+        minutes = self.knobs.checkpoint_every_minutes
+        is_late = minutes > 0 and time.monotonic() - self._saved_seconds >= 60 * minutes
+        *clocks, is_any_late = self.world.largest(self.clock.seconds, elapsed, is_late)
+        self._is_late = bool(is_any_late)
+        self.schedule.decide(self.step, *clocks)
 
     def _forecast(self, done: float, left: float) -> None:
         """Say what the run will take, as soon as the steps so far can tell."""
@@ -286,6 +278,13 @@ class Session:
             raise self._not_finite("the loss or its gradient")
         self._losses.reset()
         self._speed.reset()
+
+    def must_stop(self, stop: StopRequest) -> bool:
+        """Whether a rank was sent a signal, or its time is up."""
+        is_over = time.monotonic() >= self._stop_at
+        stopped_by, is_any_over = self.world.largest(stop.signal or 0, is_over)
+        self._stopped_by = int(stopped_by) or None
+        return bool(stopped_by or is_any_over)
 
     def validate(self) -> None:
         """Score the held-out text, record it, and say halfway where nothing is being learned."""
@@ -352,7 +351,7 @@ class Session:
         return Outcome(
             steps=self.step,
             finished=self.is_finished,
-            stopped_by=None if self.is_finished else self._stopped_by or None,
+            stopped_by=None if self.is_finished else self._stopped_by,
             seconds=self.clock.seconds,
             mlm_loss=mlm_loss,
             nsp_loss=nsp_loss,
