@@ -19,18 +19,11 @@ from bertmill.model.kernels import KERNELS
 from bertmill.model.pooling import pooling_to_keep
 from bertmill.model.pretraining import PretrainingModel, initialize
 from bertmill.model.transfer import transfer_weights
-from bertmill.train.checkpoint import (
-    Checkpoint,
-    State,
-    gather_model,
-    new_checkpoint,
-    restore_moments,
-    restore_weights,
-    save_moments,
-)
+from bertmill.train.checkpoint import Checkpoint, State, new_checkpoint, restore_weights
 from bertmill.train.device import device_name, measure_peak_flops, synchronize
 from bertmill.train.diagnosis import diagnose, diagnose_masked_tokens, one_label
 from bertmill.train.metrics import Clock, HeldOutRecord, LossMeter, Record, SpeedMeter, TrainRecord
+from bertmill.train.moments import gather_model, restore_moments, save_moments
 from bertmill.train.optimizer import make_optimizer
 from bertmill.train.prefetch import Prefetch
 from bertmill.train.progress import RunProgress
@@ -202,7 +195,7 @@ class Session:
             self._cut_metrics()
             self.save()
         else:
-            restore_moments(start, self.model, self.optimizer)
+            restore_moments(start.folder, self.model, self.optimizer)
             self.step, self.clock = start.state.step, Clock(start.state.seconds)
             self._losses.load_state(start.state.losses)
             self._cut_metrics()
