@@ -243,6 +243,9 @@ class TrainSection(Section):
     """``bf16``: matrix products of 16-bit factors, everything else fp32. ``auto``: bf16 where the
     device has units for it, on a CPU only for networks 256 wide or more. A run keeps what was
     chosen."""
+    compile: bool = False
+    """Let ``torch.compile`` fuse what a block does after its attention, at the start of each
+    session. It needs a C++ compiler, and gained nothing on CPUs."""
     kernels: Literal["auto", "plain"] = "auto"
     """``plain``: every operation as public torch spells it, which is slow; ``auto``: the faster
     forms of ``model/kernels`` too. Losses are equal to rounding; dropout draws other elements."""
@@ -353,9 +356,6 @@ def read_recipe(name_or_file: str | Path, settings: Iterable[str] = ()) -> dict[
     except (ValueError, RecursionError, OSError) as error:  # a number may have too many digits
         raise RecipeError(path, f"is not TOML ({error})", "fix that line") from None
     values.setdefault("name", path.stem)
-    train = values.get("train")
-    if isinstance(train, dict) and train.get("compile") is False:
-        del train["compile"]  # a knob of earlier versions, whose recipes write its default down
     apply_settings(values, settings)
     return values
 

@@ -64,15 +64,16 @@ def repeatable_kernels(device: torch.device) -> Iterator[None]:
     On a CPU they are, as long as rows are taken with ``index_select`` and ``F.embedding``.
     """
     before = torch.are_deterministic_algorithms_enabled()
-    filled_before = deterministic.fill_uninitialized_memory
+    filling: Any = deterministic  # a module, whose setting only its class knows
+    filled_before = filling.fill_uninitialized_memory
     torch.use_deterministic_algorithms(before or device.type == "cuda")
     # Else every new tensor is filled first; none is read before it is written.
-    deterministic.fill_uninitialized_memory = filled_before and device.type != "cuda"
+    filling.fill_uninitialized_memory = filled_before and device.type != "cuda"
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-        deterministic.fill_uninitialized_memory = filled_before
+        filling.fill_uninitialized_memory = filled_before
 
 
 def measure_peak_flops(device: torch.device, precision: str) -> float:
