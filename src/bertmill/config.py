@@ -248,6 +248,9 @@ class TrainSection(Section):
     of them and fetches the others when it needs them (less memory, more traffic)."""
     timeout_seconds: Annotated[float, Field(gt=0.0)] = 600.0
     """How long a process waits for another one that it trains with, until the run is given up."""
+    compile: bool = False
+    """Let ``torch.compile`` fuse what a block does after its attention, at the start of each
+    session. It needs a C++ compiler, and gained nothing on CPUs."""
     kernels: Literal["auto", "plain"] = "auto"
     """``plain``: every operation as public torch spells it, which is slow; ``auto``: the faster
     forms of ``model/kernels`` too. Losses are equal to rounding; dropout draws other elements."""
@@ -358,9 +361,6 @@ def read_recipe(name_or_file: str | Path, settings: Iterable[str] = ()) -> dict[
     except (ValueError, RecursionError, OSError) as error:  # a number may have too many digits
         raise RecipeError(path, f"is not TOML ({error})", "fix that line") from None
     values.setdefault("name", path.stem)
-    train = values.get("train")
-    if isinstance(train, dict) and train.get("compile") is False:
-        del train["compile"]  # a knob of earlier versions, whose recipes write its default down
     apply_settings(values, settings)
     return values
 

@@ -20,6 +20,7 @@ from bertmill.model.pooling import pooling_to_keep
 from bertmill.model.pretraining import PretrainingModel, initialize
 from bertmill.model.transfer import transfer_weights
 from bertmill.train.checkpoint import Checkpoint, State, new_checkpoint, restore_weights
+from bertmill.train.compiled import compile_blocks
 from bertmill.train.device import device_name, measure_peak_flops, synchronize
 from bertmill.train.diagnosis import diagnose, diagnose_masked_tokens, one_label
 from bertmill.train.metrics import Clock, HeldOutRecord, LossMeter, Record, SpeedMeter, TrainRecord
@@ -114,6 +115,10 @@ class Session:
             self._untrained = set(saved.new_weights)
             self._about = saved.about or self._about
         self.model.to(world.device).train()
+        if self.knobs.compile:
+            progress.say("compiling what the blocks do after their attention; it may take a minute")
+            assert self.knobs.precision != "auto"
+            compile_blocks(self.model, world.device, self.knobs.precision)
         world.wrap(self.model)
         self.optimizer = make_optimizer(self.model, recipe.optimizer, kernels)
         self.schedule = self._make_schedule()
