@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from bertmill.show.summary import RunSummary, summarize
+from bertmill.show.summary import RunSummary, lengths_of, summarize
 from bertmill.train.metrics import Metrics
 from bertmill.train.run_folder import RunFolder
 from bertmill.train.validate import LOSS_NAMES, HeldOutScores
@@ -58,7 +58,11 @@ def contents_lines(found: Mapping[str, Any], target: str) -> Iterator[str]:
         (_, name), *sections = found["recipe"].items()
         if name == "continue":
             sections = [(key, knobs) for key, knobs in sections if key != "model"]
-        yield from _section(f"Recipe {name}", [(key, _knobs(knobs)) for key, knobs in sections])
+        rows = [(key, _knobs(knobs)) for key, knobs in sections if key != "phases"]
+        rows += [
+            (f"phase {n}", _knobs(knobs)) for n, knobs in enumerate(found["recipe"]["phases"], 1)
+        ]
+        yield from _section(f"Recipe {name}", rows)
 
 
 def _section(heading: str, rows: Iterable[Row]) -> Iterator[str]:
@@ -88,7 +92,7 @@ def _table(heading: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) 
 
 def _run(summary: RunSummary) -> Iterator[str]:
     recipe, facts = summary.recipe, summary.facts
-    batch_size, max_length = recipe.train.batch_size, recipe.pairs.max_length
+    batch_size = recipe.train.batch_size
     budget = recipe.train.budget_seconds or facts.budget_seconds
     length = f"in a budget of {_duration(budget)}" if budget else f"of {recipe.train.steps:,}"
     metrics = summary.metrics
@@ -97,7 +101,7 @@ def _run(summary: RunSummary) -> Iterator[str]:
     share = f"{recipe.text.held_out_fraction:.0%} of the corpus"
     rows = {
         "steps": f"{metrics.last_step:,} {length}{took}",
-        "batch": f"{batch_size:,} sequences of up to {max_length:,} tokens",
+        "batch": f"{batch_size:,} sequences of up to {lengths_of(recipe)} tokens",
         "corpus": ", ".join(facts.corpus),
         "held out": ", ".join(facts.held_out) or share,
         "first weights": facts.init_from.folder if facts.init_from else "random",
