@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, reduce
 from itertools import accumulate
 from pathlib import Path
@@ -402,7 +402,7 @@ def read_recipe(name_or_file: str | Path, settings: Iterable[str] = ()) -> dict[
     if not os.path.isfile(path):
         raise RecipeError(
             f"recipe {source!r}",
-            "is neither a known name nor a file" + _did_you_mean(source, names),
+            "is neither a known name nor a file" + did_you_mean(source, names),
             f"known names are {', '.join(names)}",
         )
     try:
@@ -498,7 +498,7 @@ def _recipe_error(error: ValidationError, source: str, kind: type[Recipe]) -> Re
         known = sorted(section.model_fields)
         return RecipeError(
             where,
-            "is not a known key" + _did_you_mean(path[-1], known),
+            "is not a known key" + did_you_mean(path[-1], known),
             f"known keys are {', '.join(known)}",
         )
     if problem["type"] == "value_error":
@@ -513,6 +513,7 @@ def _recipe_error(error: ValidationError, source: str, kind: type[Recipe]) -> Re
     return RecipeError(where, what, message[0].lower() + message[1:])
 
 
-def _did_you_mean(word: str, known: list[str]) -> str:
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """Propose the known word that looks most like this one, in brackets, if any does."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
