@@ -246,7 +246,7 @@ def test_repeatable_kernels_leave_the_setting_as_it_was(device):
     assert deterministic.fill_uninitialized_memory
 
 
-BASE = load_recipe("base")
+BASE = load_recipe("base", ["pairs.max_length=128"])
 
 
 def step_of_base(device: torch.device) -> None:

@@ -78,7 +78,7 @@ def test_a_single_held_out_document_is_validated_where_no_other_is_needed(
     settings = [*one_held_out, "pairs.kind=none"]
     plan = plan_run(request(corpus_file, tmp_path, settings=settings), lambda line: None)
     assert plan.data.store.held_out.num_documents == 1
-    assert plan.data.held_out is not None
+    assert plan.data.phases[0].held_out is not None
 
 
 def test_held_out_text_that_was_given_must_give_pairs(corpus_file, tmp_path):
