@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVa
 from bertmill.errors import InputError
 from bertmill.ranks import is_first_rank
 from bertmill.storage import model_folder, refuse_if_there, refuse_unless_run
+from bertmill.train.watch import no_rank_stands_still, ranks_watched
 from bertmill.use.knobs import FinetuneKnobs
 
 if TYPE_CHECKING:
@@ -260,7 +261,7 @@ def pretrain(
         out=_text(out),
         workers=workers,
     )
-    with ExitStack() as opened:
+    with ranks_watched(), ExitStack() as opened:
         progress = opened.enter_context(_run_progress_on(stream))
         plan = plan_run(request, progress.say, progress.show)
         if plan.world.speaks:
@@ -311,7 +312,7 @@ def resume(
     stop_at, folder = _deadline(stop_after), RunFolder(run)
     moved = _listed(corpus), _listed(held_out)
     folder.read()  # a folder that is not a run gets no lock
-    with ExitStack() as opened:
+    with ranks_watched(), ExitStack() as opened:
         progress = opened.enter_context(_run_progress_on(stream))
         if is_first_rank():
             opened.enter_context(folder.locked())
@@ -331,9 +332,11 @@ def _train(
 
     curves, store = CurvesFile(progress.say), plan.data.store
     note = on_metrics or (lambda record: None)
-    outcome = pretrain_loop(plan, progress, curves.update, note, stop_at)
+    with no_rank_stands_still(plan.run.path):
+        outcome = pretrain_loop(plan, progress, curves.update, note, stop_at)
     if plan.world.speaks:
         curves.draw(plan.run)
+    plan.world.wait()  # torchrun ends all ranks as soon as one has ended with a status
     vocab_size, num_documents = store.tokenizer.size, store.train.num_documents
     return Run(plan.run.path, plan.recipe, vocab_size, num_documents, outcome)
 

@@ -27,7 +27,7 @@ import typer
 from bertmill import __version__, api
 from bertmill.errors import BertmillError, InputError
 from bertmill.openmp import limit_spinning
-from bertmill.ranks import is_first_rank, name_rank
+from bertmill.ranks import is_first_rank, name_rank, quiet_torch
 from bertmill.show.results import to_lines, to_values
 from bertmill.train.signals import interrupts_said
 
@@ -300,6 +300,7 @@ def main() -> NoReturn:
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
     limit_spinning()  # first: torch is imported by the verbs
+    quiet_torch()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name or a word that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
