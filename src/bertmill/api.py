@@ -174,6 +174,7 @@ def pretrain(
     tokenizer: str | Path | None = None,
     workers: Count | None = 1,
     stop_after: str | float | None = None,
+    or_resume: bool = False,
     on_metrics: "Callable[[Record], object] | None" = None,
     stream: IO[str] | None = None,
 ) -> "Run":
@@ -212,6 +213,9 @@ def pretrain(
         script with a ``__main__`` guard, so it is 1 in Python unless you ask for more.
     stop_after : str or float, optional
         Save and stop this session after this time, such as 55m, counted from the start.
+    or_resume : bool
+        Go on with the run in `out` where there is one, as `resume` does; it keeps its recipe. The
+        same call then starts a run and goes on with it, however often it is stopped.
     on_metrics : callable, optional
         Called with each record: a ``TrainRecord`` per log interval (``step``, ``mlm_loss``,
         ``nsp_loss``, ``pairs_per_second``, ...), a ``HeldOutRecord`` (``step``, ``scores``) per
@@ -249,7 +253,7 @@ def pretrain(
 
     if init_from is None:  # else the model brings the network
         load_recipe(recipe or "quick", settings)
-    from bertmill.train.start import Request, plan_run
+    from bertmill.train.start import Request, finds_run, plan_run
 
     request = Request(
         corpus=_listed(corpus),
@@ -261,8 +265,17 @@ def pretrain(
         out=_text(out),
         workers=workers,
     )
+    if or_resume and out is None:
+        raise InputError("`or_resume`", "has no folder to look for a run in", "give `out`")
     with ranks_watched(), ExitStack() as opened:
+        if out is not None and or_resume and finds_run(request):
+            return resume(
+                out, steps=steps, workers=workers, stop_after=stop_after,
+                on_metrics=on_metrics, stream=stream,
+            )  # fmt: skip
         progress = opened.enter_context(_run_progress_on(stream))
+        if or_resume:
+            progress.say(f"starting a new run in {out}, where there is none yet")
         plan = plan_run(request, progress.say, progress.show)
         if plan.world.speaks:
             opened.enter_context(plan.run.locked())
@@ -287,7 +300,8 @@ def resume(
     Parameters
     ----------
     run : str or Path
-        Run folder to go on with, from its newest whole checkpoint.
+        Run folder to go on with, from its newest whole checkpoint; or ``auto``, on the command
+        line: the run in `out` where there is one, else a new one there.
     steps : int, optional
         Parameter updates in all, where there are to be more: warm-up, hold and decay are from there
         on those of the new length.

@@ -71,9 +71,13 @@ _SUMMARIES = {
 
 _SPELLINGS = {
     "model": "MODEL", "target": "TARGET", "source": "FILE", "text": "TEXT", "text_b": "TEXT_B",
-    "settings": "--set", "num_pairs": "--pairs", "run": "--resume", "targets": "--target",
+    "settings": "--set", "num_pairs": "--pairs", "run": "--resume", "or_resume": "--resume auto",
+    "targets": "--target",
 }  # fmt: skip
 """Parameters that are not options, and those whose option has another name."""
+
+_WITHOUT_OPTION = ("stream", "on_metrics", "or_resume")
+"""For Python alone, or said by the value of another one: ``--resume auto``."""
 
 _DEFAULTS = {"source": "-", "workers": None}
 """Where the command differs from Python: it reads standard input, and may start processes."""
@@ -119,7 +123,8 @@ def spell_all(text: str) -> str:
     >>> spell_all("`among_file`: is empty; give `among`, or another `thing`")
     '--among-file: is empty; give --among, or another `thing`'
     """
-    return re.sub(r"`(\w+)`", lambda at: spell(at[1]) if at[1] in _all_names() else at[0], text)
+    names = _all_names() | _SPELLINGS.keys()
+    return re.sub(r"`(\w+)`", lambda at: spell(at[1]) if at[1] in names else at[0], text)
 
 
 @cache
@@ -130,9 +135,9 @@ def _all_names() -> set[str]:
 
 @cache
 def parameters_of(function: Function) -> dict[str, Parameter]:
-    """Return the parameters that the command line gives, which are not those for Python alone."""
+    """Return the parameters that have an option or argument of their own."""
     found = signature(function).parameters
-    return {name: each for name, each in found.items() if name not in ("stream", "on_metrics")}
+    return {name: each for name, each in found.items() if name not in _WITHOUT_OPTION}
 
 
 @cache
@@ -255,6 +260,9 @@ for _name in VERBS:
 
 def _run(verb: str, given: dict[str, Any], to: str | None, as_json: bool) -> None:
     """Call the function that the options choose, and print what it returns."""
+    is_auto = given.get("run") == "auto"
+    if is_auto:
+        del given["run"]
     option = _choose(verb, given, to)
     function = VERBS[verb][option]
     parameters = parameters_of(function)
@@ -262,6 +270,8 @@ def _run(verb: str, given: dict[str, Any], to: str | None, as_json: bool) -> Non
     for name, each in parameters.items():
         if each.default is Parameter.empty:
             arguments.setdefault(name, ())
+    if is_auto:
+        arguments["or_resume"] = True
     if as_json and "stream" in signature(function).parameters:
         arguments["stream"] = sys.stderr
     result = function(**arguments)
