@@ -80,7 +80,7 @@ class Shape:
 SHAPES = {
     "d2l": Shape("d2l", 3),
     "mini": Shape("mini", 2, ("train.batch_size=32",)),
-    "base": Shape("base", 2, ("train.batch_size=4",)),
+    "base": Shape("base", 2, ("train.batch_size=4", "pairs.max_length=128")),
 }
 
 

@@ -206,3 +206,15 @@ def test_tables_are_markdown():
     from measure import markdown_table
 
     assert markdown_table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_a_store_without_content_deals_out_whole_batches(tmp_path, monkeypatch):
+    scale, written, folder = import_module("scale"), tmp_path / "written", tmp_path / "store"
+    monkeypatch.setattr(scale, "BATCH_SIZE", 64)
+    scale.write_store(written, 50_000)
+    scale.write_manifest(folder, written, 10**7)
+    found = scale.measure(folder, written, 4)
+    assert found["tokens"] == 10**7 and found["blocks"] == 200
+    assert found["sequences"] == 16 and found["highest_position"] > 0.5e7
+    assert 1 <= found["first_batch_blocks"] <= 16 and 0 <= found["spread"] < 0.05
+    assert 0 < scale.count_examples_of_a_block(written) < 60

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from bertmill.evaluation.minimal_pairs import MinimalPairScores as MinimalPairScores
     from bertmill.evaluation.tasks import AllTaskScores as AllTaskScores
     from bertmill.show.run import Run as Run
+    from bertmill.train.forecast import Forecast as Forecast
     from bertmill.train.metrics import Record
     from bertmill.train.progress import RunProgress
     from bertmill.train.start import Plan
@@ -48,6 +49,7 @@ _MODULES = {
     "Encoding": "use.encode",
     "Filler": "use.fill_mask",
     "FineTuned": "use.finetune",
+    "Forecast": "train.forecast",
     "HeldOutScores": "train.validate",
     "MinimalPairScores": "evaluation.minimal_pairs",
     "Predicted": "use.predictions",
@@ -501,6 +503,55 @@ def inspect(
     from bertmill.show.contents import describe
 
     return describe(target, num_pairs, check)
+
+
+@_verb
+def plan(
+    name_or_file: str | Path,
+    devices: str,
+    *,
+    tokens: float | None = None,
+    price: float | None = None,
+    settings: Sequence[str] = (),
+) -> "Forecast":
+    """Say what a run would take, before it is started: arithmetic, memory, time and cost.
+
+    Parameters
+    ----------
+    name_or_file : str or Path
+        Recipe: a name or a TOML file.
+    devices : str
+        What it would run on: 8xH100, 1xA100, 2xCPU (cores of a machine).
+    tokens : float, optional
+        Size of the text in tokens, such as 3.3e9, to know how often it would be read.
+    price : float, optional
+        Dollars for a device and hour, instead of the list prices.
+    settings : sequence of str
+        Change to the recipe: ``section.key=value``.
+
+    Returns
+    -------
+    Forecast
+        Time and cost are ranges, from stated shares of the devices' peak.
+
+    Raises
+    ------
+    BertmillError
+        Anything that the caller can fix, in one line.
+
+    Examples
+    --------
+    >>> round(plan("base", "8xA100", tokens=3.3e9).epochs, 1)
+    12.9
+    """
+    from bertmill.config import load_recipe
+    from bertmill.train.forecast import forecast, parse_devices
+
+    for name, value in (("tokens", tokens), ("price", price)):
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"`{name}`", f"is {value:g}", "give a number above 0")
+    count, device = parse_devices(devices)
+    return forecast(load_recipe(name_or_file, settings), count, device, tokens, price)
 
 
 @_verb

@@ -47,6 +47,7 @@ VERBS: dict[str, dict[str, Function]] = {
     "prepare": {"": api.prepare},
     "cache": {"": api.cache},
     "inspect": {"": api.inspect},
+    "plan": {"": api.plan},
     "encode": {"": api.encode},
     "embed": {"": api.embed},
     "similar-words": {"": api.similar_words},
@@ -71,7 +72,8 @@ _SUMMARIES = {
 
 _SPELLINGS = {
     "model": "MODEL", "target": "TARGET", "source": "FILE", "text": "TEXT", "text_b": "TEXT_B",
-    "settings": "--set", "num_pairs": "--pairs", "run": "--resume", "or_resume": "--resume auto",
+    "name_or_file": "RECIPE", "settings": "--set", "num_pairs": "--pairs", "run": "--resume",
+    "or_resume": "--resume auto",
     "targets": "--target",
 }  # fmt: skip
 """Parameters that are not options, and those whose option has another name."""

@@ -1,8 +1,8 @@
 """The recipe: every knob of a run, with its unit and the source of its default.
 
-A recipe is eight sections of plain values, frozen and checked. It is read from TOML (a name that
-ships with the package, or a file), changed with ``section.key=value`` settings, and written back
-resolved into the run, so that the run folder alone says what was done.
+A recipe is eight sections of plain values, and perhaps some phases, frozen and checked. It is read
+from TOML (a name that ships with the package, or a file), changed with ``section.key=value``
+settings, and written back resolved into the run, so that the run folder alone says what was done.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, reduce
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -24,6 +25,7 @@ _RECIPES = Path(__file__).with_name("recipes")
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+Length = Annotated[int, Field(ge=8, le=2**15)]
 T = TypeVar("T")
 
 
@@ -92,12 +94,22 @@ class PairsSection(Section):
     kind: Literal["segments", "sentences", "none"] = "segments"
     """``segments``: runs of sentences, as BERT; ``sentences``: two sentences that fit, as the
     reference program; ``none``: full blocks, no second segment, masked language modeling alone."""
-    max_length: Annotated[int, Field(ge=8, le=2**15)] = 128
-    """Tokens in a sequence at most, special tokens included."""
+    max_length: Length = 128
+    """Tokens in a sequence at most, special tokens included. With phases it is that of the last
+    one, whatever is written here."""
     next_fraction: Fraction = 0.5
     """Probability that the second segment is the one that follows."""
     short_fraction: Fraction = 0.1
     """``segments``: probability that a sequence is cut to a random shorter length."""
+
+
+class PhaseSection(Section):
+    """A stretch of the run with sequences of its own length (Devlin et al. 2019, A.2)."""
+
+    fraction: Fraction = 0.0
+    """Share of the steps; the last phase may leave it out and has the rest."""
+    max_length: Length
+    """As `PairsSection.max_length`."""
 
 
 class MaskingSection(Section):
@@ -248,6 +260,9 @@ class TrainSection(Section):
     of them and fetches the others when it needs them (less memory, more traffic)."""
     timeout_seconds: Annotated[float, Field(gt=0.0)] = 600.0
     """How long a process waits for another one that it trains with, until the run is given up."""
+    compile: bool = False
+    """Let ``torch.compile`` fuse what a block does after its attention, at the start of each
+    session. It needs a C++ compiler, and gained nothing on CPUs."""
     kernels: Literal["auto", "plain"] = "auto"
     """``plain``: every operation as public torch spells it, which is slow; ``auto``: the faster
     forms of ``model/kernels`` too. Losses are equal to rounding; dropout draws other elements."""
@@ -259,6 +274,8 @@ class Recipe(Section):
     name: str = Field(min_length=1)
     text: TextSection = TextSection()
     tokenizer: TokenizerSection = TokenizerSection()
+    phases: list[PhaseSection] = Field(default_factory=list)
+    """In the order of the run; none: the whole run is one, of `pairs`."""
     pairs: PairsSection = PairsSection()
     masking: MaskingSection = MaskingSection()
     model: ModelSection = ModelSection()
@@ -271,13 +288,56 @@ class Recipe(Section):
         """Whether the pooler and the next-sentence head learn anything."""
         return self.pairs.kind != "none" and self.train.nsp_weight > 0
 
+    @property
+    def longest(self) -> int:
+        """Tokens that a sequence of any phase has at most."""
+        return max(pairs.max_length for pairs in self.phase_pairs())
+
+    def phase_starts(self) -> list[int]:
+        """Return the first step of each phase: shares of the steps, rounded to even."""
+        shares = accumulate(phase.fraction for phase in self.phases[:-1])
+        return [0, *(round(share * self.train.steps) for share in shares)]
+
+    def phase_pairs(self) -> list[PairsSection]:
+        """Return what pairs each phase is trained on."""
+        lengths = [phase.max_length for phase in self.phases] or [self.pairs.max_length]
+        return [self.pairs.model_copy(update={"max_length": length}) for length in lengths]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _end_at_the_last_length(cls, values: dict[str, Any]) -> dict[str, Any]:
+        try:
+            length = values["phases"][-1]["max_length"]
+            return {**values, "pairs": {**values.get("pairs", {}), "max_length": length}}
+        except (LookupError, TypeError):
+            return values  # no phases, or none that will be accepted
+
     @model_validator(mode="after")
     def _sequences_fit_positions(self) -> Self:
-        if self.pairs.max_length > self.model.max_position_embeddings:
+        where = "phases" if self.phases else "pairs"
+        if self.longest > self.model.max_position_embeddings:
             raise ValueError(
-                f"pairs: max_length={self.pairs.max_length} is above "
+                f"{where}: max_length={self.longest} is above "
                 f"model.max_position_embeddings={self.model.max_position_embeddings}; "
                 "lower the one or raise the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _phases_make_up_the_run(self) -> Self:
+        if not self.phases:
+            return self
+        *shares, last = (phase.fraction for phase in self.phases)
+        rest = 1.0 - sum(shares)
+        if not all(shares) or rest < 1e-9 or (last and abs(last - rest) > 1e-9):
+            raise ValueError(
+                "phases: the fractions do not add up to 1; give each phase its share of the steps, "
+                "the last one may leave it out"
+            )
+        if self.train.budget_seconds:
+            raise ValueError(
+                "phases: are shares of the steps, and a time budget does not say how many there "
+                "are; give train.steps, or pairs.max_length for a single phase"
             )
         return self
 
@@ -350,7 +410,7 @@ def read_recipe(name_or_file: str | Path, settings: Iterable[str] = ()) -> dict[
     if not os.path.isfile(path):
         raise RecipeError(
             f"recipe {source!r}",
-            "is neither a known name nor a file" + _did_you_mean(source, names),
+            "is neither a known name nor a file" + did_you_mean(source, names),
             f"known names are {', '.join(names)}",
         )
     try:
@@ -358,15 +418,14 @@ def read_recipe(name_or_file: str | Path, settings: Iterable[str] = ()) -> dict[
     except (ValueError, RecursionError, OSError) as error:  # a number may have too many digits
         raise RecipeError(path, f"is not TOML ({error})", "fix that line") from None
     values.setdefault("name", path.stem)
-    train = values.get("train")
-    if isinstance(train, dict) and train.get("compile") is False:
-        del train["compile"]  # a knob of earlier versions, whose recipes write its default down
     apply_settings(values, settings)
     return values
 
 
 def apply_settings(values: dict[str, Any], settings: Iterable[str]) -> None:
     """Write ``section.key=value`` settings into nested values, which are checked later.
+
+    Of ``pairs.max_length`` and ``phases``, the one key without a section, the later one holds.
 
     Raises
     ------
@@ -377,7 +436,7 @@ def apply_settings(values: dict[str, Any], settings: Iterable[str]) -> None:
         dotted, equals, text = setting.partition("=")
         dotted = dotted.strip()
         section, dot, key = dotted.partition(".")
-        if not (equals and dot and key):
+        if not (equals and (dotted == "phases" or (dot and key))):
             raise RecipeError(
                 f"--set {setting}",
                 "is not of the form section.key=value",
@@ -387,7 +446,11 @@ def apply_settings(values: dict[str, Any], settings: Iterable[str]) -> None:
             value = tomllib.loads(f"value = {text}")["value"]
         except (ValueError, RecursionError):
             value = {"True": True, "False": False}.get(text.strip(), text.strip())
-        if isinstance(table := values.setdefault(section, {}), dict):
+        if dotted == "pairs.max_length":
+            values.pop("phases", None)
+        if dotted == "phases":
+            values["phases"] = value
+        elif isinstance(table := values.setdefault(section, {}), dict):
             table[key] = value
         else:  # is refused as unknown, when all values are checked
             values[dotted] = value
@@ -435,26 +498,27 @@ def _recipe_error(error: ValidationError, source: str, kind: type[Recipe]) -> Re
     dotted = ".".join(path)
     where = f"recipe {source}: {dotted}" if dotted else f"recipe {source}"
     if problem["type"] == "extra_forbidden":
-        section = reduce(getattr, path[:-1], kind(name="any"))
-        known = sorted(type(section).model_fields)
+        is_phase = path[0] == "phases"
+        section = PhaseSection if is_phase else type(reduce(getattr, path[:-1], kind(name="any")))
+        known = sorted(section.model_fields)
         return RecipeError(
             where,
-            "is not a known key" + _did_you_mean(path[-1], known),
+            "is not a known key" + did_you_mean(path[-1], known),
             f"known keys are {', '.join(known)}",
         )
     if problem["type"] == "value_error":
         what, _, fix = str(problem["ctx"]["error"]).partition("; ")
         return RecipeError(f"recipe {source}", what, fix)
     if problem["type"] == "model_type":
-        return RecipeError(
-            where, "is a section, not a value", f"write [{dotted}] and keys below it"
-        )
+        header = "[[phases]]" if path[0] == "phases" else f"[{dotted}]"
+        return RecipeError(where, "is a section, not a value", f"write {header} and keys below it")
     shown = repr(problem["input"])
     what = f"{shown if len(shown) < 60 else shown[:60] + '...'} is not allowed"
     message = problem["msg"]
     return RecipeError(where, what, message[0].lower() + message[1:])
 
 
-def _did_you_mean(word: str, known: list[str]) -> str:
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """Propose the known word that looks most like this one, in brackets, if any does."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""

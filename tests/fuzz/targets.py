@@ -41,7 +41,8 @@ from bertmill.text.files import find_files
 from bertmill.text.rows import read_rows, text_of
 from bertmill.text.sentences import split_sentences
 from bertmill.text.tokenizer import load_tokenizer
-from bertmill.train.checkpoint import newest_checkpoint, restore_moments, restore_weights
+from bertmill.train.checkpoint import newest_checkpoint, restore_weights
+from bertmill.train.moments import restore_moments
 from bertmill.train.optimizer import make_optimizer
 from bertmill.train.run_folder import RunFolder
 from bertmill.train.world import World
@@ -820,7 +821,7 @@ def _use_checkpoint(folder: Path) -> None:
         return
     loaded = _word_model(folder / "good" / "model")  # its weights are overwritten
     restore_weights(checkpoint, loaded.model)
-    restore_moments(checkpoint, loaded.model, make_optimizer(loaded.model, recipe.optimizer))
+    restore_moments(checkpoint.folder, loaded.model, make_optimizer(loaded.model, recipe.optimizer))
 
 
 def _in_checkpoint(name: str, data: bytes, folder: Path) -> None:

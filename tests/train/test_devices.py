@@ -13,13 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils import deterministic
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import bertmill
 from bertmill.config import Recipe, load_recipe
-from bertmill.data.batch import Batch
+from bertmill.data.batch import Batch, Counts
 from bertmill.model.bert import PaddedBert
 from bertmill.model.kernels import vocabulary_loss
-from bertmill.model.pretraining import PretrainingModel, initialize
+from bertmill.model.pretraining import PretrainingModel, initialize, shapes_alone
 from bertmill.train.device import repeatable_kernels, to_device
 from bertmill.train.metrics import LossMeter
 from bertmill.train.optimizer import make_optimizer
@@ -162,6 +165,53 @@ def test_a_step_never_waits_for_the_device(precision, device, monkeypatch):
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["quick", "tiny", "d2l", "base", "large"])
+def test_a_step_of_a_recipe_reads_nothing_of_the_device(name, dtype, meta, monkeypatch):
+    """Whole networks with their dropout, few rows; by the operators that CUDA has."""
+    takes = "_get_fused_kernels_supported_devices"
+    monkeypatch.setattr(sys.modules["torch.optim.optimizer"], takes, lambda: ["meta"])
+    recipe, longest = load_recipe(name), load_recipe(name).pairs.max_length
+    with shapes_alone():
+        model = PretrainingModel(recipe.model, recipe.tokenizer.vocab_size).train()
+    model.to(dtype)  # autocast does not know this device
+    batch = to_device(make_batch([longest, longest, longest // 2, 7], VOCAB), meta)
+    optimizer, meter = make_optimizer(model, recipe.optimizer), LossMeter(meta)
+    called = CalledOperators()
+    with called:
+        fp32 = recipe.train.model_copy(update={"precision": "fp32"})
+        made = StepInput([batch], Counts(8, 4))
+        recipe = recipe.model_copy(update={"train": fp32})
+        sums, is_skipped = take_step(model, optimizer, made, recipe, 0, World(torch.device("cpu")))
+        meter.add(sums, made.counts, is_skipped)
+    dropout = recipe.model.attention_probs_dropout_prob
+    attention = "_efficient_attention_forward", "_efficient_attention_backward"
+    if dtype == torch.bfloat16 and dropout:
+        attention = "_flash_attention_forward", "_flash_attention_backward"
+    elif dtype == torch.bfloat16:
+        attention = "_varlen_attn", "_varlen_attn_backward"
+    counts = {called.names.count(operator) for operator in attention}
+    assert counts == {recipe.model.num_hidden_layers}
+    assert called.names.count("_fused_adamw_") == 2
+    assert called.devices <= {meta}
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        meter.state()
+
+
+class CalledOperators(TorchDispatchMode):
+    """Names of the operators that are called, and the devices of what they return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names, self.devices = [], set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.names.append(function.__name__.partition(".")[0])
+        self.devices |= {x.device for x in tree_leaves(out) if torch.is_tensor(x)}
+        return out
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_resume_has_the_same_bits(precision, device, corpus_file, tmp_path):
     settings = [
@@ -191,10 +241,12 @@ def test_a_resume_has_the_same_bits(precision, device, corpus_file, tmp_path):
 def test_repeatable_kernels_leave_the_setting_as_it_was(device):
     with repeatable_kernels(device):
         assert torch.are_deterministic_algorithms_enabled() == (device.type == "cuda")
+        assert deterministic.fill_uninitialized_memory == (device.type != "cuda")
     assert not torch.are_deterministic_algorithms_enabled()
+    assert deterministic.fill_uninitialized_memory
 
 
-BASE = load_recipe("base")
+BASE = load_recipe("base", ["pairs.max_length=128"])
 
 
 def step_of_base(device: torch.device) -> None:

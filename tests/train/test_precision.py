@@ -125,7 +125,8 @@ def test_held_out_losses_are_those_of_fp32(run, small_store, tmp_path):
 
     done, _, _ = run("run", "train.precision=bf16")
     data = RunData.open(small_store, done.recipe, CPU)
-    assert data.held_out.score(load_model(done.folder).model, World(CPU)) == done.outcome.held_out
+    scores = data.phases[0].held_out.score(load_model(done.folder).model, World(CPU))
+    assert scores == done.outcome.held_out
 
 
 def test_the_peak_is_that_of_the_best_product(monkeypatch, real_runs):

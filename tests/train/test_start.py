@@ -78,7 +78,7 @@ def test_a_single_held_out_document_is_validated_where_no_other_is_needed(
     settings = [*one_held_out, "pairs.kind=none"]
     plan = plan_run(request(corpus_file, tmp_path, settings=settings), lambda line: None)
     assert plan.data.store.held_out.num_documents == 1
-    assert plan.data.held_out is not None
+    assert plan.data.phases[0].held_out is not None
 
 
 def test_held_out_text_that_was_given_must_give_pairs(corpus_file, tmp_path):
@@ -146,8 +146,10 @@ def test_what_ranks_must_share_goes_through_the_world(corpus_file, tmp_path, mon
     run = bertmill.pretrain(str(corpus_file), "tiny", budget=1.0, settings=SMALL)
     assert "fp32" in agreed
     assert str(run.folder) in agreed
-    assert len(compared) == run.outcome.steps
-    assert all(seconds > elapsed > 0 for seconds, elapsed, *_ in compared)
+    clocks, stops = compared[::2], compared[1::2]
+    assert len(clocks) == len(stops) == run.outcome.steps
+    assert all(seconds > elapsed > 0 for seconds, elapsed, is_late in clocks)
+    assert set(stops) == {(0, False)}
 
 
 # --- the warm-up of a shorter run ----------------------------------------------------------------

@@ -115,8 +115,29 @@ class Embeddings(nn.Module):
         return self.dropout(self.norm(x))  # type: ignore[no-any-return]
 
 
+def _after_attention(
+    x: Tensor,
+    mixed: Tensor,
+    dropout: nn.Module,
+    norms: tuple[nn.Module, nn.Module],
+    feed_forward: nn.Module,
+    norm_first: bool,
+) -> Tensor:
+    """Do what a block does for each token alone, twice [..., D] to [..., D].
+
+    Not a method, so that code compiled for it serves every block, wrapped or not.
+    """
+    x = x + dropout(mixed)
+    if norm_first:
+        return x + dropout(feed_forward(norms[1](x)))  # type: ignore[no-any-return]
+    x = norms[0](x)
+    return norms[1](x + dropout(feed_forward(x)))  # type: ignore[no-any-return]
+
+
 class Block(nn.Module):
     """Attention and feed-forward, each with a residual sum and a LayerNorm after or before it."""
+
+    after_attention = staticmethod(_after_attention)
 
     def __init__(self, section: ModelSection, kernels: Kernels) -> None:
         super().__init__()
@@ -140,11 +161,11 @@ class Block(nn.Module):
             x = x.index_select(0, selection.at)
             # Normed again: taken from `every`, they would have a gradient of the size of all.
             some = self.attention_norm(x) if self.norm_first else x
-        x = x + self.dropout(self.attention(some, every, sequences, selection, rotation))
-        if self.norm_first:
-            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # type: ignore[no-any-return]
-        x = self.attention_norm(x)
-        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))  # type: ignore[no-any-return]
+        mixed = self.attention(some, every, sequences, selection, rotation)
+        norms = self.attention_norm, self.feed_forward_norm
+        return self.after_attention(
+            x, mixed, self.dropout, norms, self.feed_forward, self.norm_first
+        )
 
 
 class Attention(nn.Module):

@@ -10,7 +10,7 @@ from bertmill.config import Recipe, recipe_to_toml
 from bertmill.errors import InputError
 from bertmill.model.folder import LoadedModel
 from bertmill.model.pooling import Pooling
-from bertmill.show.summary import RunSummary
+from bertmill.show.summary import RunSummary, lengths_of
 from bertmill.train.validate import LOSS_NAMES, HeldOutScores
 
 # Hugging Face's word for what a model is for, the class that opens it, and what that gives.
@@ -110,7 +110,7 @@ def _training(summary: RunSummary, num_tokens: int | None) -> list[str]:
         "## Training\n",
         f"- Text: {', '.join(map(_public_name, facts.corpus))}{tokens}",
         f"- Recipe: {recipe.name}, {steps:,} steps of {batch_size:,} "
-        f"sequences of up to {recipe.pairs.max_length} tokens",
+        f"sequences of up to {lengths_of(recipe)} tokens",
         f"- Begun with: {begun_with}",
         f"- Versions: {', '.join(f'{name} {v}' for name, v in facts.versions.items())}\n",
     ]

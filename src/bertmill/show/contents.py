@@ -91,7 +91,7 @@ def _describe_run(run: RunFolder, num_pairs: int, check: bool) -> dict[str, Any]
         found["model"] = _describe_model(run.model)
     if is_store(facts.store):
         store, counts = _open_store(facts.store, check)
-        pairs, masking, seed = recipe.pairs, recipe.masking, recipe.train.seed
+        pairs, masking, seed = recipe.phase_pairs()[0], recipe.masking, recipe.train.seed
         found |= {**counts, **masked_samples(store, pairs, masking, seed, num_pairs)}
     return {**found, "recipe": recipe.model_dump()}
 

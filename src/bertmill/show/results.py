@@ -71,6 +71,10 @@ def to_lines(function: str, result: Any, arguments: Arguments) -> Iterator[str]:
             from bertmill.show.tables import contents_lines
 
             yield from contents_lines(result, str(arguments["target"]))
+        case "plan":
+            from bertmill.show.tables import forecast_lines
+
+            yield from forecast_lines(result)
         case "encode":
             yield f"vectors of shape {result.vectors.shape}"
             for token, vector in zip(result.tokens, result.vectors[0], strict=True):

@@ -38,6 +38,20 @@ def summarize(run: RunFolder) -> RunSummary:
     return RunSummary(run.path, recipe, facts, run.metrics(), run.diagnosis())
 
 
+def lengths_of(recipe: Recipe) -> str:
+    """Name the longest sequence of each phase.
+
+    Examples
+    --------
+    >>> from bertmill.config import load_recipe
+    >>> lengths_of(load_recipe("base"))
+    '128, from step 900,000 on 512'
+    """
+    first, *later = (f"{pairs.max_length:,}" for pairs in recipe.phase_pairs())
+    rest = zip(recipe.phase_starts()[1:], later, strict=True)
+    return first + "".join(f", from step {step:,} on {length}" for step, length in rest)
+
+
 def score_lines(scores: HeldOutScores) -> Iterator[str]:
     """Say how good the losses on held-out text are, one line per loss."""
     for each in scores.losses:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from bertmill.show.summary import RunSummary, summarize
+from bertmill.show.summary import RunSummary, lengths_of, summarize
+from bertmill.train.forecast import Forecast, Span
 from bertmill.train.metrics import Metrics
 from bertmill.train.run_folder import RunFolder
 from bertmill.train.validate import LOSS_NAMES, HeldOutScores
@@ -58,7 +59,51 @@ def contents_lines(found: Mapping[str, Any], target: str) -> Iterator[str]:
         (_, name), *sections = found["recipe"].items()
         if name == "continue":
             sections = [(key, knobs) for key, knobs in sections if key != "model"]
-        yield from _section(f"Recipe {name}", [(key, _knobs(knobs)) for key, knobs in sections])
+        rows = [(key, _knobs(knobs)) for key, knobs in sections if key != "phases"]
+        rows += [
+            (f"phase {n}", _knobs(knobs)) for n, knobs in enumerate(found["recipe"]["phases"], 1)
+        ]
+        yield from _section(f"Recipe {name}", rows)
+
+
+def forecast_lines(found: Forecast) -> Iterator[str]:
+    """Show what a run would take, in lines that fit the terminal."""
+    yield f"recipe {found.recipe} on {found.num_devices:,} x {found.device}"
+    phases = [
+        f"{phase.steps:,} of {found.batch_size:,} x {phase.max_length:,} tokens"
+        for phase in found.phases
+    ]
+    times = f", {found.epochs:,.3g} times all of the text" if found.epochs is not None else ""
+    mfu, peak = found.mfu, found.peak_flops / 1e12
+    rows = {
+        "steps": "; ".join(phases),
+        "reads": f"{found.tokens:,} tokens{times}",
+        "arithmetic": f"{found.flops:.3g} operations, {found.flops / found.tokens:.3g} a token",
+        "time": f"{_range_of_time(found.seconds)}, at {mfu.low:.0%} to {mfu.high:.0%} of "
+        f"{peak:g} TFLOP/s per device",
+        "cost": "not known; give --price, dollars for a device and hour",
+    }
+    if found.dollars is not None and found.dollars_per_hour is not None:
+        price = _range(found.dollars_per_hour, ",.2f")
+        rows["cost"] = f"{_range(found.dollars, ',.0f')} dollars, at {price} per device and hour"
+    yield from _section("", rows.items())
+    assumed = (
+        "assumed: every sequence is as long as its phase allows, nothing waits for data or for "
+        "other devices; validation and checkpoints come on top"
+    )
+    yield from _section("", [("", line) for line in (assumed, *found.notes)])
+
+
+def _range(span: Span, form: str) -> str:
+    low, high = format(span.low, form), format(span.high, form)
+    return low if low == high else f"{low} to {high}"
+
+
+def _range_of_time(span: Span) -> str:
+    """Give both ends in the largest unit of which the lower one is a whole."""
+    units = {"days": 86_400, "hours": 3_600, "minutes": 60, "seconds": 1}
+    unit = next((name for name, size in units.items() if span.low >= size), "seconds")
+    return f"{_range(span.times(1 / units[unit]), ',.1f')} {unit}"
 
 
 def _section(heading: str, rows: Iterable[Row]) -> Iterator[str]:
@@ -88,7 +133,7 @@ def _table(heading: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) 
 
 def _run(summary: RunSummary) -> Iterator[str]:
     recipe, facts = summary.recipe, summary.facts
-    batch_size, max_length = recipe.train.batch_size, recipe.pairs.max_length
+    batch_size = recipe.train.batch_size
     budget = recipe.train.budget_seconds or facts.budget_seconds
     length = f"in a budget of {_duration(budget)}" if budget else f"of {recipe.train.steps:,}"
     metrics = summary.metrics
@@ -97,7 +142,7 @@ def _run(summary: RunSummary) -> Iterator[str]:
     share = f"{recipe.text.held_out_fraction:.0%} of the corpus"
     rows = {
         "steps": f"{metrics.last_step:,} {length}{took}",
-        "batch": f"{batch_size:,} sequences of up to {max_length:,} tokens",
+        "batch": f"{batch_size:,} sequences of up to {lengths_of(recipe)} tokens",
         "corpus": ", ".join(facts.corpus),
         "held out": ", ".join(facts.held_out) or share,
         "first weights": facts.init_from.folder if facts.init_from else "random",

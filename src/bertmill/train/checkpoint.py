@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,17 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import safetensors
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from bertmill.config import Section
 from bertmill.errors import RunError
-from bertmill.model.folder import LoadedModel, load_model, save_tensors
-from bertmill.model.pretraining import PretrainingModel, shapes_alone
+from bertmill.model.folder import LoadedModel, load_model
+from bertmill.model.pretraining import PretrainingModel
 from bertmill.storage import file_sha256, flush_to_disk
 from bertmill.train.metrics import SUM_NAMES
+from bertmill.train.moments import moments_file
 from bertmill.train.run_folder import RunFolder
 from bertmill.train.world import World
 
@@ -80,10 +77,8 @@ def new_checkpoint(run: RunFolder, state: State, world: World, keep: int) -> Ite
             (part / "model").mkdir(parents=True)
         world.wait()
         yield part
-        others = {_moments_file(rank, world) for rank in range(1, world.size)}
-        own = {_moments_file(world.rank, world)}
-        names = {f.name for f in _files(part)} - others if world.speaks else own
-        mine = [file for file in _files(part) if file.name in names]
+        owners = {moments_file(rank, world): rank for rank in reversed(range(world.size))}
+        mine = [file for file in _files(part) if owners.get(file.name, 0) == world.rank]
         digests = {str(file.relative_to(part)): file_sha256(file) for file in mine}
         for file in mine:
             flush_to_disk(file)
@@ -107,49 +102,6 @@ def _delete_old(run: RunFolder, keep: int) -> None:
     for old in found[:-keep]:
         if old != best:
             shutil.rmtree(old)
-
-
-def gather_model(model: PretrainingModel, world: World) -> PretrainingModel | None:
-    """Return the whole model on rank 0, on the CPU where ranks share it, and None elsewhere."""
-    if world.size == 1:
-        return model
-    from torch.distributed.fsdp import FSDPModule
-
-    for part in model.modules():
-        if isinstance(part, FSDPModule):  # validation leaves gathered weights behind
-            part.reshard()
-    state = {}
-    for name, tensor in model.state_dict().items():
-        whole = tensor.full_tensor()
-        if world.speaks:
-            state[name] = whole.cpu()
-    if not world.speaks:
-        return None
-    with shapes_alone():
-        gathered = PretrainingModel(model.section, model.vocab_size, model.kernels)
-    gathered.load_state_dict(state, assign=True)
-    return gathered
-
-
-def save_moments(
-    folder: Path, model: PretrainingModel, optimizer: torch.optim.Optimizer, world: World
-) -> None:
-    """Write the optimizer's state by parameter name: on rank 0, or each rank its own part."""
-    if not (world.speaks or world.shards):
-        return
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        for key in _STATE_KEYS if parameter in optimizer.state else ():
-            value = optimizer.state[parameter][key].detach()
-            local = value.to_local() if hasattr(value, "to_local") else value
-            tensors[f"{name}/{key}"] = local.cpu().contiguous()
-    save_tensors(folder / _moments_file(world.rank, world), tensors)
-
-
-def _moments_file(rank: int, world: World) -> str:
-    if not world.shards:
-        return "optimizer.safetensors"
-    return f"optimizer-{rank}-of-{world.size}.safetensors"
 
 
 def newest_checkpoint(
@@ -198,58 +150,7 @@ def restore_weights(checkpoint: Checkpoint, model: PretrainingModel) -> LoadedMo
     return loaded
 
 
-def restore_moments(
-    checkpoint: Checkpoint, model: PretrainingModel, optimizer: torch.optim.Optimizer
-) -> None:
-    """Put the optimizer's state back, bit for bit; of a model on any number of ranks."""
-    paths = sorted(checkpoint.folder.glob("optimizer*.safetensors"), key=_rank_of)
-    try:
-        with ExitStack() as opened:
-            files = [opened.enter_context(safetensors.safe_open(p, "pt")) for p in paths]
-            known = set(files[0].keys())
-            for name, parameter in model.named_parameters():
-                keys = [key for key in _STATE_KEYS if f"{name}/{key}" in known]
-                state = {key: _join([f.get_tensor(f"{name}/{key}") for f in files]) for key in keys}
-                if state:
-                    _refuse_other_shapes(state, parameter, paths[0], name)
-                    placed = {key: _place(tensor, parameter) for key, tensor in state.items()}
-                    optimizer.state[parameter] = placed
-    except (safetensors.SafetensorError, OSError) as error:
-        raise RunError(paths[0], f"cannot be read ({error})", "start a new run") from None
-
-
-def _rank_of(path: Path) -> int:
-    return int((re.findall(r"\d+", path.name) or ["0"])[0])
-
-
-def _join(parts: list[Tensor]) -> Tensor:
-    """Join what the ranks had of a tensor: its first dimension is what is dealt out."""
-    return torch.cat(parts) if parts[0].ndim else parts[0]
-
-
-def _refuse_other_shapes(
-    state: dict[str, Tensor], parameter: Tensor, path: Path, name: str
-) -> None:
-    shapes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
-    found = {key: tensor.shape for key, tensor in state.items()}
-    if found != shapes or any(tensor.dtype != torch.float32 for tensor in state.values()):
-        raise RunError(path, f"does not fit {name}", "start a new run")
-
-
-def _place(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """Copy a tensor to where a parameter is; of one in parts, this rank's part."""
-    tensor = tensor.to(parameter.device)
-    if not (tensor.ndim and hasattr(parameter, "device_mesh")):
-        return tensor
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(parameter, DTensor)
-    mesh, placements = parameter.device_mesh, parameter.placements
-    return distribute_tensor(tensor, mesh, placements, src_data_rank=None)
-
-
 _STATE_FILE = "state.json"
-_STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def _read_state(folder: Path) -> State:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils import deterministic
 
 from bertmill.data.batch import Batch
 from bertmill.errors import RecipeError
@@ -63,11 +64,16 @@ def repeatable_kernels(device: torch.device) -> Iterator[None]:
     On a CPU they are, as long as rows are taken with ``index_select`` and ``F.embedding``.
     """
     before = torch.are_deterministic_algorithms_enabled()
+    filling: Any = deterministic  # a module, whose setting only its class knows
+    filled_before = filling.fill_uninitialized_memory
     torch.use_deterministic_algorithms(before or device.type == "cuda")
+    # Else every new tensor is filled first; none is read before it is written.
+    filling.fill_uninitialized_memory = filled_before and device.type != "cuda"
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+        filling.fill_uninitialized_memory = filled_before
 
 
 def measure_peak_flops(device: torch.device, precision: str) -> float:

@@ -50,14 +50,16 @@ def pretrain_loop(
             stop_signals(progress.say, "then saving") as stop,
             session.prefetch() as batches,
         ):
-            while not (session.is_finished or session.must_stop):
-                session.take_step(batches, stop)
+            while not session.is_finished:
+                session.take_step(batches)
                 if session.is_due(knobs.log_every_steps) or session.is_finished:
                     session.log()
                 if session.is_due(knobs.validate_every_steps) or session.is_finished:
                     session.validate()
                 if session.is_save_due:
                     session.save()
+                if session.must_stop(stop):
+                    break
             return session.finish()
     except KeyboardInterrupt:
         resume = f"bertmill pretrain --resume {plan.run.path}"

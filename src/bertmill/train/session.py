@@ -16,21 +16,15 @@ from bertmill.data.randomness import make_key
 from bertmill.errors import ModelError, RunError
 from bertmill.model.folder import LoadedModel, save_model
 from bertmill.model.kernels import KERNELS
-from bertmill.model.pooling import pooling_to_keep
+from bertmill.model.pooling import Pooling, pooling_to_keep
 from bertmill.model.pretraining import PretrainingModel, initialize
 from bertmill.model.transfer import transfer_weights
-from bertmill.train.checkpoint import (
-    Checkpoint,
-    State,
-    gather_model,
-    new_checkpoint,
-    restore_moments,
-    restore_weights,
-    save_moments,
-)
+from bertmill.train.checkpoint import Checkpoint, State, new_checkpoint, restore_weights
+from bertmill.train.compiled import compile_blocks
 from bertmill.train.device import device_name, measure_peak_flops, synchronize
 from bertmill.train.diagnosis import diagnose, diagnose_masked_tokens, one_label
 from bertmill.train.metrics import Clock, HeldOutRecord, LossMeter, Record, SpeedMeter, TrainRecord
+from bertmill.train.moments import gather_model, restore_moments, save_moments
 from bertmill.train.optimizer import make_optimizer
 from bertmill.train.prefetch import Prefetch
 from bertmill.train.progress import RunProgress
@@ -91,8 +85,6 @@ class Session:
     ----------
     step : int
         Updates made so far.
-    must_stop : bool
-        Whether a rank was sent a signal, or its time is up.
     """
 
     def __init__(
@@ -107,13 +99,13 @@ class Session:
         self.plan, self.run, self.world, self.knobs = plan, plan.run, world, recipe.train
         self._progress, self._after_checkpoint = progress, after_checkpoint
         self._on_metrics, self._stop_at = on_metrics, stop_at
-        self.must_stop, self._stopped_by = False, 0
+        self._stopped_by: int | None = None
         _say_start(plan, progress)
         kernels = self.knobs.kernels
         self.model = PretrainingModel(recipe.model, tokenizer.size, KERNELS[kernels])
         generator = torch.Generator().manual_seed(make_key(self.knobs.seed, "weights"))
         initialize(self.model, recipe.model, generator)
-        self._about = plan.data.about
+        self._pooling: Pooling | None = None
         self._untrained = set() if recipe.trains_pairs else set(self.model.tensors_for_pairs())
         if isinstance(plan.start, LoadedModel):
             self._begin_with(plan.start)
@@ -121,8 +113,12 @@ class Session:
         elif isinstance(plan.start, Checkpoint):
             saved = restore_weights(plan.start, self.model)
             self._untrained = set(saved.new_weights)
-            self._about = saved.about or self._about
+            self._pooling = saved.about.pooling if saved.about else None
         self.model.to(world.device).train()
+        if self.knobs.compile:
+            progress.say("compiling what the blocks do after their attention; it may take a minute")
+            assert self.knobs.precision != "auto"
+            compile_blocks(self.model, world.device, self.knobs.precision)
         world.wrap(self.model)
         self.optimizer = make_optimizer(self.model, recipe.optimizer, kernels)
         self.schedule = self._make_schedule()
@@ -155,7 +151,7 @@ class Session:
             self._progress.say(f"how it makes sentence vectors is not kept: {error}")
             return
         if pooling is not None:
-            self._about = self._about.model_copy(update={"pooling": pooling})
+            self._pooling = pooling
             unit = ", scaled to length 1" if pooling.normalize else ""
             self._progress.say(
                 f"sentence vectors stay as they are there: {pooling.mode}{unit}, of up to "
@@ -204,7 +200,7 @@ class Session:
             self._cut_metrics()
             self.save()
         else:
-            restore_moments(start, self.model, self.optimizer)
+            restore_moments(start.folder, self.model, self.optimizer)
             self.step, self.clock = start.state.step, Clock(start.state.seconds)
             self._losses.load_state(start.state.losses)
             self._cut_metrics()
@@ -213,7 +209,11 @@ class Session:
             self._validated_at = self.world.agree(max(validations, default=-1))
             if self.is_finished:
                 self._progress.say("the run is finished already; more steps make it longer")
-        held_out = self.plan.data.held_out
+        self._show_phase()
+
+    def _show_phase(self) -> None:
+        """Show losses beside the yardsticks of the phase that the coming step belongs to."""
+        held_out = self.plan.data.phase_of(self.step).held_out
         self._progress.start(held_out.yardsticks if held_out else None, self.run.metrics())
 
     def prefetch(self) -> Prefetch[StepInput]:
@@ -221,13 +221,19 @@ class Session:
         return Prefetch(self._make_input, self.step)
 
     def _make_input(self, step: int) -> StepInput:
-        batches, world = self.plan.data.train, self.world
+        phase, world = self.plan.data.phase_of(step), self.world
         max_tokens = self.knobs.micro_batch_tokens
-        parts = batches.micro_batches_at(step, max_tokens, world.rank, world.size)
+        parts = phase.train.micro_batches_at(
+            step - phase.first_step, max_tokens, world.rank, world.size
+        )
         return StepInput.of(parts, world.device)
 
-    def take_step(self, batches: Prefetch[StepInput], stop: StopRequest) -> None:
-        """Update the weights once; count losses, tokens and time; see whether to save or stop."""
+    def take_step(self, batches: Prefetch[StepInput]) -> None:
+        """Update the weights once; count losses, tokens and time."""
+        phase = self.plan.data.phase_of(self.step)
+        if self.step and self.step == phase.first_step:
+            self._progress.say(f"step {self.step:,}: {phase.lengths} from here on")
+            self._show_phase()
         started = time.perf_counter()
         rate = self.plan.recipe.optimizer.lr * self.schedule.scale(self.step)
         for group in self.optimizer.param_groups:
@@ -241,24 +247,18 @@ class Session:
         self._losses.add(*done)
         for meter in (self._speed, self._session_speed):
             meter.add(batch.micro_batches, elapsed, batches.waited_seconds)
-        self._look_up(elapsed, stop)
+        self._read_clocks(elapsed)
         share, left = self.schedule.done_and_left(self.step, self.clock.seconds)
         self._progress.step(self.step, share)
         self._forecast(share, left)
 
-    def _look_up(self, elapsed: float, stop: StopRequest) -> None:
-        """See clocks and signals of all ranks, and decide on what follows from them."""
-        now, minutes = time.monotonic(), self.knobs.checkpoint_every_minutes
-        seconds, elapsed, is_late, is_over, stopped_by = self.world.largest(
-            self.clock.seconds,
-            elapsed,
-            minutes > 0 and now - self._saved_seconds >= 60 * minutes,
-            now >= self._stop_at,
-            stop.signal or 0,
-        )
-        self._is_late, self._stopped_by = bool(is_late), int(stopped_by)
-        self.must_stop = bool(is_over or stopped_by)
-        self.schedule.decide(self.step, seconds, elapsed)
+    def _read_clocks(self, elapsed: float) -> None:
+        """Decide by the clocks of all ranks how long the run is, and whether to save."""
+        minutes = self.knobs.checkpoint_every_minutes
+        is_late = minutes > 0 and time.monotonic() - self._saved_seconds >= 60 * minutes
+        *clocks, is_any_late = self.world.largest(self.clock.seconds, elapsed, is_late)
+        self._is_late = bool(is_any_late)
+        self.schedule.decide(self.step, *clocks)
 
     def _forecast(self, done: float, left: float) -> None:
         """Say what the run will take, as soon as the steps so far can tell."""
@@ -267,7 +267,7 @@ class Session:
         )
         if is_known and not (self._is_forecast or self.is_finished):
             self._is_forecast = True
-            epochs = self.step / done * self.knobs.batch_size / self.plan.data.train.num_examples
+            epochs = self.plan.data.count_epochs(round(self.step / done))
             is_by_time = self.plan.budget_seconds is not None
             self._progress.forecast(left, epochs, is_by_time=is_by_time)
 
@@ -287,10 +287,17 @@ class Session:
         self._losses.reset()
         self._speed.reset()
 
+    def must_stop(self, stop: StopRequest) -> bool:
+        """Whether a rank was sent a signal, or its time is up."""
+        is_over = time.monotonic() >= self._stop_at
+        stopped_by, is_any_over = self.world.largest(stop.signal or 0, is_over)
+        self._stopped_by = int(stopped_by) or None
+        return bool(stopped_by or is_any_over)
+
     def validate(self) -> None:
         """Score the held-out text, record it, and say halfway where nothing is being learned."""
         self._validated_at = self.step
-        held_out = self.plan.data.held_out
+        held_out = self.plan.data.phase_of(self.step - 1).held_out
         if held_out is None:
             return
         scores = held_out.score(self.model, self.world)
@@ -322,9 +329,11 @@ class Session:
             recipe=self.plan.recipe.model_dump(),
         )
         keep, tokenizer = self.knobs.keep_checkpoints, self.plan.data.store.tokenizer
+        about = self.plan.data.phase_of(self.step - 1).about
+        about = about.model_copy(update={"pooling": self._pooling})
         with new_checkpoint(self.run, state, self.world, keep) as folder:
             if whole is not None:
-                save_model(folder / "model", whole, tokenizer, self._about, self._untrained)
+                save_model(folder / "model", whole, tokenizer, about, self._untrained)
             save_moments(folder, self.model, self.optimizer, self.world)
         if self.world.speaks:
             self._after_checkpoint(self.run)
@@ -352,7 +361,7 @@ class Session:
         return Outcome(
             steps=self.step,
             finished=self.is_finished,
-            stopped_by=None if self.is_finished else self._stopped_by or None,
+            stopped_by=None if self.is_finished else self._stopped_by,
             seconds=self.clock.seconds,
             mlm_loss=mlm_loss,
             nsp_loss=nsp_loss,
@@ -383,7 +392,8 @@ class Session:
 def _say_start(plan: Plan, progress: RunProgress) -> None:
     """Say what is about to be trained, and on what."""
     recipe, knobs = plan.recipe, plan.recipe.train
-    if plan.data.held_out is None:
+    first, *later = plan.data.phases
+    if first.held_out is None:
         is_some = plan.data.store.held_out.num_documents > 0
         progress.say(
             "nothing is validated: the held-out share of the corpus "
@@ -399,7 +409,9 @@ def _say_start(plan: Plan, progress: RunProgress) -> None:
     length = "for the time budget" if plan.budget_seconds is not None else f"{knobs.steps:,} steps"
     progress.say(
         f"training {length}, {knobs.batch_size:,} sequences per step, "
-        f"{plan.data.train.num_examples:,} in an epoch, which sees "
-        f"{plan.data.train.seen_fraction():.1%} of the tokens, on "
+        f"{first.train.num_examples:,} in an epoch, which sees "
+        f"{first.train.seen_fraction():.1%} of the tokens, on "
         f"{device_name(plan.world.device)} in {knobs.precision}"
     )
+    for phase in later:
+        progress.say(f"from step {phase.first_step:,} on, {phase.lengths}")

@@ -174,9 +174,11 @@ def plan_resume(
             raise InputError(
                 f"`steps` {steps}", f"is less than the {made} steps already made", "give more"
             )
+        longer = _changed(recipe, {"train": {"steps": steps}})
+        _refuse_other_phases(recipe, longer, made)
         if steps != recipe.train.steps:
             say(f"the run was to have {recipe.train.steps:,} steps, now {steps:,}")
-        recipe = _changed(recipe, {"train": {"steps": steps}})
+        recipe = longer
     if recipe.pairs.kind == "segments" and facts.segments_rule != SEGMENTS_RULE:
         raise RunError(
             run.path,
@@ -296,9 +298,10 @@ def _open_world(recipe: Recipe) -> World:
 def _refuse_another_start(recipe: Recipe, store: Store, world: World) -> None:
     """Raise `InputError` where ranks were given different recipes or text."""
     world.wait_for_all()
-    knobs = recipe.model_dump(exclude={"name": True, "train": {"device"}})
+    knobs = recipe.model_dump(exclude={"name": True, "phases": True, "train": {"device"}})
     values = {f"{name}.{key}": value for name in knobs for key, value in knobs[name].items()}
-    world.refuse_unless_same({**values, "the store": store.identity})
+    phases = [phase.model_dump() for phase in recipe.phases]
+    world.refuse_unless_same({**values, "phases": phases, "the store": store.identity})
 
 
 def _open_data(store: Store, recipe: Recipe, world: World, say: Say) -> tuple[Recipe, RunData]:
@@ -310,17 +313,35 @@ def _open_data(store: Store, recipe: Recipe, world: World, say: Say) -> tuple[Re
 
 def _refuse_another_recipe(run: RunFolder, recipe: Recipe, checkpoint: Checkpoint) -> None:
     """Raise `RunError` where the run's recipe is not what it began with; only steps may differ."""
-    for section, values in recipe.model_dump(exclude={"name": True, "train": {"steps"}}).items():
-        # A run from before there was such a knob began with its default.
-        defaults = type(getattr(recipe, section))().model_dump()
-        began = defaults | checkpoint.state.recipe.get(section, {})
-        for key, value in values.items():
-            if value != began[key]:
-                raise RunError(
-                    run.path / "recipe.toml",
-                    f"{section}.{key} is {value!r}, the run began with {began[key]!r}",
-                    "put it back, or start a new run with `init_from`",
-                )
+    # A run from before there was such a knob began with its default.
+    began = _knobs(type(recipe)(name="any").model_dump()) | _knobs(checkpoint.state.recipe)
+    for key, value in _knobs(recipe.model_dump()).items():
+        if value != began[key] and key not in ("name", "train.steps"):
+            raise RunError(
+                run.path / "recipe.toml",
+                f"{key} is {value!r}, the run began with {began[key]!r}",
+                "put it back, or start a new run with `init_from`",
+            )
+
+
+def _knobs(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Give each value of a recipe by its ``section.key``."""
+    found: dict[str, Any] = {}
+    for name, value in recipe.items():
+        knobs = value.items() if isinstance(value, Mapping) else [("", value)]
+        found |= {f"{name}.{key}".rstrip("."): each for key, each in knobs}
+    return found
+
+
+def _refuse_other_phases(recipe: Recipe, longer: Recipe, made: int) -> None:
+    """Raise `InputError` where another number of steps puts steps already made in another phase."""
+    for old, new in zip(recipe.phase_starts(), longer.phase_starts(), strict=True):
+        if min(old, made) != min(new, made):
+            raise InputError(
+                f"`steps` {longer.train.steps}",
+                f"moves the start of a phase from step {old:,} to {new:,}, and {made:,} are made",
+                "leave `steps` out, or start a new run with `init_from`",
+            )
 
 
 # --- the store -----------------------------------------------------------------------------------

@@ -46,8 +46,8 @@ def padded(qkv, lengths):
     return mixed.transpose(1, 2).flatten(2)[is_token]
 
 
-def check_against_padded(attend, lengths, dropout, selected=None):
-    (qkv, packed), (again, _) = make(lengths), make(lengths)
+def check_against_padded(attend, lengths, dropout, selected=None, dtype=torch.float64):
+    (qkv, packed), (again, _) = make(lengths, dtype), make(lengths, dtype)
     wanted, selection = padded(again, lengths), None
     if selected is not None:
         selection = select(selected, packed)
@@ -139,34 +139,125 @@ def test_dropout_keeps_the_mean():
     assert (mean - wanted).abs().max() > 1e-4
 
 
+def nested(q, k, v, starts_q, starts_k, longest_q, longest_k, dropout, scale):
+    """What CUDA's operators compute, by torch's public form for nested tensors."""
+    assert q.shape[-1] % 8 == 0
+    assert starts_q.dtype == starts_k.dtype == torch.int32
+    assert longest_q == starts_q.diff().max()
+    assert longest_k == starts_k.diff().max()
+    each = ((q, starts_q), (k, starts_k), (v, starts_k))
+    q, k, v = (
+        torch.nested.nested_tensor_from_jagged(x.contiguous(), starts.long()).transpose(1, 2)
+        for x, starts in each
+    )
+    mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
+    return mixed.transpose(1, 2).values()
+
+
+@pytest.fixture(params=["varlen_attn", "flash", "efficient"])
+def operator(request, monkeypatch):
+    """Have `at_once` call `nested`: type and dropout for which it takes this operator."""
+    dropout = 0.0 if request.param == "varlen_attn" else 0.3
+
+    def varlen_attn(*args, scale):
+        return nested(*args, 0.0, scale)
+
+    def flash(*args, scale):
+        *args, given, is_causal, returns_weights = args
+        assert given == dropout and not is_causal and not returns_weights
+        return nested(*args, 0.0, scale), None
+
+    def efficient(q, k, v, bias, *args, scale):
+        *args, given, mask, keeps_sums = args
+        assert bias is None and given == dropout and mask == 0 and keeps_sums
+        return nested(q[0], k[0], v[0], *args, 0.0, scale)[None], None
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash)
+    monkeypatch.setattr(torch.ops.aten, "_efficient_attention_forward", efficient)
+    return torch.float32 if request.param == "efficient" else torch.float64, dropout
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("selected", [None, [0, 6, 7, 13]], ids=["all", "some"])
-def test_at_once_tells_the_kernel_where_sequences_begin(monkeypatch, selected):
-    """The kernel itself needs CUDA; its arguments, as documented, are checked by a slow one."""
+def test_what_cuda_computes_at_once_is_the_padded_form(operator, selected):
+    """The operators themselves need CUDA; a public form takes their arguments on a CPU."""
+    dtype, dropout = operator
+    check_against_padded(at_once, [5, 5, 3, 1], dropout, selected, dtype)
 
-    def slow(q, k, v, starts_q, starts_k, longest_q, longest_k):
-        assert starts_q.dtype == starts_k.dtype == torch.int32
-        assert longest_q == starts_q.diff().max()
-        assert longest_k == starts_k.diff().max()
-        each = ((q, starts_q), (k, starts_k), (v, starts_k))
-        parts = (x.transpose(0, 1).split(starts.diff().tolist(), 1) for x, starts in each)
-        mixed = [F.scaled_dot_product_attention(*part) for part in zip(*parts, strict=True)]
-        return torch.cat(mixed, 1).transpose(0, 1)
 
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", slow)
-    check_against_padded(at_once, [5, 5, 3, 1], 0.0, selected)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("size", [64, 12])
+def test_cudas_operators_take_these_arguments(dtype, dropout, size, meta):
+    """Names, order, shapes and types, forward and backward."""
+    lengths, heads = [5, 5, 3], 3
+    q = torch.empty(4, heads, size, dtype=dtype, device=meta, requires_grad=True)
+    kv = torch.empty(13, 2, heads, size, dtype=dtype, device=meta, requires_grad=True)
+    packed = PackedTokens.pack(*[torch.zeros(13, dtype=torch.int64)] * 3, lengths).to(meta)
+    selection = Selection(packed.token_ids[:4], packed.starts, [2, 0, 2])
+    mixed = fast(q, kv, selection, packed, dropout)
+    assert mixed.shape == (4, heads * size) and mixed.dtype == dtype
+    mixed.sum().backward()
+    assert q.grad.shape == q.shape and kv.grad.shape == kv.shape
+
+
+@pytest.fixture
+def cuda() -> torch.device:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device, so its own operators were not run")
+    return torch.device("cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("size", [64, 12])
+@pytest.mark.parametrize("selected", [None, [0, 6, 7, 8, 13]], ids=["all", "some"])
+def test_on_cuda_all_lengths_at_once_are_the_plain_form(cuda, dtype, size, selected):
+    lengths, heads = [5, 5, 3, 1], 3
+    qkv = torch.randn(14, 3, heads, size, generator=torch.Generator().manual_seed(1))
+    ids = torch.zeros(14, dtype=torch.int64)
+    packed = PackedTokens.pack(ids, ids, ids, lengths)
+    selection = None if selected is None else select(selected, packed)
+    ours = qkv.to(cuda, dtype).requires_grad_()
+    exact = qkv.to(dtype).double().requires_grad_()
+    on_cuda = selection and Selection(*(x.to(cuda) for x in selection[:2]), selection.lengths)
+    got = call(fast, ours, packed.to(cuda), 0.0, on_cuda)
+    wanted = call(plain, exact, packed, 0.0, selection)
+    rounding = {"rtol": 0, "atol": 0.05 if dtype == torch.bfloat16 else 1e-4}
+    torch.testing.assert_close(got.double().cpu(), wanted, **rounding)
+    got.sum().backward()
+    wanted.sum().backward()
+    torch.testing.assert_close(ours.grad.double().cpu(), exact.grad, **rounding)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_on_cuda_dropout_falls_anew_and_comes_again_with_the_seed(cuda, dtype):
+    qkv, packed = make([6] * 2000, dtype)
+    qkv, packed = qkv.detach()[:6].repeat(2000, 1, 1, 1).to(cuda), packed.to(cuda)
+
+    def attend(seed):
+        torch.manual_seed(seed)
+        return call(fast, qkv, packed, 0.2).float().view(2000, 6, -1)
+
+    one, again, other = attend(1), attend(1), attend(2)
+    assert torch.equal(one, again) and not torch.equal(one, other)
+    wanted = call(fast, qkv[:6], PackedTokens.pack(*packed[:3], [6]), 0.0).float()
+    torch.testing.assert_close(one.mean(0), wanted, atol=0.06, rtol=0)
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "dropout", "expected"),
+    ("device", "dtype", "expected"),
     [
-        ("cuda", torch.bfloat16, 0.0, True),
-        ("cuda", torch.bfloat16, 0.1, False),
-        ("cuda", torch.float32, 0.0, False),
-        ("cpu", torch.bfloat16, 0.0, False),
+        ("cuda", torch.bfloat16, True),
+        ("cuda", torch.float32, True),
+        ("cuda", torch.float64, False),
+        ("cpu", torch.bfloat16, False),
     ],
 )
-def test_the_kernel_for_all_lengths_is_used_where_it_is_right(device, dtype, dropout, expected):
-    assert takes_all_lengths(torch.device(device), dtype, dropout) is expected
+def test_all_lengths_are_taken_at_once_where_that_can_be(device, dtype, expected):
+    assert takes_all_lengths(torch.device(device), dtype) is expected
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])

@@ -26,6 +26,9 @@ from torch.nn import functional as F
 from bertmill.model.kernels.dropout import draw_scales
 from bertmill.model.packed import PackedTokens, Selection
 
+_HEAD_MULTIPLE = 8
+"""Widths of a head that CUDA's operators take."""
+
 
 def plain(
     q: Tensor, kv: Tensor, queries: PackedTokens | Selection, packed: PackedTokens, dropout: float
@@ -66,32 +69,50 @@ def fast(
     has_operator = hasattr(torch.ops.aten, "_softmax_backward_data")
     if q.requires_grad and q.device.type == "cpu" and has_operator:
         return in_training(q, kv, queries, packed, dropout)
-    if takes_all_lengths(q.device, q.dtype, dropout):
+    if takes_all_lengths(q.device, q.dtype):
         return at_once(q, kv, queries, packed, dropout)
     return by_length(q, kv, queries, packed, dropout)
 
 
-def takes_all_lengths(device: torch.device, dtype: torch.dtype, dropout: float) -> bool:
-    """Whether torch has a kernel here that takes sequences of any lengths at once.
+def takes_all_lengths(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch has operators here that take sequences of any lengths at once.
 
-    It is for CUDA and 16 bits, and knows no dropout.
+    The meta device has them too: it shows the shapes of what CUDA computes.
     """
-    return device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) and not dropout
+    # torch makes no promise about them: they are what its attention for nested tensors calls.
+    names = ("_flash_attention_forward", "_efficient_attention_forward")
+    is_built_in = all(hasattr(torch.ops.aten, name) for name in names)
+    return is_built_in and device.type in ("cuda", "meta") and dtype != torch.float64
 
 
 def at_once(
     q: Tensor, kv: Tensor, queries: PackedTokens | Selection, packed: PackedTokens, dropout: float
 ) -> Tensor:
-    """Attend in one call, where `takes_all_lengths`."""
-    # Here, because it takes a second to import.
-    from torch.nn.attention.varlen import varlen_attn
+    """Attend in one call, where `takes_all_lengths`.
 
-    assert not dropout
+    FlashAttention in 16 bits; it has none for 32, so there it is the memory-efficient form. Both
+    draw dropout from torch's generator, and take the queries of some tokens alone.
+    """
+    size = q.shape[-1]
+    if size % _HEAD_MULTIPLE:  # zeros change no score, and add columns that are cut off again
+        q, kv = (F.pad(x, (0, -size % _HEAD_MULTIPLE)) for x in (q, kv))
     k, v = kv.unbind(1)
-    longest = max(queries.lengths), max(packed.lengths)
-    mixed = varlen_attn(q, k, v, queries.starts, packed.starts, *longest)
-    assert isinstance(mixed, Tensor)
-    return mixed.flatten(1)
+    bounds = queries.starts, packed.starts, max(queries.lengths), max(packed.lengths)
+    scale, aten = size**-0.5, torch.ops.aten
+    if q.dtype == torch.float32:
+        # [1, S, H, D / H]; 0: no causal mask; True: keep what the gradient needs.
+        whole = q[None], k[None], v[None], None
+        found = aten._efficient_attention_forward(*whole, *bounds, dropout, 0, True, scale=scale)
+        mixed = found[0][0]
+    elif dropout:
+        found = aten._flash_attention_forward(q, k, v, *bounds, dropout, False, False, scale=scale)
+        mixed = found[0]
+    else:
+        # Here, because it takes a second to import.
+        from torch.nn.attention.varlen import varlen_attn
+
+        mixed = varlen_attn(q, k, v, *bounds, scale=scale)
+    return mixed[..., :size].flatten(1)  # type: ignore[no-any-return]
 
 
 def by_length(
