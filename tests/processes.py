@@ -8,7 +8,6 @@ Where a command starts, or what it imports, is not to be seen here: that takes `
 import multiprocessing
 import os
 import resource
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,9 @@ _SERVER.set_forkserver_preload(
     ]
 )
 
+_SECONDS_TO_END = 30
+"""As long as torchrun waits for ranks that it has told to end."""
+
 
 def run(arguments, limits=None, cwd=None, env=None) -> subprocess.CompletedProcess:
     """Run ``bertmill ARGUMENTS`` to its end.
@@ -37,37 +39,44 @@ def run(arguments, limits=None, cwd=None, env=None) -> subprocess.CompletedProce
     return done
 
 
-def run_ranks(size, arguments, own=None) -> list[subprocess.CompletedProcess]:
+def run_ranks(size, arguments, own=None, first=None) -> list[subprocess.CompletedProcess]:
     """Run ``bertmill ARGUMENTS`` in so many processes as torchrun starts them, to the end of all.
 
-    `own` are more arguments for each of them. The first one that fails ends the others, as torchrun
-    has it.
+    `own` are more arguments for each of them; `first` is called in each before it begins. The
+    first one that fails ends the others, and their store outlives them, as torchrun has it.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
     shared |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
     envs = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
     more = own or [[]] * size
-    return _run_all([([*arguments, *more[rank]], envs[rank]) for rank in range(size)])
+    commands = [([*arguments, *more[rank]], envs[rank]) for rank in range(size)]
+    return _run_all(commands, first=first)
 
 
-def _run_all(commands, limits=None, cwd=None) -> list[subprocess.CompletedProcess]:
+def _run_all(commands, limits=None, cwd=None, first=None) -> list[subprocess.CompletedProcess]:
     with tempfile.TemporaryDirectory() as folder:
         started = []
         for number, (arguments, env) in enumerate(commands):
             outputs = [Path(folder) / f"{name}-{number}" for name in ("stdout", "stderr")]
             begin = (outputs, limits or {}, Path.cwd() if cwd is None else cwd, env)
-            process = _SERVER.Process(target=_command, args=([*map(str, arguments)], *begin))
+            words = [*map(str, arguments)]
+            process = _SERVER.Process(target=_command, args=(words, *begin, first))
             process.start()
             started.append((process, outputs))
         left = {process.sentinel: process for process, _ in started}
         while left:
-            for sentinel in connection.wait(left):
+            ended = connection.wait(left, _SECONDS_TO_END if len(left) < len(started) else None)
+            for sentinel in ended:
                 if left.pop(sentinel).exitcode:
                     for other in left.values():
                         other.terminate()
+            if not ended:
+                for other in left.values():
+                    other.kill()
         return [
             subprocess.CompletedProcess(
                 command, process.exitcode, *(path.read_text("utf-8") for path in outputs)
@@ -76,7 +85,7 @@ def _run_all(commands, limits=None, cwd=None) -> list[subprocess.CompletedProces
         ]
 
 
-def _command(arguments, outputs, limits, cwd, env) -> None:
+def _command(arguments, outputs, limits, cwd, env, first) -> None:
     for number, path in enumerate(outputs, start=1):
         with path.open("wb") as stream:
             os.dup2(stream.fileno(), number)
@@ -90,5 +99,7 @@ def _command(arguments, outputs, limits, cwd, env) -> None:
         resource.setrlimit(getattr(resource, name), (number, number))
     from bertmill.cli import main
 
+    if first is not None:
+        first()
     sys.argv = ["bertmill", *arguments]
     main()

@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVa
 from bertmill.errors import InputError
 from bertmill.ranks import is_first_rank
 from bertmill.storage import model_folder, refuse_if_there, refuse_unless_run
+from bertmill.train.watch import no_rank_stands_still, ranks_watched
 from bertmill.use.knobs import FinetuneKnobs
 
 if TYPE_CHECKING:
@@ -175,6 +176,7 @@ def pretrain(
     tokenizer: str | Path | None = None,
     workers: Count | None = 1,
     stop_after: str | float | None = None,
+    or_resume: bool = False,
     on_metrics: "Callable[[Record], object] | None" = None,
     stream: IO[str] | None = None,
 ) -> "Run":
@@ -213,6 +215,9 @@ def pretrain(
         script with a ``__main__`` guard, so it is 1 in Python unless you ask for more.
     stop_after : str or float, optional
         Save and stop this session after this time, such as 55m, counted from the start.
+    or_resume : bool
+        Go on with the run in `out` where there is one, as `resume` does; it keeps its recipe. The
+        same call then starts a run and goes on with it, however often it is stopped.
     on_metrics : callable, optional
         Called with each record: a ``TrainRecord`` per log interval (``step``, ``mlm_loss``,
         ``nsp_loss``, ``pairs_per_second``, ...), a ``HeldOutRecord`` (``step``, ``scores``) per
@@ -250,7 +255,7 @@ def pretrain(
 
     if init_from is None:  # else the model brings the network
         load_recipe(recipe or "quick", settings)
-    from bertmill.train.start import Request, plan_run
+    from bertmill.train.start import Request, finds_run, plan_run
 
     request = Request(
         corpus=_listed(corpus),
@@ -262,8 +267,17 @@ def pretrain(
         out=_text(out),
         workers=workers,
     )
-    with ExitStack() as opened:
+    if or_resume and out is None:
+        raise InputError("`or_resume`", "has no folder to look for a run in", "give `out`")
+    with ranks_watched(), ExitStack() as opened:
+        if out is not None and or_resume and finds_run(request):
+            return resume(
+                out, steps=steps, workers=workers, stop_after=stop_after,
+                on_metrics=on_metrics, stream=stream,
+            )  # fmt: skip
         progress = opened.enter_context(_run_progress_on(stream))
+        if or_resume:
+            progress.say(f"starting a new run in {out}, where there is none yet")
         plan = plan_run(request, progress.say, progress.show)
         if plan.world.speaks:
             opened.enter_context(plan.run.locked())
@@ -288,7 +302,8 @@ def resume(
     Parameters
     ----------
     run : str or Path
-        Run folder to go on with, from its newest whole checkpoint.
+        Run folder to go on with, from its newest whole checkpoint; or ``auto``, on the command
+        line: the run in `out` where there is one, else a new one there.
     steps : int, optional
         Parameter updates in all, where there are to be more: warm-up, hold and decay are from there
         on those of the new length.
@@ -313,7 +328,7 @@ def resume(
     stop_at, folder = _deadline(stop_after), RunFolder(run)
     moved = _listed(corpus), _listed(held_out)
     folder.read()  # a folder that is not a run gets no lock
-    with ExitStack() as opened:
+    with ranks_watched(), ExitStack() as opened:
         progress = opened.enter_context(_run_progress_on(stream))
         if is_first_rank():
             opened.enter_context(folder.locked())
@@ -333,9 +348,11 @@ def _train(
 
     curves, store = CurvesFile(progress.say), plan.data.store
     note = on_metrics or (lambda record: None)
-    outcome = pretrain_loop(plan, progress, curves.update, note, stop_at)
+    with no_rank_stands_still(plan.run.path):
+        outcome = pretrain_loop(plan, progress, curves.update, note, stop_at)
     if plan.world.speaks:
         curves.draw(plan.run)
+    plan.world.wait()  # torchrun ends all ranks as soon as one has ended with a status
     vocab_size, num_documents = store.tokenizer.size, store.train.num_documents
     return Run(plan.run.path, plan.recipe, vocab_size, num_documents, outcome)
 

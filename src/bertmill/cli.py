@@ -27,7 +27,7 @@ import typer
 from bertmill import __version__, api
 from bertmill.errors import BertmillError, InputError
 from bertmill.openmp import limit_spinning
-from bertmill.ranks import is_first_rank, name_rank
+from bertmill.ranks import is_first_rank, name_rank, quiet_torch
 from bertmill.show.results import to_lines, to_values
 from bertmill.train.signals import interrupts_said
 
@@ -73,9 +73,13 @@ _SUMMARIES = {
 _SPELLINGS = {
     "model": "MODEL", "target": "TARGET", "source": "FILE", "text": "TEXT", "text_b": "TEXT_B",
     "name_or_file": "RECIPE", "settings": "--set", "num_pairs": "--pairs", "run": "--resume",
+    "or_resume": "--resume auto",
     "targets": "--target",
 }  # fmt: skip
 """Parameters that are not options, and those whose option has another name."""
+
+_WITHOUT_OPTION = ("stream", "on_metrics", "or_resume")
+"""For Python alone, or said by the value of another one: ``--resume auto``."""
 
 _DEFAULTS = {"source": "-", "workers": None}
 """Where the command differs from Python: it reads standard input, and may start processes."""
@@ -121,7 +125,8 @@ def spell_all(text: str) -> str:
     >>> spell_all("`among_file`: is empty; give `among`, or another `thing`")
     '--among-file: is empty; give --among, or another `thing`'
     """
-    return re.sub(r"`(\w+)`", lambda at: spell(at[1]) if at[1] in _all_names() else at[0], text)
+    names = _all_names() | _SPELLINGS.keys()
+    return re.sub(r"`(\w+)`", lambda at: spell(at[1]) if at[1] in names else at[0], text)
 
 
 @cache
@@ -132,9 +137,9 @@ def _all_names() -> set[str]:
 
 @cache
 def parameters_of(function: Function) -> dict[str, Parameter]:
-    """Return the parameters that the command line gives, which are not those for Python alone."""
+    """Return the parameters that have an option or argument of their own."""
     found = signature(function).parameters
-    return {name: each for name, each in found.items() if name not in ("stream", "on_metrics")}
+    return {name: each for name, each in found.items() if name not in _WITHOUT_OPTION}
 
 
 @cache
@@ -257,6 +262,9 @@ for _name in VERBS:
 
 def _run(verb: str, given: dict[str, Any], to: str | None, as_json: bool) -> None:
     """Call the function that the options choose, and print what it returns."""
+    is_auto = given.get("run") == "auto"
+    if is_auto:
+        del given["run"]
     option = _choose(verb, given, to)
     function = VERBS[verb][option]
     parameters = parameters_of(function)
@@ -264,6 +272,8 @@ def _run(verb: str, given: dict[str, Any], to: str | None, as_json: bool) -> Non
     for name, each in parameters.items():
         if each.default is Parameter.empty:
             arguments.setdefault(name, ())
+    if is_auto:
+        arguments["or_resume"] = True
     if as_json and "stream" in signature(function).parameters:
         arguments["stream"] = sys.stderr
     result = function(**arguments)
@@ -302,6 +312,7 @@ def main() -> NoReturn:
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
     limit_spinning()  # first: torch is imported by the verbs
+    quiet_torch()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name or a word that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

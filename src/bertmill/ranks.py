@@ -13,6 +13,15 @@ def is_first_rank(environment: Mapping[str, str] = os.environ) -> bool:
     return environment.get("RANK", "0") == "0"
 
 
+def quiet_torch() -> None:
+    """Keep torch's C++ from a page of stack for each message to a rank that has gone.
+
+    Before torch is imported. What a rank says of that is in `bertmill.train.watch`.
+    """
+    if "RANK" in os.environ:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 def name_rank(line: str, environment: Mapping[str, str] = os.environ) -> str:
     """Let lower ranks complain first, then name this one in its complaint.
 

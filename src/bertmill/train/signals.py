@@ -9,6 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
+_num_in_force = 0
+
+
+def is_in_force() -> bool:
+    """Whether the first signal goes to a `StopRequest`."""
+    return _num_in_force > 0
+
 
 class StopRequest:
     """The signal that arrived, if one did."""
@@ -22,6 +29,7 @@ def stop_signals(say: Callable[[str], None], then: str) -> Iterator[StopRequest]
 
     `then` says what will be done with what was learned.
     """
+    global _num_in_force
     stop = StopRequest()
     with ExitStack() as handlers:
 
@@ -35,7 +43,11 @@ def stop_signals(say: Callable[[str], None], then: str) -> Iterator[StopRequest]
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 handlers.callback(signal.signal, number, signal.signal(number, on_signal))
-        yield stop
+        _num_in_force += 1
+        try:
+            yield stop
+        finally:
+            _num_in_force -= 1
 
 
 @contextmanager

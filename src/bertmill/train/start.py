@@ -72,6 +72,13 @@ class Plan:
         return self.recipe.train.budget_seconds or self.facts.budget_seconds
 
 
+def finds_run(request: Request) -> bool:
+    """Whether there is a run in the folder of a new one: on all ranks what rank 0 sees there."""
+    train = read_recipe(_recipe_of(request), request.settings).get("train", {})
+    world = open_world(TrainSection.model_validate(train))
+    return world.by_first(lambda: RunFolder(str(request.out)).holds_run)
+
+
 def plan_run(request: Request, say: Say, show: Show = lambda line, done: None) -> Plan:
     """Plan a new run; its folder is created by the caller.
 
@@ -205,11 +212,15 @@ def plan_resume(
 # --- the recipe ----------------------------------------------------------------------------------
 
 
+def _recipe_of(request: Request) -> str:
+    return request.recipe or (DEFAULT_RECIPE if request.init_from is None else _CONTINUE_RECIPE)
+
+
 def _choose_recipe(
     request: Request, source: LoadedModel | None, from_store: bool, say: Say
 ) -> Recipe:
     """Read the recipe that was asked for; a pretrained model brings its network and tokenizer."""
-    name = request.recipe or (DEFAULT_RECIPE if source is None else _CONTINUE_RECIPE)
+    name = _recipe_of(request)
     if source is None and name == _CONTINUE_RECIPE:
         raise InputError(
             f"`recipe` {name}", "has no network of its own", "give `init_from` a model"
