@@ -295,17 +295,18 @@ class Session:
         """Write a checkpoint of this step."""
         if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
             raise self._not_finite("a weight")
+        phase = self.plan.data.phase_of(self.step - 1)
         if self.world.speaks:
             state = State(
                 step=self.step,
                 seconds=self.clock.seconds,
                 losses=self._losses.state(),
                 held_out_loss=self._held_out_loss if self._validated_at == self.step else None,
+                phase=phase.number,
                 recipe=self.plan.recipe.model_dump(),
             )
             tokenizer = self.plan.data.store.tokenizer
-            about = self.plan.data.phase_of(self.step - 1).about
-            about = about.model_copy(update={"pooling": self._pooling})
+            about = phase.about.model_copy(update={"pooling": self._pooling})
             save_checkpoint(
                 self.run,
                 state,
