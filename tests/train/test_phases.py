@@ -1,6 +1,7 @@
 """Phases: one run over several lengths, which goes on over their border to the same bits."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from bertmill.show.tables import contents_lines
 from bertmill.train.device import open_device
 from bertmill.train.run_data import RunData
 from bertmill.train.run_folder import RunFolder
+from bertmill.train.validate import HeldOut
 from small import CLOCKS, SMALL
 
 PHASES = "phases=[{fraction=0.6, max_length=16}, {max_length=32}]"
@@ -124,6 +126,16 @@ def test_a_model_says_how_long_its_last_sequences_were(undisturbed, corpus_file,
     card = (tmp_path / "exported" / "README.md").read_text("utf-8")
     assert "sequences of up to 16, from step 6 on 32 tokens" in " ".join(card.split())
     assert "fraction = 0.6" in card
+
+
+def test_the_best_checkpoint_is_one_of_the_last_phase(corpus_file, tmp_path, monkeypatch):
+    """Losses on longer sequences may be higher than any before."""
+    losses, score = iter([1.0, 3.0, 4.0]), HeldOut.score  # at steps 4, 8 and 10
+    monkeypatch.setattr(
+        HeldOut, "score", lambda *given: replace(score(*given), mlm_loss=next(losses))
+    )
+    run = bertmill.pretrain(corpus_file, "tiny", out=tmp_path / "r", steps=10, settings=SETTINGS)
+    assert (run.folder / "best").resolve().parent.name == "step-8"
 
 
 def test_phases_are_seen_in_what_is_printed(undisturbed, corpus_file, tmp_path, capsys):

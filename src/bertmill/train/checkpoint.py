@@ -41,6 +41,8 @@ class State(Section):
     """The open sums of `LossMeter`."""
     held_out_loss: float | None
     """Loss of masked tokens, where this step was validated."""
+    phase: int = 0
+    """Of its last step: losses of two phases, on other sequences, cannot be compared."""
     recipe: dict[str, Any]
     """Resolved, so that a change of the run's recipe is seen."""
     sha256: dict[str, str] = Field(default_factory=dict)
@@ -174,13 +176,13 @@ def _refuse_damaged(folder: Path) -> None:
 
 
 def _best(checkpoints: Iterable[Path]) -> Path | None:
-    """Find the checkpoint with the lowest held-out loss; the earlier one of equals."""
-    losses: dict[Path, float] = {}
+    """Find the lowest held-out loss of the latest phase that has one; the earlier one of equals."""
+    losses: dict[Path, tuple[int, float]] = {}
     for folder in checkpoints:
         with suppress(OSError, ValueError):
-            loss = _read_state(folder).held_out_loss
-            if loss is not None:
-                losses[folder] = loss
+            state = _read_state(folder)
+            if state.held_out_loss is not None:
+                losses[folder] = -state.phase, state.held_out_loss
     return min(losses, key=losses.__getitem__, default=None)
 
 

@@ -25,6 +25,8 @@ _OVERLAP_PAIRS, _OVERLAP_PAIRS_AT_ONCE = 16_384, 512
 class PhaseData:
     """What one phase of a run reads."""
 
+    number: int
+    """Of the recipe's phases, from 0."""
     first_step: int
     train: Batches
     """Of the phase's steps, counted from its first one."""
@@ -104,7 +106,7 @@ def _open_phase(store: Store, recipe: Recipe, number: int, first_step: int) -> P
         token_counts=tuple(store.token_counts.tolist()),
         overlap_weights=overlap.weights if overlap else None,
     )
-    return PhaseData(first_step, train, held_out, about)
+    return PhaseData(number, first_step, train, held_out, about)
 
 
 def _fit_overlap(train: Batches, store: Store) -> OverlapRule:

@@ -321,16 +321,17 @@ class Session:
         is_finite = whole is None or all(bool(p.isfinite().all()) for p in whole.parameters())
         if not self.world.agree(is_finite):
             raise self._not_finite("a weight")
+        phase = self.plan.data.phase_of(self.step - 1)
         state = State(
             step=self.step,
             seconds=self.clock.seconds,
             losses=self._losses.state(),
             held_out_loss=self._held_out_loss if self._validated_at == self.step else None,
+            phase=phase.number,
             recipe=self.plan.recipe.model_dump(),
         )
         keep, tokenizer = self.knobs.keep_checkpoints, self.plan.data.store.tokenizer
-        about = self.plan.data.phase_of(self.step - 1).about
-        about = about.model_copy(update={"pooling": self._pooling})
+        about = phase.about.model_copy(update={"pooling": self._pooling})
         with new_checkpoint(self.run, state, self.world, keep) as folder:
             if whole is not None:
                 save_model(folder / "model", whole, tokenizer, about, self._untrained)
