@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from bertmill.storage import file_sha256
 from bertmill.text.tokenizer import load_tokenizer
 from bertmill.train.checkpoint import Checkpoint, newest_checkpoint
 from bertmill.train.device import open_device
+from bertmill.train.memory import divide_step
 from bertmill.train.precision import choose_precision
 from bertmill.train.run_data import RunData
 from bertmill.train.run_folder import Facts, FirstWeights, RunFolder
@@ -189,7 +190,7 @@ def plan_resume(
         )
     start = checkpoint or _first_weights(run, facts)
     world = World(open_device(recipe.train.device))
-    recipe, data = _open_data(store, recipe, world, say)
+    recipe, data = _open_data(store, recipe, world, say, is_resumed=True)
     if has_moved:
         facts = facts.model_copy(update={"store": str(store.folder.resolve())})
         run.write_facts(facts)
@@ -269,16 +270,23 @@ def _changed(recipe: Recipe, changes: dict[str, dict[str, Any]]) -> Recipe:
     return recipe_from_dict(values, recipe.name)
 
 
-def _open_data(store: Store, recipe: Recipe, world: World, say: Say) -> tuple[Recipe, RunData]:
-    """Open the data; write down which precision is computed in, so that a resume does the same."""
+def _open_data(
+    store: Store, recipe: Recipe, world: World, say: Say, *, is_resumed: bool = False
+) -> tuple[Recipe, RunData]:
+    """Open the data; write down how a step is computed, so that a resume does the same."""
     data = RunData.open(store, recipe, world.device)
     precision = world.agree(choose_precision(recipe, world.device, say))
-    return _changed(recipe, {"train": {"precision": precision}}), data
+    recipe = _changed(recipe, {"train": {"precision": precision}})
+    size = store.tokenizer.size
+    division = divide_step(recipe, size, world.device, say, world.size, is_resumed=is_resumed)
+    return _changed(recipe, {"train": asdict(division)}), data
 
 
 def _refuse_another_recipe(run: RunFolder, recipe: Recipe, checkpoint: Checkpoint) -> None:
-    """Raise `RunError` where the run's recipe is not what it began with; only steps may differ."""
-    for section, values in recipe.model_dump(exclude={"name": True, "train": {"steps"}}).items():
+    """Raise `RunError` where the run's recipe is not what it began with."""
+    # These change no bit of what is computed.
+    free = {"name": True, "train": {"steps", "memory", "recompute"}}
+    for section, values in recipe.model_dump(exclude=free).items():
         # A run from before there was such a knob began with its default.
         defaults = type(getattr(recipe, section))().model_dump()
         began = defaults | checkpoint.state.recipe.get(section, {})
