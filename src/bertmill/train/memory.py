@@ -203,7 +203,7 @@ def _what_fits(recipe: Recipe, vocab_size: int, device_type: str, allowed: int) 
 
     given, length = recipe.train.micro_batch_tokens, recipe.pairs.max_length
     if given > length and fits(recipe.model, length):
-        return f"lower train.micro_batch_tokens, {length} fits with train.recompute=true"
+        return "lower train.micro_batch_tokens, or leave it out"
     if fits(recipe.model, length):
         return "set train.recompute=true"
     shorter = [length // 2**n for n in range(1, 7) if length // 2**n >= 8]
@@ -215,8 +215,8 @@ def _what_fits(recipe: Recipe, vocab_size: int, device_type: str, allowed: int) 
 
 
 def _allowed(recipe: Recipe, device: torch.device, whole_memory: int) -> int:
-    given = recipe.train.memory
-    return int(parse_bytes(given)) if given else int(_SHARES[device.type] * whole_memory)
+    given = parse_bytes(recipe.train.memory)
+    return int(_SHARES[device.type] * whole_memory if given is None else given)
 
 
 def _show(num_bytes: int) -> str:

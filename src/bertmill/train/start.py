@@ -35,6 +35,7 @@ from bertmill.train.world import World
 
 DEFAULT_RECIPE = "quick"
 _CONTINUE_RECIPE = "continue"
+_FEWEST_TOKENS = 8
 
 Say = Callable[[str], None]
 
@@ -96,6 +97,7 @@ def plan_run(request: Request, say: Say, show: Show = lambda line, done: None) -
     world = World(open_device(recipe.train.device))
     if request.out is not None:
         RunFolder(request.out).refuse_if_taken()
+    _refuse_what_cannot_fit(recipe, world)
     if from_store:
         store = _open_prepared(request, recipe)
     else:
@@ -270,6 +272,13 @@ def _changed(recipe: Recipe, changes: dict[str, dict[str, Any]]) -> Recipe:
     return recipe_from_dict(values, recipe.name)
 
 
+def _refuse_what_cannot_fit(recipe: Recipe, world: World) -> None:
+    """Raise, before an hour of preparing, where a step is too large with any vocabulary."""
+    precision = choose_precision(recipe, world.device, lambda line: None)
+    chosen = _changed(recipe, {"train": {"precision": precision}})
+    divide_step(chosen, _FEWEST_TOKENS, world.device, lambda line: None, world.size)
+
+
 def _open_data(
     store: Store, recipe: Recipe, world: World, say: Say, *, is_resumed: bool = False
 ) -> tuple[Recipe, RunData]:
@@ -284,9 +293,9 @@ def _open_data(
 
 def _refuse_another_recipe(run: RunFolder, recipe: Recipe, checkpoint: Checkpoint) -> None:
     """Raise `RunError` where the run's recipe is not what it began with."""
-    # These change no bit of what is computed.
-    free = {"name": True, "train": {"steps", "memory", "recompute"}}
-    for section, values in recipe.model_dump(exclude=free).items():
+    # These change no bit of a step.
+    free = {"steps", "memory", "recompute"}
+    for section, values in recipe.model_dump(exclude={"name": True, "train": free}).items():
         # A run from before there was such a knob began with its default.
         defaults = type(getattr(recipe, section))().model_dump()
         began = defaults | checkpoint.state.recipe.get(section, {})
