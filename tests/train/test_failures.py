@@ -1,20 +1,10 @@
 """A rank that fails, dies, hangs or is told to stop; and what begins or goes on by itself."""
 
-import json
-import os
-import shutil
 import socket
-import threading
-import time
 from functools import cache
 
 import pytest
-import torch
-from torch.distributed import HashStore, PrefixStore, TCPStore
 
-import bertmill
-from bertmill.errors import InputError
-from bertmill.train import watch, world
 from faults import Fault
 from processes import run_ranks
 from small import SMALL
@@ -43,7 +33,7 @@ def undisturbed(begin):
 
 
 def said(ranks):
-    """What was said of ours on standard error, which is one line, and where there was a traceback."""
+    """What was said of ours on standard error, one line, and where there was a traceback."""
     [line] = [line for each in ranks for line in each.stderr.splitlines() if "bertmill: " in line]
     return line, [rank for rank, each in enumerate(ranks) if "Traceback" in each.stderr]
 

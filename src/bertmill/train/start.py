@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from bertmill.model.folder import WEIGHTS_FILE, LoadedModel, adopt_model, load_m
 from bertmill.storage import file_sha256
 from bertmill.text.tokenizer import load_tokenizer
 from bertmill.train.checkpoint import Checkpoint, newest_checkpoint
+from bertmill.train.memory import divide_step
 from bertmill.train.precision import choose_precision
 from bertmill.train.run_data import RunData
 from bertmill.train.run_folder import Facts, FirstWeights, RunFolder
@@ -33,6 +34,7 @@ from bertmill.train.world import World, open_world
 
 DEFAULT_RECIPE = "quick"
 _CONTINUE_RECIPE = "continue"
+_FEWEST_TOKENS = 8
 
 Say = Callable[[str], None]
 
@@ -101,6 +103,7 @@ def plan_run(request: Request, say: Say, show: Show = lambda line, done: None) -
     world = _open_world(recipe)
     if request.out is not None and world.speaks:
         RunFolder(request.out).refuse_if_taken()
+    _refuse_what_cannot_fit(recipe, world)
     if from_store:
         store = _open_prepared(request, recipe)
     else:
@@ -199,7 +202,7 @@ def plan_resume(
         )
     start = checkpoint or _first_weights(run, facts)
     _refuse_another_start(recipe, store, world)
-    recipe, data = _open_data(store, recipe, world, say)
+    recipe, data = _open_data(store, recipe, world, say, is_resumed=True)
     if has_moved:
         facts = facts.model_copy(update={"store": str(store.folder.resolve())})
     if world.speaks:
@@ -304,19 +307,42 @@ def _refuse_another_start(recipe: Recipe, store: Store, world: World) -> None:
     world.refuse_unless_same({**values, "phases": phases, "the store": store.identity})
 
 
-def _open_data(store: Store, recipe: Recipe, world: World, say: Say) -> tuple[Recipe, RunData]:
-    """Open the data; write down which precision is computed in, so that a resume does the same."""
+def _refuse_what_cannot_fit(recipe: Recipe, world: World) -> None:
+    """Raise, before an hour of preparing, where a step is too large with any vocabulary."""
+    precision = choose_precision(recipe, world.device, lambda line: None)
+    chosen = _changed(recipe, {"train": {"precision": precision}})
+    divide_step(chosen, _FEWEST_TOKENS, world.device, lambda line: None, world.size)
+
+
+def _open_data(
+    store: Store, recipe: Recipe, world: World, say: Say, *, is_resumed: bool = False
+) -> tuple[Recipe, RunData]:
+    """Open the data; write down how a step is computed, so that a resume does the same."""
     data = RunData.open(store, recipe, world.device)
     precision = world.by_first(lambda: choose_precision(recipe, world.device, say))
-    return _changed(recipe, {"train": {"precision": precision}}), data
+    recipe = _changed(recipe, {"train": {"precision": precision}})
+    size = store.tokenizer.size
+    division = world.by_first(
+        lambda: asdict(
+            divide_step(recipe, size, world.device, say, world.size, is_resumed=is_resumed)
+        )
+    )
+    return _changed(recipe, {"train": division}), data
+
+
+_FREE = {
+    "name",
+    *(f"train.{knob}" for knob in ("steps", "memory", "recompute", "shard", "timeout_seconds")),
+}
+"""What may be changed in the recipe of a run: no bit of a step depends on it."""
 
 
 def _refuse_another_recipe(run: RunFolder, recipe: Recipe, checkpoint: Checkpoint) -> None:
-    """Raise `RunError` where the run's recipe is not what it began with; only steps may differ."""
+    """Raise `RunError` where the run's recipe is not what it began with."""
     # A run from before there was such a knob began with its default.
     began = _knobs(type(recipe)(name="any").model_dump()) | _knobs(checkpoint.state.recipe)
     for key, value in _knobs(recipe.model_dump()).items():
-        if value != began[key] and key not in ("name", "train.steps"):
+        if value != began[key] and key not in _FREE:
             raise RunError(
                 run.path / "recipe.toml",
                 f"{key} is {value!r}, the run began with {began[key]!r}",
