@@ -64,8 +64,8 @@ def estimate(
 ) -> StepMemory:
     """Tell what a step takes, from what the code keeps until the way back.
 
-    Sequences count as long as the longest may be. A test compares it with what is measured on a CPU,
-    to 15 %. A checkpoint takes less than a step, because there are no gradients then.
+    Sequences count as long as the longest may be. A test compares it with what is measured on a
+    CPU, to 15 %. A checkpoint takes less than a step, because there are no gradients then.
 
     Parameters
     ----------
@@ -198,7 +198,7 @@ def _what_fits(recipe: Recipe, vocab_size: int, device_type: str, allowed: int) 
 
     def fits(network: NetworkSection, length: int) -> bool:
         pairs = recipe.pairs.model_copy(update={"max_length": length})
-        changed = recipe.model_copy(update={"model": network, "pairs": pairs, "phases": ()})
+        changed = recipe.model_copy(update={"model": network, "pairs": pairs, "phases": []})
         return estimate(changed, vocab_size, length, device_type, recompute=True).total <= allowed
 
     given, length = recipe.train.micro_batch_tokens, recipe.longest
