@@ -1,4 +1,4 @@
-"""What may befall a rank, called in its process before it begins: see `processes.run_ranks`."""
+"""What may befall a rank: called in its process before it begins, by `processes.run_ranks`."""
 
 import os
 import signal

@@ -66,7 +66,7 @@ class Watch:
         self._rank, self._size, self._timeout = rank, size, timeout_seconds
         self._main, self._trains = threading.get_ident(), False
         self._ended, self._ending = "", threading.Lock()
-        self._fix, self._num_terms = "start all ranks again", 0
+        self._fix = "start all ranks again"
         self._store.set(f"host/{rank}", socket.gethostname())
         self._store.set(f"beat/{rank}", "0")
 
@@ -131,13 +131,15 @@ class Watch:
         return frames
 
     def _on_terminated(self) -> None:
-        """Tell torchrun, which ends a rank because another one has ended, from a person."""
-        self._num_terms += 1
-        num_heard = 1 if signals.is_in_force() else 0
+        """Tell torchrun, which ends a rank because another one has ended, from a person.
+
+        A rank that saves is left alone however often it is told: Slurm and torchrun both may.
+        """
+        is_heard = signals.is_in_force()
         if self._ended == _SAID:
             os._exit(_TERMINATED)
         self.name_culprit()
-        if self._num_terms > num_heard:
+        if not is_heard:
             self._end("", _TERMINATED)
 
     # --- who it was ------------------------------------------------------------------------------
