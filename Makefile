@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-all check bench torture fuzz setup format clean
+.PHONY: help demo test test-all check bench gpu torture fuzz setup format clean
 
 help:
 	@echo "make demo      pretrain an encoder from raw text, in about three minutes"
@@ -10,6 +10,7 @@ help:
 	@echo "make test-all  every test, in about ten minutes"
 	@echo "make check     format, lint, types, import layers"
 	@echo "make bench     whole training steps beside other programs', in about ten minutes"
+	@echo "make gpu       tests and speed on a CUDA device, in about ten minutes"
 	@echo "make torture   a run killed a hundred times ends with the bits of one left alone"
 	@echo "make fuzz      100,000 hostile inputs to every reader, in about eight minutes"
 	@echo "make setup     the .venv with all that development and tests need"
@@ -36,6 +37,12 @@ check: .venv/ready-dev
 
 bench: .venv/ready-bench
 	$(BIN)/python benchmarks/throughput.py
+
+gpu: .venv/ready-dev
+	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or \
+	  sys.exit("no CUDA device here: nothing was tested or measured")'
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/gpu.py
 
 torture: .venv/ready-dev
 	$(BIN)/python tests/torture.py --kills 100

@@ -138,6 +138,37 @@ def test_rounds_of_several_processes(workload):
     assert losses[throughput.OURS] == losses[throughput.OURS_WITHOUT_DROPOUT]
 
 
+def test_the_programs_for_a_gpu_have_the_same_losses_and_turns_on_a_cpu(workload):
+    gpu = import_module("gpu")
+    figures = gpu.measure(workload, gpu.open_device("cpu"), 1e12, 2)
+    assert len(figures) == 4  # nothing is compiled on a CPU
+    assert {name.partition(", ")[0] for name in figures} == {gpu.OURS, gpu.PEER}
+    for each in figures.values():
+        assert each["steps_of_a_round"] == 2
+        assert each["mfu"].median == pytest.approx(each["flops_per_second"].median / 1e12)
+        assert 0 < each["tokens_per_second"].min <= each["tokens_per_second"].max
+    assert gpu.table({**figures, "other": None}).count("\n") == 6
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_the_gpus_benchmark_writes_nothing(corpus_file, tmp_path):
+    before = sorted((FOLDER / "results").iterdir())
+    command = [sys.executable, FOLDER / "gpu.py", "--dry-run", "--corpus", corpus_file]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("transformers BertForPreTraining") == 2 * 3
+    assert sorted((FOLDER / "results").iterdir()) == before
+
+
+def test_without_a_gpu_its_benchmark_says_so_in_a_line(monkeypatch, capsys):
+    gpu = import_module("gpu")
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        gpu.main()
+    assert capsys.readouterr() == ("", "no CUDA device here: nothing was tested or measured\n")
+
+
 def test_the_floor_makes_every_product_of_the_step_and_no_other(workload, monkeypatch):
     module = import_module("peers.floor")
     # All ways alike, so that the first is chosen: torch's counter does not know oneDNN's products.

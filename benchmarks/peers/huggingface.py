@@ -14,6 +14,7 @@ from bertmill.model.architecture import architecture_of
 from bertmill.model.conversion import to_config, to_huggingface
 from peers.workload import Workload
 
+CPU = torch.device("cpu")
 IGNORED = -100
 
 
@@ -22,18 +23,23 @@ class HuggingFace:
 
     model_class: type
 
-    def __init__(self, workload: Workload):
-        self.workload = workload
+    def __init__(self, workload: Workload, device=CPU, precision="fp32", is_compiled=False):
+        self.workload, self.device = workload, device
+        self.precision, self.is_compiled = precision, is_compiled
 
     def start(self):
         self.model = self._make().train()
+        if self.is_compiled:
+            self.model.compile()
         lr = self.workload.recipe.optimizer.lr
         # What its Trainer takes by default.
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr, fused=True)
-        self.inputs = self._inputs()
+        self.inputs = [self._moved(each) for each in self._inputs()]
 
     def step(self, number):
-        self.model(**self.inputs[number]).loss.backward()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            loss = self.model(**self.inputs[number]).loss
+        loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -41,7 +47,11 @@ class HuggingFace:
         torch.manual_seed(1)
         recipe, tokenizer = self.workload.recipe, self.workload.store.tokenizer
         config = to_config(recipe.model, tokenizer.size, tokenizer.pad_id, ())
-        return self.model_class(BertConfig(**config))
+        config = BertConfig(**config, attn_implementation="sdpa")  # its default, too
+        return self.model_class(config).to(self.device)
+
+    def _moved(self, inputs):
+        return {name: x.to(self.device) for name, x in inputs.items()}
 
 
 class ForPreTraining(HuggingFace):
@@ -63,7 +73,7 @@ class ForPreTraining(HuggingFace):
             "cls.predictions.decoder.bias",
         }
         assert not left.unexpected_keys
-        inputs = self._inputs()[0]
+        inputs = self._moved(self._inputs()[0])
         with torch.no_grad():
             out = model(**inputs)
         nsp = F.cross_entropy(out.seq_relationship_logits, inputs["next_sentence_label"])

@@ -12,7 +12,6 @@ import torch
 from bertmill.config import load_recipe
 from bertmill.data.batch import Batch
 from bertmill.model.pretraining import PretrainingModel, initialize
-from bertmill.train.device import to_device
 from bertmill.train.malloc import freed_memory_kept
 from bertmill.train.optimizer import make_optimizer
 from bertmill.train.step import StepInput, take_step
@@ -43,10 +42,10 @@ def main(name: str, vocab_size: int, num_rows: int, parts: int, recompute: int, 
     optimizer = make_optimizer(model, recipe.optimizer)
     length = recipe.pairs.max_length
     batch = make_batch(parts * num_rows, length, vocab_size)
-    inputs = [to_device(part, CPU) for part in batch.split(num_rows * length)]
+    made = StepInput.of(batch.split(range(0, parts * num_rows, num_rows)), CPU)
     with freed_memory_kept():
         for step in range(3):
-            take_step(model, optimizer, StepInput(inputs, batch.counts), recipe, step, World(CPU))
+            take_step(model, optimizer, made, recipe, step, World(CPU))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 

@@ -19,12 +19,13 @@ from torch.utils._pytree import tree_leaves
 
 import bertmill
 from bertmill.config import Recipe, load_recipe
-from bertmill.data.batch import Batch, Counts
+from bertmill.data.batch import Batch
 from bertmill.model.bert import PaddedBert
 from bertmill.model.kernels import vocabulary_loss
 from bertmill.model.pretraining import PretrainingModel, initialize, shapes_alone
-from bertmill.train.device import repeatable_kernels, to_device
-from bertmill.train.metrics import LossMeter
+from bertmill.train import device as device_module
+from bertmill.train.device import num_filler, repeatable_kernels, to_device
+from bertmill.train.metrics import LossMeter, SpeedMeter
 from bertmill.train.optimizer import make_optimizer
 from bertmill.train.precision import autocast
 from bertmill.train.step import StepInput, take_step
@@ -80,14 +81,14 @@ def losses_and_gradient(model, batch, device, precision="fp32"):
         sums = model(to_device(batch, device))
     assert all(value.dtype == next(model.parameters()).dtype for value in sums)
     (sums.mlm + sums.nsp).backward()
-    gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     return torch.stack(sums).detach().double().cpu(), gradient.double().cpu()
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_packed_is_padded(recipe, device):
     model, batch = make_model(recipe).to(device), make_batch(LENGTHS, VOCAB)
-    packed = model.encode(to_device(batch, device).packed)
+    packed = model.encode(to_device(batch, device).packed)[: sum(LENGTHS)]
     rows = [torch.from_numpy(batch.token_ids).split(LENGTHS)]
     rows.append(torch.from_numpy(batch.segment_ids).split(LENGTHS))
     ids, segments = (torch.nn.utils.rnn.pad_sequence(r, batch_first=True).to(device) for r in rows)
@@ -130,6 +131,46 @@ def test_what_the_losses_read_is_selected():
     assert got.selection.at.tolist() == [2, 3, 8, 11]
     assert got.selection.lengths == [2, 0, 2]
     assert got.masked_rows.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("has_pairs", [True, False], ids=["pairs", "none"])
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_filler_changes_no_loss_no_gradient_and_no_speed(recipe, has_pairs, monkeypatch):
+    model, batch, cpu = (
+        make_model(recipe),
+        make_batch([*LENGTHS * 3, 3], VOCAB),
+        torch.device("cpu"),
+    )
+    if not has_pairs:
+        batch = replace(batch, next_sentence_labels=batch.next_sentence_labels[:0])
+    own = to_device(batch, cpu)
+    losses, gradient = losses_and_gradient(model, batch, cpu)
+    monkeypatch.setattr(device_module, "_takes_filler", lambda device: True)
+    filled = to_device(batch, cpu)
+    assert len(filled.packed.token_ids) == sum(filled.packed.lengths) == 322
+    assert filled.packed.lengths == [*own.packed.lengths, 1]
+    assert filled.lengths == (own.packed.lengths, own.selection.lengths)
+    assert len(filled.selection.at) == filled.selection.starts[-1] == len(own.selection.at) + 1
+    with_filler, its_gradient = losses_and_gradient(model, batch, cpu)
+    torch.testing.assert_close(with_filler, losses, atol=0.0, rtol=1e-6)
+    assert (its_gradient - gradient).norm() < 1e-6 * gradient.norm()
+    one, two = (SpeedMeter(recipe.model, VOCAB, 1.0) for _ in range(2))
+    one.add([own], 1.0, 0.0)
+    two.add([filled], 1.0, 0.0)
+    assert one.rates(World(torch.device("cpu"))) == two.rates(World(torch.device("cpu")))
+    scores = (model.eval().score(each) for each in (own, filled))
+    for without, having in zip(*scores, strict=True):
+        torch.testing.assert_close(having, without)
+
+
+def test_filler_is_little_and_makes_few_sizes():
+    sizes = range(1, 40_000, 7)
+    for size in sizes:
+        assert 1 <= num_filler(size, 128) <= max(1, min(size / 100, 128))
+    assert {size + num_filler(size, 128) for size in range(16_300, 16_384)} == {16_384}
+    assert {size + num_filler(size, 512) for size in range(29_000, 31_000)} == set(
+        range(29_184, 31_000 + 256, 256)
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -175,15 +216,13 @@ def test_a_step_of_a_recipe_reads_nothing_of_the_device(name, dtype, meta, monke
     with shapes_alone():
         model = PretrainingModel(recipe.model, recipe.tokenizer.vocab_size).train()
     model.to(dtype)  # autocast does not know this device
-    batch = to_device(make_batch([longest, longest, longest // 2, 7], VOCAB), meta)
+    made = StepInput.of([make_batch([longest, longest, longest // 2, 7], VOCAB)], meta)
     optimizer, meter = make_optimizer(model, recipe.optimizer), LossMeter(meta)
     called = CalledOperators()
     with called:
         fp32 = recipe.train.model_copy(update={"precision": "fp32"})
-        made = StepInput([batch], Counts(8, 4))
         recipe = recipe.model_copy(update={"train": fp32})
-        sums, is_skipped = take_step(model, optimizer, made, recipe, 0, World(torch.device("cpu")))
-        meter.add(sums, made.counts, is_skipped)
+        meter.add(*take_step(model, optimizer, made, recipe, 0, World(torch.device("cpu"))))
     dropout = recipe.model.attention_probs_dropout_prob
     attention = "_efficient_attention_forward", "_efficient_attention_backward"
     if dtype == torch.bfloat16 and dropout:
@@ -196,6 +235,34 @@ def test_a_step_of_a_recipe_reads_nothing_of_the_device(name, dtype, meta, monke
     assert called.devices <= {meta}
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
         meter.state()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["quick", "tiny", "d2l", "base"])
+def test_losses_are_computed_on_a_cuda_device_that_is_not_there(name, precision, monkeypatch):
+    """With tensors that say they are on CUDA: one elsewhere is an error, and so is a read."""
+    if not torch.backends.cuda.is_built():
+        pytest.skip("torch was built without CUDA: tensors that say they are there end the process")
+    recipe, there = load_recipe(name), torch.device("cuda", 0)
+    batch = make_batch([recipe.pairs.max_length, 90, 7], VOCAB)
+    monkeypatch.setattr(
+        device_module, "copy_to", lambda device, x: torch.empty_like(x, device=device)
+    )
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with there:
+            model = PretrainingModel(recipe.model, recipe.tokenizer.vocab_size).train()
+        made = device_module._to_device(batch, there)
+        # `torch.autocast` looks for a real one.
+        torch.set_autocast_dtype("cuda", torch.bfloat16)
+        torch.set_autocast_enabled("cuda", precision == "bf16")
+        try:
+            sums = model(made)
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+    assert {value.device for value in sums} == {there}
+    assert {value.dtype for value in sums} == {torch.float32}
+    with pytest.raises(DataDependentOutputException):
+        sums.mlm.item()
 
 
 class CalledOperators(TorchDispatchMode):

@@ -37,6 +37,14 @@ class PretrainingInput(NamedTuple):
     """[P]."""
     next_sentence_labels: Tensor
     """[B], 1 = the second segment follows the first; [0] without pairs."""
+    has_filler: bool = False
+    """Whether the last sequence is not of the batch and only fills it up; no loss reads it."""
+
+    @property
+    def lengths(self) -> tuple[Sequence[int], Sequence[int]]:
+        """Tokens of each sequence of the batch, and how many of them the losses read."""
+        stop = len(self.packed.lengths) - self.has_filler
+        return self.packed.lengths[:stop], self.selection.lengths[:stop]
 
 
 class LossSums(NamedTuple):
@@ -163,7 +171,8 @@ class PretrainingModel(nn.Module):
 
     def _pair_logits(self, hidden: Tensor, batch: PretrainingInput) -> Tensor:
         """Score each pair from the vectors of the selected tokens: [S, D] to [B, 2]."""
-        first = hidden.index_select(0, batch.selection.starts[:-1])
+        rows = batch.selection.starts[: len(batch.next_sentence_labels)]
+        first = hidden.index_select(0, rows)
         return self.next_sentence_head(self.pool(first))  # type: ignore[no-any-return]
 
     def set_recompute(self, *, recompute: bool) -> None:

@@ -8,12 +8,14 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils import deterministic
 
+from bertmill.arrays import Ints
 from bertmill.data.batch import Batch
 from bertmill.errors import RecipeError
 from bertmill.model.packed import PackedTokens, Selection, copy_to
@@ -92,27 +94,68 @@ def measure_peak_flops(device: torch.device, precision: str) -> float:
 
 
 def to_device(batch: Batch, device: torch.device) -> PretrainingInput:
-    """Copy a batch to the device, without waiting; on a CPU the arrays' memory is shared."""
+    """Copy a batch to the device, without waiting; on a CPU the arrays' memory is shared.
 
-    def tensor(array: np.ndarray[tuple[int], np.dtype[Any]]) -> torch.Tensor:
-        return copy_to(device, torch.from_numpy(array))
+    Off the CPU a last sequence fills it up, so that few sizes ever come: see `num_filler`.
+    """
+    if device.type != "cuda":
+        return _to_device(batch, device)
+    copies, computing = _copy_stream(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(copies):  # beside what is being computed
+        made = _to_device(batch, device)
+    computing.wait_stream(copies)
+    for tensor in (*made.packed[:4], *made.selection[:2], *made[2:5]):
+        tensor.record_stream(computing)  # so that no other copy gets its memory before it is read
+    return made
 
-    selected_at = batch.selected_at
-    selected_starts = np.searchsorted(selected_at, batch.sequence_starts)
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def _to_device(batch: Batch, device: torch.device) -> PretrainingInput:
+    def tensor(array: Ints, filler: int = 0, value: int = 0) -> torch.Tensor:
+        filled = np.pad(array, (0, filler), constant_values=value) if filler else array
+        return copy_to(device, torch.from_numpy(filled))
+
+    starts, selected_at, size = batch.sequence_starts, batch.selected_at, len(batch.token_ids)
+    selected_starts = np.searchsorted(selected_at, starts)
+    tokens = selected = 0
+    if has_filler := _takes_filler(device):
+        longest = int(np.diff(starts).max())
+        tokens, selected = num_filler(size, longest), num_filler(len(selected_at), longest)
+        starts = np.append(starts, size + tokens)
+        selected_starts = np.append(selected_starts, len(selected_at) + selected)
     return PretrainingInput(
         PackedTokens(
-            tensor(batch.token_ids),
-            tensor(batch.segment_ids),
-            tensor(batch.position_ids),
-            tensor(batch.sequence_starts.astype(np.int32)),
-            batch.lengths,
+            tensor(batch.token_ids, tokens),
+            tensor(batch.segment_ids, tokens),
+            tensor(batch.position_ids, tokens),
+            tensor(starts.astype(np.int32)),
+            np.diff(starts).tolist(),
         ),
         Selection(
-            tensor(selected_at),
+            tensor(selected_at, selected, size),  # the filler's first token, again and again
             tensor(selected_starts.astype(np.int32)),
             np.diff(selected_starts).tolist(),
         ),
         tensor(np.searchsorted(selected_at, batch.masked_at)),
         tensor(batch.masked_labels),
         tensor(batch.next_sentence_labels),
+        has_filler,
     )
+
+
+def _takes_filler(device: torch.device) -> bool:
+    return device.type != "cpu"
+
+
+def num_filler(size: int, longest: int) -> int:
+    """Count what fills a size up to a multiple of a power of two: one at least, 1 % of it at most.
+
+    Batches of about 30,000 tokens become multiples of 256, micro-batches of just below 16,384
+    become that. No filler is longer than `longest`; below a hundred it is one.
+    """
+    unit = 1 << max(0, min(size // 100, longest).bit_length() - 1)
+    return unit - size % unit

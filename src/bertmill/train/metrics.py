@@ -194,14 +194,14 @@ class SpeedMeter:
     ) -> None:
         """Count a step, and how much of its time was spent waiting for its batch."""
         for batch in micro_batches:
-            lengths = batch.packed.lengths
+            lengths, num_selected = batch.lengths
             self._sequences += len(lengths)
-            self._tokens += len(batch.packed.token_ids)
+            self._tokens += sum(lengths)
             self._flops += count_step_flops(
                 self._section,
                 self._vocab_size,
                 lengths,
-                batch.selection.lengths,
+                num_selected,
                 len(batch.masked_labels),
                 len(batch.next_sentence_labels),
             )
