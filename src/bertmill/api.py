@@ -360,10 +360,12 @@ def parse_duration(text: str | float, where: str) -> float:
 
 def _parse_size(text: str, where: str) -> float:
     """Read ``500MB`` or ``1.5GB`` as bytes; `where` is for the error."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text.strip())
-    if not found:
+    from bertmill.config import parse_bytes
+
+    found = parse_bytes(text)
+    if found is None:
         raise InputError(where, f"{text!r} is not a size", "write 500MB or 10GB")
-    return float(found[1]) * 1000.0 ** " kMGT".index(found[2] or " ")
+    return found
 
 
 @_verb

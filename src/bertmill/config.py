@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, reduce
@@ -230,7 +231,14 @@ class TrainSection(Section):
     """Sequences in a step."""
     micro_batch_tokens: Annotated[int, Field(ge=0)] = 0
     """Tokens that are computed at once, at most (a longer sequence alone): less memory for the same
-    update. 0: the whole batch. Dropout's draws depend on it."""
+    update. 0: as many as `memory` allows, all of the batch if they fit. Dropout's draws depend on
+    it, so a run keeps what was chosen."""
+    memory: str = ""
+    """What a step may take, such as 8GB, 500MB or 12GiB: on a CPU the whole process, else of the
+    device. Empty: six tenths of the machine's memory, nine of a GPU's."""
+    recompute: Literal["auto"] | bool = "auto"
+    """Compute each block a second time on the way back instead of keeping what it computed: much
+    less memory, a third more time, the same bits. ``auto``: where not even one sequence fits."""
     steps: Positive = 1_000_000
     """Parameter updates in the run, unless there is a budget."""
     budget_seconds: Annotated[float, Field(ge=0.0)] = 0.0
@@ -258,6 +266,14 @@ class TrainSection(Section):
     kernels: Literal["auto", "plain"] = "auto"
     """``plain``: every operation as public torch spells it, which is slow; ``auto``: the faster
     forms of ``model/kernels`` too. Losses are equal to rounding; dropout draws other elements."""
+
+    @model_validator(mode="after")
+    def _memory_is_a_size(self) -> Self:
+        if self.memory and not parse_bytes(self.memory):
+            raise ValueError(
+                f"train: memory={self.memory!r} is not a size; write for example 8GB or 500MB"
+            )
+        return self
 
 
 class Recipe(Section):
@@ -332,6 +348,14 @@ class Recipe(Section):
                 "are; give train.steps, or pairs.max_length for a single phase"
             )
         return self
+
+
+def parse_bytes(text: str) -> float | None:
+    """Read ``500MB``, ``1.5GB`` or ``2GiB`` as bytes; None where it is not a size."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", text.strip())
+    if not found:
+        return None
+    return float(found[1]) * (1024.0 if found[3] else 1000.0) ** " kMGT".index(found[2] or " ")
 
 
 def first_problem(error: Exception) -> str:

@@ -17,7 +17,7 @@ from bertmill.exports.onnx import write_onnx
 from bertmill.model.architecture import ARCHITECTURES, Architecture, architecture_of
 from bertmill.model.folder import load_model
 from bertmill.model.kernels import Kernels
-from bertmill.model.packed import Encoder, PackedTokens, Selection
+from bertmill.model.packed import ActivationBytes, Encoder, PackedTokens, Selection
 from bertmill.model.pretraining import PretrainingModel, count_step_flops
 from bertmill.train.run_folder import RunFolder
 
@@ -61,6 +61,18 @@ def step_flops(section: MeanSection, lengths: Sequence[int], num_selected: Seque
     return 3 * 2 * section.hidden_size**2 * sum(num_selected)
 
 
+def activation_bytes(
+    section: MeanSection,
+    num_tokens: int,
+    num_selected: int,
+    length: int,
+    is_bf16: bool,
+    on_cpu: bool,
+) -> ActivationBytes:
+    row = 4 * section.hidden_size
+    return ActivationBytes(2 * num_tokens * row, num_selected * row, num_selected * row, 0)
+
+
 def to_config(section: MeanSection, kind: str) -> dict[str, Any]:
     return {"architectures": [f"Mean{kind}"], "model_type": "mean", **section.model_dump()}
 
@@ -74,6 +86,7 @@ MEAN: Architecture = SimpleNamespace(
     build=MeanEncoder,
     initialize=initialize,
     step_flops=step_flops,
+    activation_bytes=activation_bytes,
     MODEL_TYPES=("mean",),
     NAMES={
         "encoder.tokens": "embeddings",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bertmill.config import NetworkSection
 from bertmill.model import bert
 from bertmill.model.kernels import Kernels
-from bertmill.model.packed import Encoder
+from bertmill.model.packed import ActivationBytes, Encoder
 
 
 class Architecture(Protocol):
@@ -39,6 +39,21 @@ class Architecture(Protocol):
         """Count the operations of the encoder's matrix products in a training step.
 
         `lengths` has the tokens of each sequence, `num_selected` how many of them the losses read.
+        """
+
+    def activation_bytes(
+        self,
+        section: Any,
+        num_tokens: int,
+        num_selected: int,
+        length: int,
+        is_bf16: bool,
+        on_cpu: bool,
+    ) -> ActivationBytes:
+        """Count what a training step keeps of sequences of one length until the way back.
+
+        `num_tokens` are in all of them, `num_selected` of these are read by the losses. With
+        `is_bf16` products take factors of 16 bits, `on_cpu` the kernels are those of the CPU.
         """
 
     def to_config(self, section: Any, kind: str) -> dict[str, Any]:

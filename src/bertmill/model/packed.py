@@ -60,6 +60,18 @@ class Selection(NamedTuple):
     """How many of each of the B sequences, on the host."""
 
 
+class ActivationBytes(NamedTuple):
+    """What a training step keeps of a batch until the way back, in bytes."""
+
+    embeddings: int
+    block: int
+    """Of each block but the last."""
+    last_block: int
+    """Less, because it computes the selected tokens alone."""
+    block_input: int
+    """Of a block that is computed again on the way back."""
+
+
 class Encoder(nn.Module):
     """What every network is to its heads: tokens in, one hidden vector per token out."""
 

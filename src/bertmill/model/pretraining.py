@@ -166,6 +166,12 @@ class PretrainingModel(nn.Module):
         first = hidden.index_select(0, batch.selection.starts[:-1])
         return self.next_sentence_head(self.pool(first))  # type: ignore[no-any-return]
 
+    def set_recompute(self, *, recompute: bool) -> None:
+        """Say whether blocks are computed again on the way back instead of kept."""
+        for module in self.modules():
+            if hasattr(module, "recompute"):
+                module.recompute = recompute  # type: ignore[assignment]
+
     def tensors_by_token(self) -> set[str]:
         """Name the tensors that have a row for each vocabulary entry."""
         ours = {self.encoder.word_embeddings.weight, self.decoder_weight}

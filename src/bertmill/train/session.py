@@ -96,6 +96,7 @@ class Session:
         _say_start(plan, progress)
         kernels = self.knobs.kernels
         self.model = PretrainingModel(recipe.model, tokenizer.size, KERNELS[kernels])
+        self.model.set_recompute(recompute=self.knobs.recompute is True)
         generator = torch.Generator().manual_seed(make_key(self.knobs.seed, "weights"))
         initialize(self.model, recipe.model, generator)
         self._pooling: Pooling | None = None

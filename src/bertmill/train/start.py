@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from bertmill.storage import file_sha256
 from bertmill.text.tokenizer import load_tokenizer
 from bertmill.train.checkpoint import Checkpoint, newest_checkpoint
 from bertmill.train.device import open_device
+from bertmill.train.memory import divide_step
 from bertmill.train.precision import choose_precision
 from bertmill.train.run_data import RunData
 from bertmill.train.run_folder import Facts, FirstWeights, RunFolder
@@ -34,6 +35,7 @@ from bertmill.train.world import World
 
 DEFAULT_RECIPE = "quick"
 _CONTINUE_RECIPE = "continue"
+_FEWEST_TOKENS = 8
 
 Say = Callable[[str], None]
 
@@ -95,6 +97,7 @@ def plan_run(request: Request, say: Say, show: Show = lambda line, done: None) -
     world = World(open_device(recipe.train.device))
     if request.out is not None:
         RunFolder(request.out).refuse_if_taken()
+    _refuse_what_cannot_fit(recipe, world)
     if from_store:
         store = _open_prepared(request, recipe)
     else:
@@ -191,7 +194,7 @@ def plan_resume(
         )
     start = checkpoint or _first_weights(run, facts)
     world = World(open_device(recipe.train.device))
-    recipe, data = _open_data(store, recipe, world, say)
+    recipe, data = _open_data(store, recipe, world, say, is_resumed=True)
     if has_moved:
         facts = facts.model_copy(update={"store": str(store.folder.resolve())})
         run.write_facts(facts)
@@ -271,19 +274,33 @@ def _changed(recipe: Recipe, changes: dict[str, dict[str, Any]]) -> Recipe:
     return recipe_from_dict(values, recipe.name)
 
 
-def _open_data(store: Store, recipe: Recipe, world: World, say: Say) -> tuple[Recipe, RunData]:
-    """Open the data; write down which precision is computed in, so that a resume does the same."""
+def _refuse_what_cannot_fit(recipe: Recipe, world: World) -> None:
+    """Raise, before an hour of preparing, where a step is too large with any vocabulary."""
+    precision = choose_precision(recipe, world.device, lambda line: None)
+    chosen = _changed(recipe, {"train": {"precision": precision}})
+    divide_step(chosen, _FEWEST_TOKENS, world.device, lambda line: None, world.size)
+
+
+def _open_data(
+    store: Store, recipe: Recipe, world: World, say: Say, *, is_resumed: bool = False
+) -> tuple[Recipe, RunData]:
+    """Open the data; write down how a step is computed, so that a resume does the same."""
     data = RunData.open(store, recipe, world.device)
     precision = world.agree(choose_precision(recipe, world.device, say))
-    return _changed(recipe, {"train": {"precision": precision}}), data
+    recipe = _changed(recipe, {"train": {"precision": precision}})
+    size = store.tokenizer.size
+    division = divide_step(recipe, size, world.device, say, world.size, is_resumed=is_resumed)
+    return _changed(recipe, {"train": asdict(division)}), data
 
 
 def _refuse_another_recipe(run: RunFolder, recipe: Recipe, checkpoint: Checkpoint) -> None:
-    """Raise `RunError` where the run's recipe is not what it began with; only steps may differ."""
+    """Raise `RunError` where the run's recipe is not what it began with."""
+    # These change no bit of a step.
+    free = {"name", "train.steps", "train.memory", "train.recompute"}
     # A run from before there was such a knob began with its default.
     began = _knobs(type(recipe)(name="any").model_dump()) | _knobs(checkpoint.state.recipe)
     for key, value in _knobs(recipe.model_dump()).items():
-        if value != began[key] and key not in ("name", "train.steps"):
+        if value != began[key] and key not in free:
             raise RunError(
                 run.path / "recipe.toml",
                 f"{key} is {value!r}, the run began with {began[key]!r}",

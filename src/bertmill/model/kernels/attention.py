@@ -183,7 +183,7 @@ class _Attention(torch.autograd.Function):
         for i, group in enumerate(groups):
             queries, keys_values = group.flat(q[group.queries]), group.flat(kv[group.tokens])
             scores = torch.baddbmm(zero, queries[0], keys_values[0].mT, beta=0, alpha=scale)
-            weights = scores.softmax(-1)
+            weights = torch.softmax(scores, -1, out=scores)
             own_scales = None if scales is None else scales[i].view(weights.shape)
             dropped = _multiply(weights, own_scales)
             group.put(torch.bmm(dropped, keys_values[1]), mixed[group.queries])
@@ -197,14 +197,16 @@ class _Attention(torch.autograd.Function):
         d_mixed = d_mixed.reshape(ctx.q_shape)
         d_q, d_kv = torch.empty_like(d_mixed), d_mixed.new_empty(ctx.kv_shape)
         zero, scale = d_mixed.new_empty(()), ctx.q_shape[-1] ** -0.5
-        softmax_gradient = torch.ops.aten._softmax_backward_data
+        softmax_gradient = torch.ops.aten._softmax_backward_data.out
         saved = ctx.saved_tensors
         for i, group in enumerate(ctx.groups):
             queries, keys_values, weights, scales = saved[4 * i : 4 * i + 4]
             (d_out,), d_both = group.flat(d_mixed[group.queries]), torch.empty_like(keys_values)
             torch.bmm(_multiply(weights, scales).mT, d_out, out=d_both[1])
-            d_weights = _multiply(torch.bmm(d_out, keys_values[1].mT), scales)
-            d_scores = softmax_gradient(d_weights, weights, -1, weights.dtype)
+            d_scores = torch.bmm(d_out, keys_values[1].mT)
+            if scales is not None:
+                d_scores *= scales
+            softmax_gradient(d_scores, weights, -1, weights.dtype, grad_input=d_scores)
             torch.baddbmm(zero, d_scores.mT, queries[0], beta=0, alpha=scale, out=d_both[0])
             group.put(d_both, d_kv[group.tokens])
             d_queries = torch.baddbmm(zero, d_scores, keys_values[0], beta=0, alpha=scale)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from bertmill.model.kernels import linear
 
-_ROWS_AT_ONCE = 256
+ROWS_AT_ONCE = 256
 """Logits of so many predictions exist at once: with 30,522 entries 31 MB."""
 
 _SMALL = 1e-30
@@ -67,8 +67,8 @@ class _VocabularyLoss(torch.autograd.Function):
         loss, is_read_free = bias.new_zeros(()), _can_read_without_waiting(bias.device)
         d_hidden, d_weight, d_bias = map(torch.zeros_like, (hidden, weight, bias))
         w = weight.to(dtype)
-        for start in range(0, len(hidden), _ROWS_AT_ONCE):
-            rows = slice(start, start + _ROWS_AT_ONCE)
+        for start in range(0, len(hidden), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
             x, y = hidden[rows].to(dtype), labels[rows]
             logits = _scores(x, w, bias)
             if not is_read_free:
@@ -116,4 +116,4 @@ def _gradient_of_rows(d_logits: Tensor, weight: Tensor) -> Tensor:
 
 def _is_for_onednn(rows: Tensor) -> bool:
     """Whether this is a whole chunk: only shapes that come again are worth compiling."""
-    return len(rows) == _ROWS_AT_ONCE and linear.has_onednn(rows)
+    return len(rows) == ROWS_AT_ONCE and linear.has_onednn(rows)
