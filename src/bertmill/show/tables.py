@@ -113,7 +113,8 @@ def _range_of_time(span: Span) -> str:
     """Give both ends in the largest unit of which the lower one is a whole."""
     units = {"days": 86_400, "hours": 3_600, "minutes": 60, "seconds": 1}
     unit = next((name for name, size in units.items() if span.low >= size), "seconds")
-    return f"{_range(span.times(1 / units[unit]), ',.1f')} {unit}"
+    inside = span.times(1 / units[unit])
+    return f"{_range(inside, ',.1f' if inside.low < 100 else ',.0f')} {unit}"
 
 
 def _section(heading: str, rows: Iterable[Row]) -> Iterator[str]:
