@@ -112,11 +112,11 @@ def measure(folder: Path, written_folder: Path, size: int) -> dict[str, object]:
     with AnonymousMemory() as memory:
         store = note("open_store", lambda: Store(folder))
         batches, source = note("open_batches", lambda: open_batches(store, written))
-        first = note("first_batch", lambda: batches.batch_at(0, size - 1, size))
+        first = note("first_batch", lambda: batches.micro_batches_at(0, 0, size - 1, size))
         found["first_batch_blocks"] = source.num_made
-        note("next_batch", lambda: batches.batch_at(1, size - 1, size))
+        note("next_batch", lambda: batches.micro_batches_at(1, 0, size - 1, size))
         last = max(0, batches.num_examples // BATCH_SIZE - 1)
-        note("last_batch", lambda: batches.batch_at(last, size - 1, size))
+        note("last_batch", lambda: batches.micro_batches_at(last, 0, size - 1, size))
     manifest = folder / "manifest.json"
     pairs, _ = batches.pairs_at(np.arange(last * BATCH_SIZE, last * BATCH_SIZE + 1000))
     return found | {
@@ -134,7 +134,7 @@ def measure(folder: Path, written_folder: Path, size: int) -> dict[str, object]:
 def deal_out(batches: Batches, size: int) -> float:
     """Check that the ranks' parts are the whole batch; return how much more the fullest has."""
     whole = batches.batch_at(0)
-    parts = [batches.batch_at(0, rank, size) for rank in range(size)]
+    parts = [batches.micro_batches_at(0, 0, rank, size)[0] for rank in range(size)]
     assert sorted(n for part in parts for n in part.lengths) == sorted(whole.lengths)
     tokens = [len(part.token_ids) for part in parts]
     return max(tokens) / (sum(tokens) / size) - 1

@@ -1,15 +1,17 @@
 """What a run would take, beside what published runs took."""
 
+import re
+
 import pytest
 
 import bertmill
 from bertmill.config import load_recipe
-from bertmill.errors import InputError
+from bertmill.errors import BertmillError, InputError
 from bertmill.show.tables import forecast_lines
 from bertmill.train.forecast import DEVICES, Device, Span, forecast, parse_devices
 
 # 180 TFLOP/s for a Cloud TPU of four chips (cloud.google.com/tpu/docs/v2); in 2018 all was padded.
-TPU_V2 = Device("TPUv2", 45e12, 8e9)
+TPU_V2 = Device("TPUv2", 45e12, 16e9)
 
 # What was run, on what, in how many hours, and the factor by which the forecast's range may be off.
 PUBLISHED = {
@@ -130,6 +132,25 @@ def test_what_cannot_be_forecast_is_refused(recipe, given, part):
     bertmill.plan("base", "300xCPU")  # cores work together
 
 
+def test_a_step_is_divided_as_a_run_would():
+    whole = bertmill.plan("base", "8xH100")
+    assert (whole.micro_batch_tokens, whole.recompute) == (0, False)
+    assert whole.memory.total < 0.9 * 80e9
+    small = bertmill.plan("base", "1xL4")
+    assert 0 < small.micro_batch_tokens < 256 * 512 and small.micro_batch_tokens % 512 == 0
+    assert 0.7 * 24e9 < small.memory.total <= 0.9 * 24e9
+    assert small.memory.weights == whole.memory.weights == pytest.approx(4 * 110.1e6, rel=1e-3)
+    twice, once = (
+        bertmill.plan("base", "1xH100", settings=[f"train.recompute={value}"])
+        for value in ("true", "false")
+    )
+    assert twice.seconds.low == pytest.approx(once.seconds.low * 4 / 3)
+    assert twice.memory.activations < once.memory.activations
+    assert bertmill.plan("large", "4xCPU", settings=["train.memory=14GB"]).memory.total <= 14e9
+    with pytest.raises(BertmillError, match=r"a step needs [\d.]+ GB at least, 2.0 GB is allowed"):
+        bertmill.plan("base", "8xH100", settings=["train.memory=2GB"])
+
+
 def test_the_forecast_in_lines(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     lines = list(forecast_lines(bertmill.plan("base", "8xH100", tokens=3.3e9)))
@@ -138,9 +159,13 @@ def test_the_forecast_in_lines(monkeypatch):
     assert text.startswith("recipe base on 8 x H100")
     assert "900,000 of 256 x 128 tokens; 100,000 of 256 x 512 tokens" in text
     assert "42,598,400,000 tokens, 12.9 times all of the text" in text
+    assert re.search(r"memory [\d.]+ GB per device: weights 0.44, gradients 0.44, moments", text)
+    assert "a step each device's share is computed whole time" in text
     assert "time 1.7 to 3.9 hours, at 20% to 45% of 989 TFLOP/s per device" in text
     assert "cost 28 to 157 dollars, at 1.99 to 5.00 per device and hour" in text
     assert "expect less speed" in text
+    cores = " ".join(" ".join(forecast_lines(bertmill.plan("large", "2xCPU"))).split())
+    assert " GB in all: " in cores and "tokens at once, blocks computed twice" in cores
     cheap = " ".join(forecast_lines(bertmill.plan("tiny", "1xL4", price=0.5)))
     assert "at 0.50 per device" in cheap
     assert "cost  " in " ".join(forecast_lines(bertmill.plan("tiny", "1xL4")))

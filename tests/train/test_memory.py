@@ -112,7 +112,7 @@ def test_recompute_changes_no_bit(name):
 
 
 def divide(name="base", *settings, said=None, **more):
-    recipe = load_recipe(name, ["train.precision=fp32", *settings])
+    recipe = load_recipe(name, ["train.precision=fp32", "pairs.max_length=128", *settings])
     say = pytest.fail if said is None else said.append
     return divide_step(recipe, VOCAB, CPU, say, **more)
 
@@ -147,7 +147,7 @@ def test_small_recipes_are_not_divided(machine):
 
 
 def test_a_batch_is_cut_into_the_fewest_equal_parts_that_fit(machine):
-    recipe, sizes = load_recipe("base", ["train.precision=fp32"]), []
+    recipe, sizes = load_recipe("base", ["train.precision=fp32", "pairs.max_length=128"]), []
     for allowed in (4, 8, 12, 16, 24, 48, 96):
         said = []
         chosen = divide("base", f"train.memory={allowed}GB", said=said)
@@ -269,11 +269,12 @@ def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
 
 # --- measured ------------------------------------------------------------------------------------
 
+BASE = ["pairs.max_length=128"]  # one phase
 SHAPES = {
     "d2l": ("d2l", 20_256, 512, 1, False, []),
     "tiny in parts": ("tiny", VOCAB, 64, 4, False, []),
     "mini": ("mini", VOCAB, 64, 1, False, []),
-    "three layers of base": ("base", 8_000, 8, 2, False, ["model.num_hidden_layers=3"]),
+    "three layers of base": ("base", 8_000, 8, 2, False, [*BASE, "model.num_hidden_layers=3"]),
     "at length 512": (
         "base",
         8_000,
@@ -282,7 +283,7 @@ SHAPES = {
         False,
         ["model.num_hidden_layers=3", "pairs.max_length=512"],
     ),
-    "computed again": ("base", 8_000, 8, 2, True, ["model.num_hidden_layers=6"]),
+    "computed again": ("base", 8_000, 8, 2, True, [*BASE, "model.num_hidden_layers=6"]),
 }
 
 

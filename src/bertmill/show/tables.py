@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
@@ -73,12 +74,21 @@ def forecast_lines(found: Forecast) -> Iterator[str]:
         f"{phase.steps:,} of {found.batch_size:,} x {phase.max_length:,} tokens"
         for phase in found.phases
     ]
+    parts = {name: value for name, value in asdict(found.memory).items() if value}
+    held = ", ".join(f"{name.replace('_', ' ')} {value / 1e9:.2g}" for name, value in parts.items())
+    where = "in all" if found.device == "CPU" else "per device"
+    at_once = (
+        f"{found.micro_batch_tokens:,} tokens at once" if found.micro_batch_tokens else "whole"
+    )
+    twice = ", blocks computed twice" if found.recompute else ""
     times = f", {found.epochs:,.3g} times all of the text" if found.epochs is not None else ""
     mfu, peak = found.mfu, found.peak_flops / 1e12
     rows = {
         "steps": "; ".join(phases),
         "reads": f"{found.tokens:,} tokens{times}",
         "arithmetic": f"{found.flops:.3g} operations, {found.flops / found.tokens:.3g} a token",
+        "memory": f"{found.memory.total / 1e9:.1f} GB {where}: {held}",
+        "a step": f"each device's share is computed {at_once}{twice}",
         "time": f"{_range_of_time(found.seconds)}, at {mfu.low:.0%} to {mfu.high:.0%} of "
         f"{peak:g} TFLOP/s per device",
         "cost": "not known; give --price, dollars for a device and hour",
@@ -103,7 +113,8 @@ def _range_of_time(span: Span) -> str:
     """Give both ends in the largest unit of which the lower one is a whole."""
     units = {"days": 86_400, "hours": 3_600, "minutes": 60, "seconds": 1}
     unit = next((name for name, size in units.items() if span.low >= size), "seconds")
-    return f"{_range(span.times(1 / units[unit]), ',.1f')} {unit}"
+    inside = span.times(1 / units[unit])
+    return f"{_range(inside, ',.1f' if inside.low < 100 else ',.0f')} {unit}"
 
 
 def _section(heading: str, rows: Iterable[Row]) -> Iterator[str]:

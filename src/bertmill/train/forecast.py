@@ -6,9 +6,12 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
+
 from bertmill.config import Recipe, did_you_mean
 from bertmill.errors import InputError
 from bertmill.model.pretraining import count_step_flops
+from bertmill.train.memory import SHARES, Division, StepMemory, divide_step, estimate
 
 _SHORT_STEP = 0.02
 """Seconds below which what is not arithmetic counts too: starting kernels, summing gradients."""
@@ -52,8 +55,8 @@ DEVICES = {
         Device("A6000", 154.8e12, 48e9),
         Device("RTX3090", 71e12, 24e9),
         Device("RTX4090", 165e12, 24e9),
-        # A core with AVX-512, in 32 bits, as measured (docs/experiments.md), and 4 GB for each.
-        Device("CPU", 90e9, 4e9, mfu=Span(0.40, 0.70)),
+        # A core with AVX-512, in 32 bits, as measured (docs/experiments.md), and 8 GB for each.
+        Device("CPU", 90e9, 8e9, mfu=Span(0.40, 0.70)),
     )
 }
 """By their names in a device plan."""
@@ -96,6 +99,11 @@ class Forecast:
     dollars_per_hour: Span | None
     """For one device."""
     dollars: Span | None
+    memory: StepMemory
+    """Of one device, in the phase with the longest sequences; of a CPU, all of it."""
+    micro_batch_tokens: int
+    """Tokens of a device that are computed at once then; 0: all of its share of the step."""
+    recompute: bool
     notes: tuple[str, ...]
     """What makes the real run slower."""
 
@@ -147,9 +155,9 @@ def forecast(
 
     Raises
     ------
-    InputError
-        The recipe has no network or a time budget, or fewer sequences in a step than there are
-        devices.
+    BertmillError
+        The recipe has no network or a time budget, fewer sequences in a step than there are
+        devices, or does not fit their memory.
     """
     train, where = recipe.train, f"recipe {recipe.name}"
     if recipe.name == "continue":
@@ -165,8 +173,10 @@ def forecast(
             f"are more than the {train.batch_size} sequences of a step",
             "give fewer, or raise train.batch_size",
         )
-    flops_per_second = num_devices * device.peak_flops
-    speed = device.mfu.times(flops_per_second)
+    division, memory = _fit(recipe, device, num_devices, num_ranks)
+    # Computing blocks again is a forward pass more, of three products that there are.
+    useful = 0.75 if division.recompute else 1.0
+    speed = device.mfu.times(num_devices * device.peak_flops * useful)
     phases = []
     for (start, stop), pairs in zip(
         pairwise([*recipe.phase_starts(), train.steps]), recipe.phase_pairs(), strict=True
@@ -199,8 +209,28 @@ def forecast(
         seconds=seconds,
         dollars_per_hour=dollars_per_hour,
         dollars=dollars,
+        memory=memory,
+        micro_batch_tokens=division.micro_batch_tokens,
+        recompute=division.recompute,
         notes=tuple(_notes(phases)),
     )
+
+
+def _fit(
+    recipe: Recipe, device: Device, num_devices: int, num_ranks: int
+) -> tuple[Division, StepMemory]:
+    """Divide a step as a run there would, and tell what it takes."""
+    kind, train = "cpu" if device.name == "CPU" else "cuda", recipe.train
+    share = SHARES[kind] * device.memory_bytes * (num_devices / num_ranks)
+    knobs = {"memory": train.memory or f"{share / 1e9:.3f}GB"}
+    if train.precision == "auto" and kind == "cuda":
+        knobs["precision"] = "bf16"
+    there = recipe.model_copy(update={"train": train.model_copy(update=knobs)})
+    vocab_size = recipe.tokenizer.vocab_size
+    division = divide_step(there, vocab_size, torch.device(kind), lambda line: None, num_ranks)
+    share_tokens = -(-train.batch_size // num_ranks) * recipe.longest
+    at_once = division.micro_batch_tokens or share_tokens
+    return division, estimate(there, vocab_size, at_once, kind, division.recompute)
 
 
 def _count_flops(recipe: Recipe, length: int) -> int:

@@ -22,7 +22,7 @@ from bertmill.model.architecture import architecture_of
 from bertmill.model.kernels import vocabulary_loss
 from bertmill.model.pretraining import PretrainingModel, shapes_alone
 
-_SHARES = {"cpu": 0.6, "cuda": 0.9}
+SHARES = {"cpu": 0.6, "cuda": 0.9}
 """Of the device's whole memory, where ``train.memory`` is empty: a machine has other programs."""
 
 _FIXED = {"cpu": 0.55e9, "cuda": 1.0e9}
@@ -64,8 +64,9 @@ def estimate(
 ) -> StepMemory:
     """Tell what a step takes, from what the code keeps until the way back.
 
-    Sequences count as long as the longest may be. A test compares it with what is measured on a
-    CPU, to 15 %. A checkpoint takes less than a step, because there are no gradients then.
+    Sequences count as long as those of the longest phase may be. A test compares it with what is
+    measured on a CPU, to 15 %. A checkpoint takes less than a step, because there are no gradients
+    then.
 
     Parameters
     ----------
@@ -168,8 +169,7 @@ def divide_step(
         sizes = [min(whole, max(given or whole, length))]
     is_free = train.recompute == "auto" or (is_resumed and not train.recompute)
     choices = (False, True) if is_free else (bool(train.recompute),)
-    whole_memory = device_memory(device)
-    allowed = whole_memory if is_resumed else _allowed(recipe, device, whole_memory)
+    allowed = device_memory(device) if is_resumed else _allowed(recipe, device)
     for recompute in choices:
         for size in sizes:
             needed = estimate(recipe, vocab_size, size, device.type, recompute).total
@@ -214,9 +214,9 @@ def _what_fits(recipe: Recipe, vocab_size: int, device_type: str, allowed: int) 
     return "allow more"
 
 
-def _allowed(recipe: Recipe, device: torch.device, whole_memory: int) -> int:
+def _allowed(recipe: Recipe, device: torch.device) -> int:
     given = parse_bytes(recipe.train.memory)
-    return int(_SHARES[device.type] * whole_memory if given is None else given)
+    return int(SHARES[device.type] * device_memory(device) if given is None else given)
 
 
 def _show(num_bytes: int) -> str:
