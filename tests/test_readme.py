@@ -37,7 +37,8 @@ def blocks(page, language):
 
 
 def commands(page):
-    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
+    whole = [block.replace("\\\n", " ") for block in blocks(page, "sh")]
+    lines = [line for block in whole for line in block.splitlines()]
     return [shlex.split(line, comments=True) for line in lines if line.strip()]
 
 

@@ -18,7 +18,6 @@ from torch.distributed import TCPStore
 
 import bertmill
 from bertmill.train import watch
-from bertmill.train.world import _agree_on_start
 from faults import Fault
 from processes import run_ranks
 from small import SMALL
@@ -96,7 +95,8 @@ def test_one_line_names_the_rank_that_failed(kind, rank, line, begin):
 
 @pytest.mark.slow
 def test_of_three_ranks_the_one_that_hangs_is_named(begin):
-    found, traced = said(begin(3, fault=Fault("hangs", 2, 6))[1])
+    ranks = begin(3, ["train.shard=full"], Fault("hangs", 2, 6))[1]
+    found, traced = said(ranks)
     assert f"rank 2 on {HOST}: has stood still" in found and traced == []
 
 
@@ -142,7 +142,7 @@ def test_ranks_that_are_started_again_do_not_find_what_was_left(monkeypatch):
 
         def join(rank):
             store = TCPStore("127.0.0.1", server.port, is_master=False, wait_for_workers=False)
-            found[rank] = _agree_on_start(store, rank, size)
+            found[rank] = watch.agree_on_start(store, rank, size)
 
         # Rank 0 last: the others find what an earlier start left.
         threads = [threading.Thread(target=join, args=(rank,)) for rank in reversed(range(size))]

@@ -22,6 +22,7 @@ from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from bertmill.errors import BertmillError
 from bertmill.train import signals
@@ -33,7 +34,8 @@ _BEAT = 1.0
 """Seconds between two ticks."""
 _SILENCE = 6
 """Beats without a tick after which a rank is lost where a collective has failed."""
-_STORE_PATIENCE = timedelta(seconds=20)
+_STORE_PATIENCE, _JOIN_PATIENCE = timedelta(seconds=20), timedelta(minutes=30)
+_POLL = 0.1
 _WAITS = ("torch/distributed", "torch/cuda")
 """Where a main thread is that waits for other ranks or for its device."""
 _DEEPEST = 3
@@ -72,6 +74,8 @@ class Watch:
 
     def begin(self) -> None:
         """Start the thread, after every rank has made its watch."""
+        hosts = self._store.multi_get([f"host/{rank}" for rank in range(self._size)])
+        self._hosts = [host.decode() for host in hosts]
         woken, self._wakes = socket.socketpair()
         if threading.current_thread() is threading.main_thread():
             # torchrun's SIGTERM must not end this rank before it has named the one that is lost.
@@ -185,8 +189,7 @@ class Watch:
         return [beat.decode() for beat in self._store.multi_get(keys)]
 
     def _name(self, ranks: Sequence[int]) -> str:
-        hosts = [self._store.get(f"host/{rank}").decode() for rank in ranks]
-        return ", ".join(f"rank {r} on {host}" for r, host in zip(ranks, hosts, strict=True))
+        return ", ".join(f"rank {rank} on {self._hosts[rank]}" for rank in ranks)
 
     def _lost(self, ranks: Sequence[int]) -> str:
         return f"{self._name(ranks)}: no sign of life (killed, stopped, or cut off from the others)"
@@ -205,10 +208,10 @@ class Watch:
         with self._ending:
             if self._ended:
                 return
-            is_first = True
             with suppress(Exception):  # the store may be gone
-                is_first = not line or self._store.add("said", 1) == 1
-            if line and is_first:
+                if line and self._store.add("said", 1) > 1:
+                    line = ""
+            if line:
                 _say(f"bertmill: {line}; {self._fix}")
             self.end_with(_SAID)
             os._exit(status)
@@ -247,6 +250,26 @@ def begin_watch(store: Store, rank: int, size: int, timeout_seconds: float) -> W
     global _watch
     _watch = Watch(store, rank, size, timeout_seconds)
     return _watch
+
+
+def agree_on_start(store: Store, rank: int, size: int) -> str:
+    """Return a prefix of keys that is new, and the same on all ranks.
+
+    torchrun keeps its store when it starts the ranks again, with all that the earlier ones left.
+    """
+    own = uuid4().hex
+    if rank == 0:
+        store.set("start", own)
+        store.wait([f"{own}/{other}" for other in range(1, size)], _JOIN_PATIENCE)
+        found = store.multi_get([f"{own}/{other}" for other in range(1, size)])
+        store.set(f"{own}/all", b" ".join(found).decode())
+        return own
+    while True:  # what is found first may be an earlier start
+        start = store.get("start").decode()
+        store.set(f"{start}/{rank}", own)
+        if store.check([f"{start}/all"]) and own in store.get(f"{start}/all").decode():
+            return start
+        time.sleep(_POLL)
 
 
 @contextmanager

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
-from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -18,7 +16,7 @@ from bertmill.config import TrainSection
 from bertmill.errors import InputError
 from bertmill.model.pretraining import PretrainingModel
 from bertmill.train.device import open_device
-from bertmill.train.watch import begin_watch
+from bertmill.train.watch import agree_on_start, begin_watch
 
 if TYPE_CHECKING:  # takes a second to import
     from torch._C._distributed_c10d import Store
@@ -29,7 +27,6 @@ Value = TypeVar("Value")
 # Preparing may take so long on one machine that the others have done already.
 _PATIENCE = timedelta(days=7)
 _GRACE_SECONDS = 60.0
-_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -182,7 +179,7 @@ def _join(device_type: str, timeout_seconds: float) -> Store:
     # torch exports these without saying so.
     distributed: Any = torch.distributed
     store, rank, size = next(distributed.rendezvous("env://"))
-    store = distributed.PrefixStore(_agree_on_start(store, rank, size), store)
+    store = distributed.PrefixStore(agree_on_start(store, rank, size), store)
     watch = begin_watch(distributed.PrefixStore("watch", store), rank, size, timeout_seconds)
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo",
@@ -195,23 +192,3 @@ def _join(device_type: str, timeout_seconds: float) -> Store:
     watch.begin()
     _joined = distributed.PrefixStore("bertmill", store)
     return _joined
-
-
-def _agree_on_start(store: Store, rank: int, size: int) -> str:
-    """Return a prefix of keys that is new, and the same on all ranks.
-
-    torchrun keeps its store when it starts the ranks again, with all that the earlier ones left.
-    """
-    own = uuid4().hex
-    if rank == 0:
-        store.set("start", own)
-        store.wait([f"{own}/{other}" for other in range(1, size)], _PATIENCE)
-        found = store.multi_get([f"{own}/{other}" for other in range(1, size)])
-        store.set(f"{own}/all", b" ".join(found).decode())
-        return own
-    while True:  # what is found first may be an earlier start
-        start = store.get("start").decode()
-        store.set(f"{start}/{rank}", own)
-        if store.check([f"{start}/all"]) and own in store.get(f"{start}/all").decode():
-            return start
-        time.sleep(_POLL_SECONDS)
