@@ -25,7 +25,7 @@ from bertmill.model.pretraining import PretrainingModel, shapes_alone
 SHARES = {"cpu": 0.6, "cuda": 0.9}
 """Of the device's whole memory, where ``train.memory`` is empty: a machine has other programs."""
 
-_FIXED = {"cpu": 0.55e9, "cuda": 1.0e9}
+_FIXED = {"cpu": 0.45e9, "cuda": 1.0e9}
 """Interpreter, libraries and data; on CUDA the driver's context and cuBLAS's workspace."""
 _HOLES = {"cpu": 0.3, "cuda": 0.1}
 """Freed memory between what is in use, for each byte of that: on a CPU measured by
