@@ -255,7 +255,8 @@ def pretrain(
 
     if init_from is None:  # else the model brings the network
         load_recipe(recipe or "quick", settings)
-    from bertmill.train.start import Request, finds_run, plan_run
+    from bertmill.train.request import Request
+    from bertmill.train.start import finds_run, plan_run
 
     request = Request(
         corpus=_listed(corpus),

@@ -218,7 +218,7 @@ def test_a_run_keeps_what_was_chosen(corpus_file, tmp_path, monkeypatch, capsys)
     """Also where the machine has less memory later, as long as it fits."""
     fits = {16 * 32: 9, 8 * 32: 5, 4 * 32: 3}  # bytes by tokens
 
-    def tell(recipe, vocab_size, num_tokens, device_type, recompute=False):
+    def tell(recipe, vocab_size, num_tokens, device_type, recompute=False, num_ranks=1):
         size = min(n for n in fits if n >= num_tokens)
         return memory.StepMemory(0, 0, 0, fits[size] // (1 + recompute), 0, 0)
 

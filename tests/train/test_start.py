@@ -12,8 +12,9 @@ from bertmill.config import TextSection, load_recipe, recipe_to_toml
 from bertmill.errors import BertmillError
 from bertmill.text.corpus import read_documents
 from bertmill.text.files import find_files
+from bertmill.train.request import Request
 from bertmill.train.run_folder import RunFolder
-from bertmill.train.start import Request, plan_resume, plan_run
+from bertmill.train.start import plan_resume, plan_run
 from bertmill.train.world import World
 from small import SMALL
 

@@ -230,7 +230,8 @@ def _fit(
     division = divide_step(there, vocab_size, torch.device(kind), lambda line: None, num_ranks)
     share_tokens = -(-train.batch_size // num_ranks) * recipe.longest
     at_once = division.micro_batch_tokens or share_tokens
-    return division, estimate(there, vocab_size, at_once, kind, division.recompute)
+    memory = estimate(there, vocab_size, at_once, kind, division.recompute, num_ranks)
+    return division, memory
 
 
 def _count_flops(recipe: Recipe, length: int) -> int:

@@ -60,7 +60,7 @@ def estimate(
     num_tokens: int,
     device_type: str,
     recompute: bool = False,
-    num_shards: int = 1,
+    num_ranks: int = 1,
 ) -> StepMemory:
     """Tell what a step takes, from what the code keeps until the way back.
 
@@ -79,8 +79,8 @@ def estimate(
         ``cpu`` or ``cuda``.
     recompute : bool
         Whether blocks are computed again on the way back.
-    num_shards : int
-        Processes that weights, gradients and moments are dealt out to.
+    num_ranks : int
+        Processes that train together; ``train.shard`` says what each of them keeps.
     """
     section, length = recipe.model, recipe.longest
     is_bf16, on_cpu = recipe.train.precision == "bf16", device_type == "cpu"
@@ -97,10 +97,13 @@ def estimate(
     factors = 2 * (parameters - by_token) if is_bf16 else 0
     # The gradient of the output weights, and the same scaled; a chunk of the logits.
     chunk = 4 * vocab_size * vocabulary_loss.rows_at_once(torch.device(device_type))
-    own = math.ceil(parameters / num_shards)
+    own = math.ceil(parameters / num_ranks) if recipe.train.shard == "full" else parameters
+    # Several ranks copy the weights that they compute with, all others and two blocks at a time,
+    # and keep whole gradients until those of the last micro-batch are there.
+    copied = by_token + 2 * (parameters - by_token) // num_blocks if num_ranks > 1 else 0
     parts = (
-        4 * own,
-        4 * own,
+        4 * (own + copied),
+        4 * (own + (parameters if num_ranks > 1 else 0)),
         8 * own,
         kept.embeddings + in_blocks + factors,
         2 * 4 * by_token + chunk,
@@ -172,7 +175,7 @@ def divide_step(
     allowed = device_memory(device) if is_resumed else _allowed(recipe, device)
     for recompute in choices:
         for size in sizes:
-            needed = estimate(recipe, vocab_size, size, device.type, recompute).total
+            needed = estimate(recipe, vocab_size, size, device.type, recompute, num_ranks).total
             if needed <= allowed:
                 is_cut = size < whole and not is_fixed
                 if is_cut or (recompute and is_free):
@@ -181,7 +184,7 @@ def divide_step(
     raise RecipeError(
         f"train.memory={train.memory}" if train.memory and not is_resumed else "memory",
         f"a step needs {_show(needed)} at least, {_show(allowed)} is allowed",
-        _what_fits(recipe, vocab_size, device.type, allowed),
+        _what_fits(recipe, vocab_size, device.type, allowed, num_ranks),
     )
 
 
@@ -193,13 +196,16 @@ def _tell(
     say(f"memory: {_show(allowed)} allows {size:,} tokens at once: {of_them}{more}")
 
 
-def _what_fits(recipe: Recipe, vocab_size: int, device_type: str, allowed: int) -> str:
+def _what_fits(
+    recipe: Recipe, vocab_size: int, device_type: str, allowed: int, num_ranks: int
+) -> str:
     """Name a longest sequence of this network, or a network, of which a step fits."""
 
     def fits(network: NetworkSection, length: int) -> bool:
         pairs = recipe.pairs.model_copy(update={"max_length": length})
         changed = recipe.model_copy(update={"model": network, "pairs": pairs, "phases": []})
-        return estimate(changed, vocab_size, length, device_type, recompute=True).total <= allowed
+        needed = estimate(changed, vocab_size, length, device_type, True, num_ranks)
+        return needed.total <= allowed
 
     given, length = recipe.train.micro_batch_tokens, recipe.longest
     if given > length and fits(recipe.model, length):

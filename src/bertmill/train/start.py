@@ -8,51 +8,39 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from bertmill.config import Recipe, TrainSection, read_recipe, recipe_from_dict
+from bertmill.config import Recipe, TrainSection, read_recipe
 from bertmill.data.documents import Show
 from bertmill.data.pairs import SEGMENTS_RULE
 from bertmill.data.prepare import open_or_prepare
 from bertmill.data.store import Store, is_store
 from bertmill.errors import BertmillError, InputError, RunError, StoreError
-from bertmill.model.folder import WEIGHTS_FILE, LoadedModel, adopt_model, load_model
+from bertmill.model.folder import WEIGHTS_FILE, LoadedModel, load_model
 from bertmill.storage import file_sha256
 from bertmill.text.tokenizer import load_tokenizer
 from bertmill.train.checkpoint import Checkpoint, newest_checkpoint
 from bertmill.train.memory import divide_step
 from bertmill.train.precision import choose_precision
+from bertmill.train.request import (
+    Request,
+    Say,
+    change,
+    choose_recipe,
+    name_of_recipe,
+    refuse_another_recipe,
+    refuse_other_phases,
+)
 from bertmill.train.run_data import RunData
 from bertmill.train.run_folder import Facts, FirstWeights, RunFolder
 from bertmill.train.world import World, open_world
 
-DEFAULT_RECIPE = "quick"
-_CONTINUE_RECIPE = "continue"
 _FEWEST_TOKENS = 8
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user wants of a new run."""
-
-    corpus: Sequence[str]
-    held_out: Sequence[str] = ()
-    recipe: str | None = None
-    """A name or a file; None: `DEFAULT_RECIPE`, or ``continue`` with `init_from`."""
-    settings: Sequence[str] = ()
-    """``section.key=value``."""
-    tokenizer: str | None = None
-    init_from: str | None = None
-    out: str | None = None
-    workers: int | None = 1
 
 
 @dataclass(frozen=True)
@@ -76,7 +64,7 @@ class Plan:
 
 def finds_run(request: Request) -> bool:
     """Whether there is a run in the folder of a new one: on all ranks what rank 0 sees there."""
-    train = read_recipe(_recipe_of(request), request.settings).get("train", {})
+    train = read_recipe(name_of_recipe(request), request.settings).get("train", {})
     world = open_world(TrainSection.model_validate(train))
     return world.by_first(lambda: RunFolder(str(request.out)).holds_run)
 
@@ -99,7 +87,7 @@ def plan_run(request: Request, say: Say, show: Show = lambda line, done: None) -
     """
     source = None if request.init_from is None else load_model(request.init_from)
     from_store = any(is_store(found) for found in request.corpus)
-    recipe = _choose_recipe(request, source, from_store, say)
+    recipe = choose_recipe(request, source, from_store, say)
     world = _open_world(recipe)
     if request.out is not None and world.speaks:
         RunFolder(request.out).refuse_if_taken()
@@ -114,7 +102,7 @@ def plan_run(request: Request, say: Say, show: Show = lambda line, done: None) -
     _refuse_another_start(recipe, store, world)
     # From here on the recipe is what is done, not only what was asked for.
     sections = ("text", "tokenizer") if from_store else ("text",)
-    recipe = _changed(recipe, {name: store.manifest[name] for name in sections})
+    recipe = change(recipe, {name: store.manifest[name] for name in sections})
     recipe, data = _open_data(store, recipe, world, say)
     facts = Facts(
         corpus=[_from_anywhere(name) for name in request.corpus],
@@ -169,7 +157,7 @@ def plan_resume(
     checkpoint = newest_checkpoint(run, say, world)
     made = 0 if checkpoint is None else checkpoint.state.step
     if checkpoint is not None:
-        _refuse_another_recipe(run, recipe, checkpoint)
+        refuse_another_recipe(run, recipe, checkpoint)
     if steps is not None:
         if recipe.train.budget_seconds or facts.budget_seconds:
             raise InputError("`steps`", "the run has a time budget", "leave `steps` out")
@@ -177,8 +165,8 @@ def plan_resume(
             raise InputError(
                 f"`steps` {steps}", f"is less than the {made} steps already made", "give more"
             )
-        longer = _changed(recipe, {"train": {"steps": steps}})
-        _refuse_other_phases(recipe, longer, made)
+        longer = change(recipe, {"train": {"steps": steps}})
+        refuse_other_phases(recipe, longer, made)
         if steps != recipe.train.steps:
             say(f"the run was to have {recipe.train.steps:,} steps, now {steps:,}")
         recipe = longer
@@ -212,79 +200,7 @@ def plan_resume(
     return Plan(run, recipe, facts, data, world, start)
 
 
-# --- the recipe ----------------------------------------------------------------------------------
-
-
-def _recipe_of(request: Request) -> str:
-    return request.recipe or (DEFAULT_RECIPE if request.init_from is None else _CONTINUE_RECIPE)
-
-
-def _choose_recipe(
-    request: Request, source: LoadedModel | None, from_store: bool, say: Say
-) -> Recipe:
-    """Read the recipe that was asked for; a pretrained model brings its network and tokenizer."""
-    name = _recipe_of(request)
-    if source is None and name == _CONTINUE_RECIPE:
-        raise InputError(
-            f"`recipe` {name}", "has no network of its own", "give `init_from` a model"
-        )
-    values = read_recipe(name, request.settings)
-    if source is None:
-        recipe = recipe_from_dict(values, name)
-    else:
-        brings_tokenizer = "tokenizer" in values
-        is_set = any(setting.startswith("tokenizer.") for setting in request.settings)
-        takes_own = not (request.tokenizer or from_store or is_set)
-        if takes_own:
-            values["tokenizer"] = {"path": str(source.folder.absolute())}
-        recipe = adopt_model(values, name, source)
-        if takes_own and brings_tokenizer:
-            say("the tokenizer is the model's own, not the recipe's, unless one is given")
-        length, longer = recipe.pairs.max_length, source.about and source.about.pairs.max_length
-        if longer and length < longer:
-            say(
-                f"the model takes {longer} tokens, and will take {length} after this run: more are "
-                f"cut off (pairs.max_length={longer} keeps them)"
-            )
-    if request.tokenizer is not None:
-        path = str(Path(request.tokenizer).absolute())
-        recipe = _changed(recipe, {"tokenizer": {"path": path}})
-    return _fit_warmup(recipe, read_recipe(name).get("train", {}), request.settings, say)
-
-
-def _fit_warmup(
-    recipe: Recipe, own: Mapping[str, Any], settings: Sequence[str], say: Say
-) -> Recipe:
-    """Shorten the warm-up in proportion where settings make the run shorter than its recipe.
-
-    `own` is the recipe's section ``train`` before these settings.
-    """
-    warmup, train = recipe.schedule.warmup_steps, recipe.train
-    own_steps = own.get("steps", TrainSection().steps)
-    is_set = any(setting.strip().startswith("schedule.warmup_") for setting in settings)
-    if is_set or not warmup or own.get("budget_seconds"):
-        return recipe
-    share = min(1.0, warmup / own_steps)
-    if train.budget_seconds:
-        length, changes = f"{share:.1%} of the budget", {"warmup_fraction": share}
-    elif train.steps < own_steps:
-        steps = round(share * train.steps)
-        length, changes = f"{steps:,} of {train.steps:,} steps", {"warmup_steps": steps}
-    else:
-        return recipe
-    say(
-        f"warm-up: {length}, in proportion to {warmup:,} of {own_steps:,} steps in the "
-        "recipe; schedule.warmup_steps=N sets it"
-    )
-    return _changed(recipe, {"schedule": changes})
-
-
-def _changed(recipe: Recipe, changes: dict[str, dict[str, Any]]) -> Recipe:
-    """Change knobs of some sections, and check the whole again."""
-    values = recipe.model_dump()
-    for section, knobs in changes.items():
-        values[section] |= knobs
-    return recipe_from_dict(values, recipe.name)
+# --- what is decided before the start ------------------------------------------------------------
 
 
 def _open_world(recipe: Recipe) -> World:
@@ -310,7 +226,7 @@ def _refuse_another_start(recipe: Recipe, store: Store, world: World) -> None:
 def _refuse_what_cannot_fit(recipe: Recipe, world: World) -> None:
     """Raise, before an hour of preparing, where a step is too large with any vocabulary."""
     precision = choose_precision(recipe, world.device, lambda line: None)
-    chosen = _changed(recipe, {"train": {"precision": precision}})
+    chosen = change(recipe, {"train": {"precision": precision}})
     divide_step(chosen, _FEWEST_TOKENS, world.device, lambda line: None, world.size)
 
 
@@ -320,54 +236,14 @@ def _open_data(
     """Open the data; write down how a step is computed, so that a resume does the same."""
     data = RunData.open(store, recipe, world.device)
     precision = world.by_first(lambda: choose_precision(recipe, world.device, say))
-    recipe = _changed(recipe, {"train": {"precision": precision}})
+    recipe = change(recipe, {"train": {"precision": precision}})
     size = store.tokenizer.size
     division = world.by_first(
         lambda: asdict(
             divide_step(recipe, size, world.device, say, world.size, is_resumed=is_resumed)
         )
     )
-    return _changed(recipe, {"train": division}), data
-
-
-_FREE = {
-    "name",
-    *(f"train.{knob}" for knob in ("steps", "memory", "recompute", "shard", "timeout_seconds")),
-}
-"""What may be changed in the recipe of a run: no bit of a step depends on it."""
-
-
-def _refuse_another_recipe(run: RunFolder, recipe: Recipe, checkpoint: Checkpoint) -> None:
-    """Raise `RunError` where the run's recipe is not what it began with."""
-    # A run from before there was such a knob began with its default.
-    began = _knobs(type(recipe)(name="any").model_dump()) | _knobs(checkpoint.state.recipe)
-    for key, value in _knobs(recipe.model_dump()).items():
-        if value != began[key] and key not in _FREE:
-            raise RunError(
-                run.path / "recipe.toml",
-                f"{key} is {value!r}, the run began with {began[key]!r}",
-                "put it back, or start a new run with `init_from`",
-            )
-
-
-def _knobs(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Give each value of a recipe by its ``section.key``."""
-    found: dict[str, Any] = {}
-    for name, value in recipe.items():
-        knobs = value.items() if isinstance(value, Mapping) else [("", value)]
-        found |= {f"{name}.{key}".rstrip("."): each for key, each in knobs}
-    return found
-
-
-def _refuse_other_phases(recipe: Recipe, longer: Recipe, made: int) -> None:
-    """Raise `InputError` where another number of steps puts steps already made in another phase."""
-    for old, new in zip(recipe.phase_starts(), longer.phase_starts(), strict=True):
-        if min(old, made) != min(new, made):
-            raise InputError(
-                f"`steps` {longer.train.steps}",
-                f"moves the start of a phase from step {old:,} to {new:,}, and {made:,} are made",
-                "leave `steps` out, or start a new run with `init_from`",
-            )
+    return change(recipe, {"train": division}), data
 
 
 # --- the store -----------------------------------------------------------------------------------
