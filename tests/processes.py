@@ -25,8 +25,8 @@ _SERVER.set_forkserver_preload(
     ]
 )
 
-_SECONDS_TO_END = 30
-"""As long as torchrun waits for ranks that it has told to end."""
+_SECONDS_TO_END = 15
+"""Patience with ranks that were told to end; torchrun has 30."""
 
 
 def run(arguments, limits=None, cwd=None, env=None) -> subprocess.CompletedProcess:
