@@ -124,7 +124,7 @@ def measure(folder: Path, written_folder: Path, size: int) -> dict[str, object]:
         "blocks": store.train.num_blocks,
         "examples": batches.num_examples,
         "manifest_bytes": manifest.stat().st_size,
-        "sequences": len(first.lengths),
+        "sequences": len(first[0].lengths),
         "highest_position": int(pairs.b_stops.max()),
         "anonymous_peak_bytes": memory.peak_bytes - memory.before_bytes,
         "spread": deal_out(batches, size),
