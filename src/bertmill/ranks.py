@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Mapping
 
-_SECONDS = 1.0
+_SECONDS = 3.0
 _SECONDS_PER_RANK, _MOST_SECONDS = 0.1, 10.0
 
 
