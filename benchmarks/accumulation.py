@@ -17,7 +17,6 @@ from bertmill.config import load_recipe
 from bertmill.data.batch import Batches
 from bertmill.data.prepare import open_or_prepare
 from bertmill.model.pretraining import PretrainingModel, initialize
-from bertmill.train.device import to_device
 from bertmill.train.malloc import freed_memory_kept
 from bertmill.train.optimizer import make_optimizer
 from bertmill.train.step import StepInput, take_step
@@ -26,14 +25,14 @@ from bertmill.train.world import World
 CPU = torch.device("cpu")
 
 
-def make_step(recipe, batch, parts, recompute=False):
+def make_step(recipe, batches, parts, recompute=False):
     model = PretrainingModel(recipe.model, recipe.tokenizer.vocab_size).train()
     initialize(model, recipe.model, torch.Generator().manual_seed(1))
     model.set_recompute(recompute=recompute)
     optimizer = make_optimizer(model, recipe.optimizer)
     rows = math.ceil(recipe.train.batch_size / parts)
-    cut = batch.split(rows * recipe.pairs.max_length) if parts > 1 else [batch]
-    made = StepInput([to_device(part, CPU) for part in cut], batch.counts)
+    cut = batches.micro_batches_at(0, rows * recipe.pairs.max_length if parts > 1 else 0)
+    made = StepInput.of(cut, CPU)
     return lambda: take_step(model, optimizer, made, recipe, 0, World(CPU))
 
 
@@ -47,18 +46,17 @@ def main() -> None:
     given = parser.parse_args()
     quick = load_recipe("quick")
     store = open_or_prepare(["sample:sotu"], quick.text, quick.tokenizer)
-    settings = [f"train.batch_size={given.rows}", "train.precision=fp32"]
+    settings = [f"train.batch_size={given.rows}", "train.precision=fp32", "pairs.max_length=128"]
     recipe = load_recipe(given.recipe, settings)
     batches = Batches(
         store.train, store.tokenizer, recipe.pairs, recipe.masking, given.rows, 1, "sample:sotu"
     )
-    batch = batches.batch_at(0)
     steps = {
-        "whole": make_step(recipe, batch, 1),
-        **{f"in {n}": make_step(recipe, batch, n) for n in given.parts},
+        "whole": make_step(recipe, batches, 1),
+        **{f"in {n}": make_step(recipe, batches, n) for n in given.parts},
     }
     if given.recompute:
-        steps["whole, blocks computed twice"] = make_step(recipe, batch, 1, recompute=True)
+        steps["whole, blocks computed twice"] = make_step(recipe, batches, 1, recompute=True)
     with freed_memory_kept():
         interleave(steps, 1)
         seconds = interleave(steps, given.rounds)

@@ -216,7 +216,7 @@ def pretrain(
     stop_after : str or float, optional
         Save and stop this session after this time, such as 55m, counted from the start.
     or_resume : bool
-        Go on with the run in `out` where there is one, as `resume` does; it keeps its recipe. The
+        Go on with the run in `out` if there is one, as `resume` does; it keeps its recipe. The
         same call then starts a run and goes on with it, however often it is stopped.
     on_metrics : callable, optional
         Called with each record: a ``TrainRecord`` per log interval (``step``, ``mlm_loss``,
@@ -278,7 +278,7 @@ def pretrain(
             )  # fmt: skip
         progress = opened.enter_context(_run_progress_on(stream))
         if or_resume:
-            progress.say(f"starting a new run in {out}, where there is none yet")
+            progress.say(f"starting a new run in {out}")
         plan = plan_run(request, progress.say, progress.show)
         if plan.world.speaks:
             opened.enter_context(plan.run.locked())
@@ -304,7 +304,7 @@ def resume(
     ----------
     run : str or Path
         Run folder to go on with, from its newest whole checkpoint; or ``auto``, on the command
-        line: the run in `out` where there is one, else a new one there.
+        line: the run in `out` if there is one, else a new one there.
     steps : int, optional
         Parameter updates in all, where there are to be more: warm-up, hold and decay are from there
         on those of the new length.
@@ -921,7 +921,7 @@ def finetune(
     column : str, optional
         Column of the text, or of the words; by default text, sentence1, sentence, words or tokens.
     column_b : str, optional
-        Column of the second text; by default text_b or sentence2 where there is one.
+        Column of the second text; by default text_b or sentence2 if there is one.
     label_column : str, optional
         Column of the labels; by default label or labels.
     epochs : int

@@ -237,8 +237,9 @@ class TrainSection(Section):
     """What a step may take, such as 8GB, 500MB or 12GiB: on a CPU the whole process, else of the
     device. Empty: six tenths of the machine's memory, nine of a GPU's."""
     recompute: Literal["auto"] | bool = "auto"
-    """Compute each block a second time on the way back instead of keeping what it computed: much
-    less memory, a third more time, the same bits. ``auto``: where not even one sequence fits."""
+    """Compute each block a second time in the backward pass instead of keeping what it computed:
+    much less memory, a third more arithmetic, the same bits. ``auto``: where not even one sequence
+    fits."""
     steps: Positive = 1_000_000
     """Parameter updates in the run, unless there is a budget."""
     budget_seconds: Annotated[float, Field(ge=0.0)] = 0.0
@@ -267,7 +268,7 @@ class TrainSection(Section):
     """Where several processes train together: whether each keeps all weights and moments, or a part
     of them and fetches the others when it needs them (less memory, more traffic)."""
     timeout_seconds: Annotated[float, Field(gt=0.0)] = 600.0
-    """How long a process waits for another one that it trains with, until the run is given up."""
+    """How long one of several processes may stand still, until the run is given up."""
     compile: bool = False
     """Let ``torch.compile`` fuse what a block does after its attention, at the start of each
     session. It needs a C++ compiler, and gained nothing on CPUs."""
@@ -352,8 +353,8 @@ class Recipe(Section):
             )
         if self.train.budget_seconds:
             raise ValueError(
-                "phases: are shares of the steps, and a time budget does not say how many there "
-                "are; give train.steps, or pairs.max_length for a single phase"
+                "phases: they are shares of the steps, and a time budget leaves these open; give "
+                "train.steps, or pairs.max_length for a single phase"
             )
         return self
 

@@ -114,7 +114,8 @@ def test_recompute_changes_no_bit(name):
 def divide(name="base", *settings, said=None, **more):
     recipe = load_recipe(name, ["train.precision=fp32", "pairs.max_length=128", *settings])
     say = pytest.fail if said is None else said.append
-    return divide_step(recipe, VOCAB, CPU, say, **more)
+    allowed = memory.allowed_memory(recipe, CPU)
+    return divide_step(recipe, VOCAB, CPU, say, allowed, **more)
 
 
 @pytest.fixture
@@ -148,6 +149,7 @@ def test_small_recipes_are_not_divided(machine):
 
 def test_a_batch_is_cut_into_the_fewest_equal_parts_that_fit(machine):
     recipe, sizes = load_recipe("base", ["train.precision=fp32", "pairs.max_length=128"]), []
+    machine(96 * GB)
     for allowed in (4, 8, 12, 16, 24, 48, 96):
         said = []
         chosen = divide("base", f"train.memory={allowed}GB", said=said)
@@ -212,6 +214,27 @@ def test_it_is_refused_in_one_line_before_there_is_a_run(refused, corpus_file, t
         [*args, *settings], "train.memory=2GB: a step needs", "2.0 GB is allowed", "fits"
     )  # nor is the text prepared
     assert not (tmp_path / "run").exists()
+
+
+def test_more_than_there_is_is_refused(machine):
+    machine(6 * GB)
+    with pytest.raises(RecipeError, match=r"train.memory=8GB: is more than the 6.0 GB that this"):
+        divide("base", "train.memory=8GB")
+
+
+def test_fewer_ranks_divide_what_they_no_longer_hold(machine):
+    """A batch of four ranks, undivided, goes on with one; where it fits it is left whole."""
+    machine(24 * GB)
+    settings, many = ["train.memory=9GB", "train.batch_size=64"], []
+    assert divide("base", *settings, num_ranks=4).micro_batch_tokens == 0
+    recipe = load_recipe("base", ["train.precision=fp32", "pairs.max_length=128", *settings])
+    how = {"num_ranks": 1, "is_resumed": True}
+    chosen = divide_step(recipe, VOCAB, CPU, many.append, 24 * GB, **how)
+    assert chosen == Division(0, False) and many == []
+    chosen = divide_step(recipe, VOCAB, CPU, many.append, 4 * GB, **how)
+    assert 0 < chosen.micro_batch_tokens < 64 * 128 and "micro-batches a step" in many[0]
+    with pytest.raises(RecipeError, match="go on with more memory or more ranks"):
+        divide_step(recipe, VOCAB, CPU, pytest.fail, 1 * GB, **how)
 
 
 def test_a_run_keeps_what_was_chosen(corpus_file, tmp_path, monkeypatch, capsys):

@@ -222,7 +222,7 @@ def test_the_later_setting_of_a_length_holds(settings, lengths):
         ("phases=[{fractoin=0.5, max_length=64}]", ["phases.0.fractoin", "mean 'fraction'"]),
         ("phases=[128, 512]", ["phases.0", "is a section, not a value", "[[phases]]"]),
         ("phases=lots", ["phases: 'lots' is not allowed"]),
-        ("train.budget_seconds=60", ["phases: are shares of the steps", "a single phase"]),
+        ("train.budget_seconds=60", ["phases: they are shares of the steps", "a single phase"]),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_in_one_line(setting, parts):

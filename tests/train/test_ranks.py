@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from bertmill.config import load_recipe
 from bertmill.errors import InputError
 from bertmill.train import start
-from bertmill.train.world import World
+from bertmill.train.world import World, open_world
 from processes import run_ranks
 from small import CLOCKS, SMALL
 
@@ -27,10 +27,8 @@ SAME_LOSSES = [
     *(
         pytest.param(size, settings, marks=pytest.mark.slow)
         for size, settings in [
-            (2, []),
             (4, []),
             (4, ["train.micro_batch_tokens=40"]),
-            (4, ["train.shard=full"]),
             (4, ["train.shard=full", "train.micro_batch_tokens=40"]),
             (2, ["pairs.kind=none", "train.micro_batch_tokens=40"]),
             (4, ["pairs.kind=none", "train.shard=full"]),
@@ -157,10 +155,17 @@ def test_more_ranks_than_rows_are_refused(monkeypatch):
         start._open_world(recipe)
 
 
+def test_one_device_for_all_ranks_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    section = load_recipe("tiny", ["train.device=cuda:1"]).train
+    with pytest.raises(InputError, match=r"train.device=cuda:1: would be the same device for"):
+        open_world(section)
+
+
 def test_ranks_with_other_values_are_refused(monkeypatch):
     monkeypatch.setattr(World, "agree", lambda self, values: {"train.batch_size": 8, "text": "a"})
     values = {"train.batch_size": 16, "text": "a"}
-    with pytest.raises(InputError, match=r"train.batch_size of rank 3: is 16, and of rank 0 8"):
+    with pytest.raises(InputError, match=r"train.batch_size: is 16 here and 8 on rank 0"):
         World(CPU, 3, 4).refuse_unless_same(values)
 
 
@@ -171,7 +176,7 @@ def test_a_rank_with_another_recipe_says_so(corpus_file, tmp_path):
     first, second = run_ranks(2, command, own=own)
     assert second.returncode == 2 and first.returncode != 0
     assert second.stderr == (
-        "bertmill: rank 1: optimizer.lr of rank 1: is 0.2, and of rank 0 0.1; start all ranks "
-        "with the same command on the same text\n"
+        "bertmill: rank 1: optimizer.lr: is 0.2 here and 0.1 on rank 0; start all ranks with the "
+        "same command on the same text\n"
     )
     assert not (tmp_path / "run").exists()

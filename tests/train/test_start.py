@@ -147,7 +147,8 @@ def test_what_ranks_must_share_goes_through_the_world(corpus_file, tmp_path, mon
     run = bertmill.pretrain(str(corpus_file), "tiny", budget=1.0, settings=SMALL)
     assert "fp32" in agreed
     assert str(run.folder) in agreed
-    clocks, stops = compared[::2], compared[1::2]
+    steps = [numbers for numbers in compared if len(numbers) > 1]  # not the memory of a rank
+    clocks, stops = steps[::2], steps[1::2]
     assert len(clocks) == len(stops) == run.outcome.steps
     assert all(seconds > elapsed > 0 for seconds, elapsed, is_late in clocks)
     assert set(stops) == {(0, False)}

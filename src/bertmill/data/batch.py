@@ -142,7 +142,8 @@ class Batches:
         step : int
             Counted from 0.
         max_tokens : int
-            Tokens of a micro-batch at most; a longer sequence has one of its own. 0: no limit.
+            Tokens of a micro-batch at most; a longer sequence has one of its own. 0: no limit. With
+            one sequence in each, the last may have two where sequences do not go into ranks.
         rank, size : int
             Which rank of how many; every one gets as many micro-batches.
 
@@ -158,7 +159,10 @@ class Batches:
         longest = _num_tokens(pairs)[order[::size]] + self._maker.num_specials
         cuts = _cuts(longest, max_tokens) if max_tokens else [0]
         if len(cuts) > 1 and cuts[-1] * size + size > len(order):
-            cuts.pop()  # the last row alone, which not every rank has
+            # The last row alone, which not every rank has: one more joins it, or it the others.
+            cuts[-1] -= 1
+            if cuts[-1] == cuts[-2]:
+                cuts.pop()
         return self._assemble(Pairs._make(c[rows] for c in pairs), keys[rows]).split(cuts)
 
     def batch_of(self, places: Ints) -> Batch:

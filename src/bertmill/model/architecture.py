@@ -50,7 +50,7 @@ class Architecture(Protocol):
         is_bf16: bool,
         on_cpu: bool,
     ) -> ActivationBytes:
-        """Count what a training step keeps of sequences of one length until the way back.
+        """Count what a training step keeps of sequences of one length for the backward pass.
 
         `num_tokens` are in all of them, `num_selected` of these are read by the losses. With
         `is_bf16` products take factors of 16 bits, `on_cpu` the kernels are those of the CPU.

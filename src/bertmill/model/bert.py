@@ -141,8 +141,8 @@ class Block(nn.Module):
     Attributes
     ----------
     recompute : bool
-        Whether the way back keeps the block's input alone and computes the rest again, with the
-        same draws of dropout (Chen et al. 2016): less memory, a third more arithmetic.
+        Whether the block's input alone is kept, and the rest computed again in the backward pass,
+        with the same draws of dropout (Chen et al. 2016): less memory, a third more arithmetic.
     """
 
     recompute = False
@@ -320,7 +320,7 @@ def activation_bytes(
     is_bf16: bool,
     on_cpu: bool,
 ) -> ActivationBytes:
-    """Count what a training step keeps of sequences of one length until the way back."""
+    """Count what a training step keeps of sequences of one length for the backward pass."""
     width, inner, heads = (
         section.hidden_size,
         section.intermediate_size,

@@ -26,8 +26,8 @@ class PackedTokens(NamedTuple):
     starts: Tensor
     """Where each sequence begins, and N: [B + 1], int32."""
     lengths: Sequence[int]
-    """Tokens in each of the B sequences, on the host. Attention runs once for each stretch of equal
-    ones, so sequences sorted by length are fastest."""
+    """Tokens in each of the B sequences, on the host. On a CPU attention runs once for each stretch
+    of equal ones, so sequences sorted by length are fastest."""
 
     @classmethod
     def pack(
@@ -61,7 +61,7 @@ class Selection(NamedTuple):
 
 
 class ActivationBytes(NamedTuple):
-    """What a training step keeps of a batch until the way back, in bytes."""
+    """What a training step keeps of a batch for the backward pass, in bytes."""
 
     embeddings: int
     block: int
@@ -69,7 +69,7 @@ class ActivationBytes(NamedTuple):
     last_block: int
     """Less, because it computes the selected tokens alone."""
     block_input: int
-    """Of a block that is computed again on the way back."""
+    """Of a block that is computed again in the backward pass."""
 
 
 class Encoder(nn.Module):

@@ -176,7 +176,7 @@ class PretrainingModel(nn.Module):
         return self.next_sentence_head(self.pool(first))  # type: ignore[no-any-return]
 
     def set_recompute(self, *, recompute: bool) -> None:
-        """Say whether blocks are computed again on the way back instead of kept."""
+        """Say whether blocks are computed again in the backward pass instead of kept."""
         for module in self.modules():
             if hasattr(module, "recompute"):
                 module.recompute = recompute  # type: ignore[assignment]

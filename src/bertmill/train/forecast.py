@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import torch
 
-from bertmill.config import Recipe, did_you_mean
+from bertmill.config import Recipe, did_you_mean, parse_bytes
 from bertmill.errors import InputError
 from bertmill.model.pretraining import count_step_flops
 from bertmill.train.memory import SHARES, Division, StepMemory, divide_step, estimate
@@ -174,7 +174,7 @@ def forecast(
             "give fewer, or raise train.batch_size",
         )
     division, memory = _fit(recipe, device, num_devices, num_ranks)
-    # Computing blocks again is a forward pass more, of three products that there are.
+    # Recomputing adds a fourth pass to three: one forward, two backward.
     useful = 0.75 if division.recompute else 1.0
     speed = device.mfu.times(num_devices * device.peak_flops * useful)
     phases = []
@@ -222,12 +222,12 @@ def _fit(
     """Divide a step as a run there would, and tell what it takes."""
     kind, train = "cpu" if device.name == "CPU" else "cuda", recipe.train
     share = SHARES[kind] * device.memory_bytes * (num_devices / num_ranks)
-    knobs = {"memory": train.memory or f"{share / 1e9:.3f}GB"}
-    if train.precision == "auto" and kind == "cuda":
-        knobs["precision"] = "bf16"
+    allowed = int(parse_bytes(train.memory) or share)
+    is_bf16 = train.precision == "auto" and kind == "cuda"
+    knobs = {"precision": "bf16"} if is_bf16 else {}
     there = recipe.model_copy(update={"train": train.model_copy(update=knobs)})
-    vocab_size = recipe.tokenizer.vocab_size
-    division = divide_step(there, vocab_size, torch.device(kind), lambda line: None, num_ranks)
+    vocab_size, at = recipe.tokenizer.vocab_size, torch.device(kind)
+    division = divide_step(there, vocab_size, at, lambda line: None, allowed, num_ranks)
     share_tokens = -(-train.batch_size // num_ranks) * recipe.longest
     at_once = division.micro_batch_tokens or share_tokens
     memory = estimate(there, vocab_size, at_once, kind, division.recompute, num_ranks)

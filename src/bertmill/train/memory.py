@@ -1,8 +1,8 @@
 """How much memory a training step takes, and how it is divided so that it fits.
 
-A step is cut into micro-batches, or its blocks are computed a second time on the way back. That is
-decided before the run starts, by the recipe and the size of the device, never by what happens to be
-free there, so that the same command computes the same bits.
+A step is cut into micro-batches, or its blocks are computed a second time in the backward pass.
+That is decided before the run starts, by the recipe and the size of the device, never by what
+happens to be free there, so that the same command computes the same bits.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _HOLES = {"cpu": 0.3, "cuda": 0.1}
 tests/train/test_memory.py, on CUDA assumed."""
 _VALIDATED = 64
 """Sequences that a validation scores at once."""
-_SMALLER = ("large", "base", "medium", "small", "mini", "tiny")
+_BY_SIZE = ("large", "base", "medium", "small", "mini", "tiny")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class StepMemory:
     gradients: int
     moments: int
     activations: int
-    """What the way back needs, and the factors in 16 bits with bf16."""
+    """What the backward pass needs, and the factors in 16 bits with bf16."""
     vocabulary_loss: int
     rest: int
     """Interpreter, libraries, data, and the holes that an allocator leaves."""
@@ -62,7 +62,7 @@ def estimate(
     recompute: bool = False,
     num_ranks: int = 1,
 ) -> StepMemory:
-    """Tell what a step takes, from what the code keeps until the way back.
+    """Tell what a step takes, from what the code keeps for the backward pass.
 
     Sequences count as long as those of the longest phase may be. A test compares it with what is
     measured on a CPU, to 15 %. A checkpoint takes less than a step, because there are no gradients
@@ -78,7 +78,7 @@ def estimate(
     device_type : str
         ``cpu`` or ``cuda``.
     recompute : bool
-        Whether blocks are computed again on the way back.
+        Whether blocks are computed again in the backward pass.
     num_ranks : int
         Processes that train together; ``train.shard`` says what each of them keeps.
     """
@@ -135,14 +135,16 @@ def divide_step(
     vocab_size: int,
     device: torch.device,
     say: Callable[[str], None],
+    allowed: int,
     num_ranks: int = 1,
     *,
     is_resumed: bool = False,
 ) -> Division:
     """Choose how a step is computed: whole, in the fewest equal parts, or with recompute too.
 
-    What the recipe gives is taken, and only checked. A run that is resumed keeps its parts, and has
-    the whole memory; blocks may be computed again there, which changes no bit.
+    What the recipe gives is taken, and only checked. A run that is resumed keeps its parts if they
+    fit; blocks may be computed again there, which changes no bit. A batch that was not divided, but
+    no longer fits because fewer ranks share it, is divided.
 
     Parameters
     ----------
@@ -152,6 +154,8 @@ def divide_step(
     device : torch.device
     say : callable
         Takes a line where the step is divided.
+    allowed : int
+        Bytes, of `allowed_memory`.
     num_ranks : int
         Processes that share the sequences of a step.
     is_resumed : bool
@@ -164,36 +168,34 @@ def divide_step(
     train, length = recipe.train, recipe.longest
     num_rows = math.ceil(train.batch_size / num_ranks)
     whole, given = num_rows * length, train.micro_batch_tokens
-    is_fixed = given > 0 or is_resumed
     sizes: Iterable[int] = sorted(
         {math.ceil(num_rows / parts) * length for parts in range(1, num_rows + 1)}, reverse=True
     )
-    if is_fixed:
-        sizes = [min(whole, max(given or whole, length))]
+    if given:
+        sizes = [min(whole, max(given, length))]
     is_free = train.recompute == "auto" or (is_resumed and not train.recompute)
     choices = (False, True) if is_free else (bool(train.recompute),)
-    allowed = device_memory(device) if is_resumed else _allowed(recipe, device)
-    for recompute in choices:
-        for size in sizes:
-            needed = estimate(recipe, vocab_size, size, device.type, recompute, num_ranks).total
-            if needed <= allowed:
-                is_cut = size < whole and not is_fixed
-                if is_cut or (recompute and is_free):
-                    _tell(say, allowed, size, math.ceil(whole / size), recompute=recompute)
-                return Division(size if is_cut else given, recompute)
+    order = [(recompute, size) for recompute in choices for size in sizes]
+    if is_resumed and not given:  # rather to the same bits than in parts
+        order = [(recompute, size) for size in sizes for recompute in choices]
+    for recompute, size in order:
+        needed = estimate(recipe, vocab_size, size, device.type, recompute, num_ranks).total
+        if needed <= allowed:
+            is_cut = size < whole and not given
+            if is_cut or (recompute and is_free):
+                parts = math.ceil(whole / size)
+                up_to = "up to " if recipe.phases else ""
+                of_them = f"{up_to}{parts} micro-batches a step" if parts > 1 else "the whole step"
+                more = ", whose blocks are computed twice" if recompute else ""
+                say(f"memory: {_show(allowed)} allows {size:,} tokens at once: {of_them}{more}")
+            return Division(size if is_cut else given, recompute)
     raise RecipeError(
         f"train.memory={train.memory}" if train.memory and not is_resumed else "memory",
         f"a step needs {_show(needed)} at least, {_show(allowed)} is allowed",
-        _what_fits(recipe, vocab_size, device.type, allowed, num_ranks),
+        "go on with more memory or more ranks"
+        if is_resumed
+        else _what_fits(recipe, vocab_size, device.type, allowed, num_ranks),
     )
-
-
-def _tell(
-    say: Callable[[str], None], allowed: int, size: int, parts: int, *, recompute: bool
-) -> None:
-    more = ", whose blocks are computed twice" if recompute else ""
-    of_them = f"{parts} micro-batches a step" if parts > 1 else "the whole step"
-    say(f"memory: {_show(allowed)} allows {size:,} tokens at once: {of_them}{more}")
 
 
 def _what_fits(
@@ -215,14 +217,31 @@ def _what_fits(
     shorter = [length // 2**n for n in range(1, 7) if length // 2**n >= 8]
     for fitting in (n for n in shorter if fits(recipe.model, n)):
         return f"pairs.max_length={fitting} fits"
-    for name in (name for name in _SMALLER if fits(load_recipe(name).model, min(length, 128))):
+    for name in (name for name in _BY_SIZE if fits(load_recipe(name).model, length)):
         return f"the network of the recipe {name} fits"
     return "allow more"
 
 
-def _allowed(recipe: Recipe, device: torch.device) -> int:
-    given = parse_bytes(recipe.train.memory)
-    return int(SHARES[device.type] * device_memory(device) if given is None else given)
+def allowed_memory(recipe: Recipe, device: torch.device, *, is_resumed: bool = False) -> int:
+    """Return the bytes that a step may take here: ``train.memory``, or its share of the device.
+
+    A run that is resumed may have all of the device, so that it goes on with the same bits.
+
+    Raises
+    ------
+    RecipeError
+        ``train.memory`` is more than there is.
+    """
+    whole, given = device_memory(device), parse_bytes(recipe.train.memory)
+    if is_resumed:
+        return whole
+    if given is not None and given > whole:
+        raise RecipeError(
+            f"train.memory={recipe.train.memory}",
+            f"is more than the {_show(whole)} that this process can have",
+            "lower it, or leave it out",
+        )
+    return int(SHARES[device.type] * whole if given is None else given)
 
 
 def _show(num_bytes: int) -> str:

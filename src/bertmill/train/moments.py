@@ -25,7 +25,7 @@ def gather_model(model: PretrainingModel, world: World) -> PretrainingModel | No
     from torch.distributed.fsdp import FSDPModule
 
     for part in model.modules():
-        if isinstance(part, FSDPModule):  # validation leaves gathered weights behind
+        if isinstance(part, FSDPModule):  # validation keeps weights gathered
             part.reshard()
     state = {}
     for name, tensor in model.state_dict().items():

@@ -108,11 +108,11 @@ def change(recipe: Recipe, changes: dict[str, dict[str, Any]]) -> Recipe:
     return recipe_from_dict(values, recipe.name)
 
 
-_FREE = {
-    "name",
-    *(f"train.{knob}" for knob in ("steps", "memory", "recompute", "shard", "timeout_seconds")),
+_FREE = {"name"} | {
+    f"train.{knob}"
+    for knob in ("steps", "memory", "micro_batch_tokens", "recompute", "shard", "timeout_seconds")
 }
-"""What may be changed in the recipe of a run: no bit of a step depends on it."""
+"""What may be changed in the recipe of a run: its length, and how its steps are divided."""
 
 
 def refuse_another_recipe(run: RunFolder, recipe: Recipe, checkpoint: Checkpoint) -> None:

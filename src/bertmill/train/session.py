@@ -100,6 +100,7 @@ class Session:
         self._progress, self._after_checkpoint = progress, after_checkpoint
         self._on_metrics, self._stop_at = on_metrics, stop_at
         self._stopped_by: int | None = None
+        self._is_late = False
         _say_start(plan, progress)
         kernels = self.knobs.kernels
         self.model = PretrainingModel(recipe.model, tokenizer.size, KERNELS[kernels])

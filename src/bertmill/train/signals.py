@@ -52,7 +52,7 @@ def stop_signals(say: Callable[[str], None], then: str) -> Iterator[StopRequest]
 
 @contextmanager
 def interrupts_said() -> Iterator[None]:
-    """Say at once that SIGINT has come: until all is left behind cleanly may take seconds."""
+    """Say at once that SIGINT has come: a clean exit may take seconds."""
 
     def on_interrupt(number: int, frame: FrameType | None) -> None:
         os.write(2, b"bertmill: interrupted, ending ...\n")  # print may be at work already

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from bertmill.config import Recipe, TrainSection, read_recipe
+from bertmill.config import Recipe, read_recipe, recipe_from_dict
 from bertmill.data.documents import Show
 from bertmill.data.pairs import SEGMENTS_RULE
 from bertmill.data.prepare import open_or_prepare
@@ -25,7 +25,7 @@ from bertmill.model.folder import WEIGHTS_FILE, LoadedModel, load_model
 from bertmill.storage import file_sha256
 from bertmill.text.tokenizer import load_tokenizer
 from bertmill.train.checkpoint import Checkpoint, newest_checkpoint
-from bertmill.train.memory import divide_step
+from bertmill.train.memory import allowed_memory, divide_step
 from bertmill.train.precision import choose_precision
 from bertmill.train.request import (
     Request,
@@ -64,8 +64,9 @@ class Plan:
 
 def finds_run(request: Request) -> bool:
     """Whether there is a run in the folder of a new one: on all ranks what rank 0 sees there."""
-    train = read_recipe(name_of_recipe(request), request.settings).get("train", {})
-    world = open_world(TrainSection.model_validate(train))
+    name = name_of_recipe(request)
+    train = read_recipe(name, request.settings).get("train", {})
+    world = open_world(recipe_from_dict({"name": name, "train": train}, name).train)
     return world.by_first(lambda: RunFolder(str(request.out)).holds_run)
 
 
@@ -227,7 +228,14 @@ def _refuse_what_cannot_fit(recipe: Recipe, world: World) -> None:
     """Raise, before an hour of preparing, where a step is too large with any vocabulary."""
     precision = choose_precision(recipe, world.device, lambda line: None)
     chosen = change(recipe, {"train": {"precision": precision}})
-    divide_step(chosen, _FEWEST_TOKENS, world.device, lambda line: None, world.size)
+    allowed = _allowed_on_all(chosen, world)
+    divide_step(chosen, _FEWEST_TOKENS, world.device, lambda line: None, allowed, world.size)
+
+
+def _allowed_on_all(recipe: Recipe, world: World, *, is_resumed: bool = False) -> int:
+    """Return the least memory that a rank is allowed."""
+    own = allowed_memory(recipe, world.device, is_resumed=is_resumed)
+    return -int(world.largest(-own)[0])
 
 
 def _open_data(
@@ -237,13 +245,11 @@ def _open_data(
     data = RunData.open(store, recipe, world.device)
     precision = world.by_first(lambda: choose_precision(recipe, world.device, say))
     recipe = change(recipe, {"train": {"precision": precision}})
-    size = store.tokenizer.size
-    division = world.by_first(
-        lambda: asdict(
-            divide_step(recipe, size, world.device, say, world.size, is_resumed=is_resumed)
-        )
+    size, allowed = store.tokenizer.size, _allowed_on_all(recipe, world, is_resumed=is_resumed)
+    division = divide_step(
+        recipe, size, world.device, say, allowed, world.size, is_resumed=is_resumed
     )
-    return change(recipe, {"train": division}), data
+    return change(recipe, {"train": asdict(division)}), data
 
 
 # --- the store -----------------------------------------------------------------------------------

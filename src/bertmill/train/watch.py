@@ -140,7 +140,7 @@ class Watch:
         A rank that saves is left alone however often it is told: Slurm and torchrun both may.
         """
         is_heard = signals.is_in_force()
-        if self._ended == _SAID:
+        if self._ended in (_SAID, _DONE):
             os._exit(_TERMINATED)
         self.name_culprit()
         if not is_heard:

@@ -144,8 +144,8 @@ class World:
         for name, first in self.agree(dict(values)).items():
             if values.get(name) != first:
                 raise InputError(
-                    f"{name} of rank {self.rank}",
-                    f"is {values.get(name)!r}, and of rank 0 {first!r}",
+                    name,
+                    f"is {values.get(name)!r} here and {first!r} on rank 0",
                     "start all ranks with the same command on the same text",
                 )
 
@@ -159,6 +159,12 @@ def open_world(section: TrainSection) -> World:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if device in ("auto", "cuda") and torch.cuda.is_available():
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
+    if size > 1 and device.startswith("cuda:") and section.device == device:
+        raise InputError(
+            f"train.device={device}",
+            "would be the same device for every rank of a machine",
+            "set train.device=cuda: each rank takes its own",
+        )
     opened = open_device(device)
     if size == 1:
         return World(opened)

@@ -28,6 +28,7 @@ from bertmill.model.packed import PackedTokens, Selection
 
 _HEAD_MULTIPLE = 8
 """Widths of a head that CUDA's operators take."""
+_WIDEST_HEAD = 256
 
 
 def plain(
@@ -69,7 +70,7 @@ def fast(
     has_operator = hasattr(torch.ops.aten, "_softmax_backward_data")
     if q.requires_grad and q.device.type == "cpu" and has_operator:
         return in_training(q, kv, queries, packed, dropout)
-    if takes_all_lengths(q.device, q.dtype):
+    if takes_all_lengths(q.device, q.dtype) and q.shape[-1] <= _WIDEST_HEAD:
         return at_once(q, kv, queries, packed, dropout)
     return by_length(q, kv, queries, packed, dropout)
 
@@ -82,6 +83,8 @@ def takes_all_lengths(device: torch.device, dtype: torch.dtype) -> bool:
     # torch makes no promise about them: they are what its attention for nested tensors calls.
     names = ("_flash_attention_forward", "_efficient_attention_forward")
     is_built_in = all(hasattr(torch.ops.aten, name) for name in names)
+    if device.type == "cuda" and dtype != torch.float32 and torch.cuda.is_available():
+        is_built_in &= torch.cuda.get_device_capability(device) >= (8, 0)  # FlashAttention's least
     return is_built_in and device.type in ("cuda", "meta") and dtype != torch.float64
 
 

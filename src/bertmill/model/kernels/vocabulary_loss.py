@@ -51,7 +51,7 @@ def plain(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tenso
 def fast(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
     """Do what `plain` does, R predictions at a time.
 
-    The gradient is made on the way forward, while a chunk of logits is at hand, so that none is
+    The gradient is made in the forward pass, while a chunk of logits is at hand, so that none is
     kept.
     """
     kind = hidden.device.type if hidden.device.type != "meta" else "cpu"  # autocast knows no meta
