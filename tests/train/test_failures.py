@@ -230,7 +230,7 @@ def again(corpus, out, **more):
 def test_the_same_call_starts_a_run_and_goes_on_with_it(corpus_file, tmp_path):
     out = tmp_path / "run"
     run, line = again(corpus_file, out, steps=4)
-    assert line == f"starting a new run in {out}, where there is none yet"
+    assert line == f"starting a new run in {out}"
     assert run.outcome.finished
     run, line = again(corpus_file, out, steps=4)
     assert line == f"going on from step 4 of {out}"
@@ -249,7 +249,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_anew(
             path.unlink()
     run, line = again(corpus_file, out, steps=8)
     assert line == (
-        f"starting a new run in {out}, where there is none yet"
+        f"starting a new run in {out}"
         if left == "lock"
         else f"going on from step 0 of {out}"
     )
