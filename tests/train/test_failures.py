@@ -249,9 +249,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_anew(
             path.unlink()
     run, line = again(corpus_file, out, steps=8)
     assert line == (
-        f"starting a new run in {out}"
-        if left == "lock"
-        else f"going on from step 0 of {out}"
+        f"starting a new run in {out}" if left == "lock" else f"going on from step 0 of {out}"
     )
     assert run.outcome.finished
 
@@ -261,7 +259,7 @@ def test_the_command_of_a_requeue(bertmill, corpus_file, tmp_path):
     words += ["--out", "run", "--steps", 4, *(f"--set={setting}" for setting in SMALL)]
     first, second = bertmill(*words), bertmill(*words)
     assert first[0] == second[0] == 0
-    assert first[1].startswith("starting a new run in run,")
+    assert first[1].startswith("starting a new run in run\n")
     assert second[1].startswith("going on from step 4 of run")
 
 
@@ -274,7 +272,7 @@ def test_where_to_look_for_a_run_must_be_said(refused, corpus_file):
 def test_ranks_agree_on_whether_there_is_a_run(begin):
     run, ranks = begin(more=("--steps", 4, "--resume", "auto"))
     succeed(ranks)
-    assert ranks[0].stdout.startswith(f"starting a new run in {run},")
+    assert ranks[0].stdout.startswith(f"starting a new run in {run}\n")
 
 
 # --- a machine that is lost ----------------------------------------------------------------------
