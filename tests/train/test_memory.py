@@ -314,7 +314,7 @@ SHAPES = {
 @pytest.mark.alone
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_estimate_is_the_peak_of_a_process_to_15_percent(name, monkeypatch):
-    monkeypatch.setattr(memory, "_VALIDATED", 0)  # only steps are taken
+    monkeypatch.setattr(memory, "SEQUENCES_AT_ONCE", 0)  # only steps are taken
     recipe_name, vocab_size, rows, parts, recompute, settings = SHAPES[name]
     settings = ["train.precision=fp32", *settings]
     program = Path(__file__).with_name("measure_step.py")

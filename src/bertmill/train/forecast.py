@@ -177,18 +177,19 @@ def forecast(
     # Recomputing adds a fourth pass to three: one forward, two backward.
     useful = 0.75 if division.recompute else 1.0
     speed = device.mfu.times(num_devices * device.peak_flops * useful)
+
+    def seconds_of(flops: int) -> Span:
+        return Span(flops / speed.high, flops / speed.low)
+
     phases = []
     for (start, stop), pairs in zip(
         pairwise([*recipe.phase_starts(), train.steps]), recipe.phase_pairs(), strict=True
     ):
         flops = _count_flops(recipe, pairs.max_length)
-        seconds = Span(flops / speed.high, flops / speed.low)
-        phases.append(PhaseForecast(stop - start, pairs.max_length, flops, seconds))
+        phases.append(PhaseForecast(stop - start, pairs.max_length, flops, seconds_of(flops)))
     tokens = train.batch_size * sum(phase.steps * phase.max_length for phase in phases)
-    seconds = Span(
-        sum(phase.steps * phase.step_seconds.low for phase in phases),
-        sum(phase.steps * phase.step_seconds.high for phase in phases),
-    )
+    all_flops = sum(phase.steps * phase.step_flops for phase in phases)
+    seconds = seconds_of(all_flops)
     dollars_per_hour = device.dollars_per_hour if price is None else Span(price, price)
     hours = seconds.times(num_devices / 3600)
     dollars = dollars_per_hour and Span(
@@ -201,7 +202,7 @@ def forecast(
         phases=tuple(phases),
         tokens=tokens,
         epochs=None if num_tokens is None else tokens / num_tokens,
-        flops=sum(phase.steps * phase.step_flops for phase in phases),
+        flops=all_flops,
         device=device.name,
         num_devices=num_devices,
         peak_flops=device.peak_flops,

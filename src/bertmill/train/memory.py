@@ -21,6 +21,7 @@ from bertmill.errors import RecipeError
 from bertmill.model.architecture import architecture_of
 from bertmill.model.kernels import vocabulary_loss
 from bertmill.model.pretraining import PretrainingModel, shapes_alone
+from bertmill.train.validate import SEQUENCES_AT_ONCE
 
 SHARES = {"cpu": 0.6, "cuda": 0.9}
 """Of the device's whole memory, where ``train.memory`` is empty: a machine has other programs."""
@@ -30,8 +31,6 @@ _FIXED = {"cpu": 0.45e9, "cuda": 1.0e9}
 _HOLES = {"cpu": 0.3, "cuda": 0.1}
 """Freed memory between what is in use, for each byte of that: on a CPU measured by
 tests/train/test_memory.py, on CUDA assumed."""
-_VALIDATED = 64
-"""Sequences that a validation scores at once."""
 _BY_SIZE = ("large", "base", "medium", "small", "mini", "tiny")
 
 
@@ -109,7 +108,9 @@ def estimate(
         2 * 4 * by_token + chunk,
     )
     # A validation has no gradients, but many sequences at once.
-    validation = _VALIDATED * length * 4 * (4 * section.hidden_size + 2 * section.intermediate_size)
+    validation = (
+        SEQUENCES_AT_ONCE * length * 4 * (4 * section.hidden_size + 2 * section.intermediate_size)
+    )
     beyond = max(0, validation + 2 * chunk - parts[1] - parts[3] - parts[4])
     rest = _FIXED[device_type] + _HOLES[device_type] * sum(parts) + beyond
     return StepMemory(*parts, int(rest))

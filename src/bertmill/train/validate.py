@@ -20,7 +20,7 @@ from bertmill.train.world import World
 
 # Held-out draws are keyed by this, never by the run's seed.
 _SEED = 0
-_SEQUENCES_AT_ONCE = 64
+SEQUENCES_AT_ONCE = 64
 
 
 LOSS_NAMES = {"mlm": "masked language modeling", "nsp": "next sentence prediction"}
@@ -128,11 +128,11 @@ class HeldOut:
         name: str,
     ) -> None:
         pairs, masking = recipe.pairs, recipe.masking
-        batches = Batches(store, tokenizer, pairs, masking, _SEQUENCES_AT_ONCE, _SEED, name)
+        batches = Batches(store, tokenizer, pairs, masking, SEQUENCES_AT_ONCE, _SEED, name)
         size = min(limit or batches.num_examples, batches.num_examples)
         self._batches = [
-            batches.batch_of(np.arange(start, min(start + _SEQUENCES_AT_ONCE, size)))
-            for start in range(0, size, _SEQUENCES_AT_ONCE)
+            batches.batch_of(np.arange(start, min(start + SEQUENCES_AT_ONCE, size)))
+            for start in range(0, size, SEQUENCES_AT_ONCE)
         ]
         self.yardsticks = measure_yardsticks(self._batches, statistics, masking, tokenizer)
 

@@ -137,7 +137,8 @@ class Watch:
     def _on_terminated(self) -> None:
         """Tell torchrun, which ends a rank because another one has ended, from a person.
 
-        A rank that saves is left alone however often it is told: Slurm and torchrun both may.
+        A rank that saves is left alone, however many signals come: Slurm and torchrun may both
+        send one.
         """
         is_heard = signals.is_in_force()
         if self._ended in (_SAID, _DONE):
